@@ -1,0 +1,1 @@
+"""Expand: [T, H] -> [T, d], the edit of the residual stream."""

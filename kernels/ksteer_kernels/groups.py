@@ -1,0 +1,48 @@
+"""Which tokens are edited at a layer, and which of them can be edited together (host side, syncs)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ksteer_kernels.tables import Program, RowTables
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Tokens that share a probe slot and a program.
+
+    tokens: [n] int64 ascending token indices; rows: [n] int64 their request rows.
+    """
+
+    slot: int
+    program: Program
+    tokens: Tensor
+    rows: Tensor
+
+
+def active_groups(token_row: Tensor, rows: RowTables, layer: int, num_tokens: int) -> list[TokenGroup]:
+    """Group the active tokens among the first num_tokens by (slot, program).
+
+    A token is active iff its token row is not -1, the row has a slot at this layer, its strength is not 0 and,
+    for GRADIENT, num_steps is above 0. Everything else must keep its very bits.
+    """
+    tokens = (token_row[:num_tokens] >= 0).nonzero().squeeze(1)
+    if tokens.numel() == 0:
+        return []
+    row = token_row[tokens].long()
+    slot, program = rows.slot[layer, row], rows.program[layer, row]
+    working = (program != Program.GRADIENT) | (rows.num_steps[layer, row] > 0)
+    active = (slot >= 0) & (rows.strength[layer, row] != 0) & working
+    key = torch.where(active, slot * len(Program) + program, -1)
+    values = torch.unique(key).tolist()
+    groups = []
+    for value in values:
+        if value < 0:
+            continue
+        slot_index, program_index = divmod(value, len(Program))
+        member = slice(None) if len(values) == 1 else key == value
+        groups.append(TokenGroup(slot_index, Program(program_index), tokens[member], row[member]))
+    return groups

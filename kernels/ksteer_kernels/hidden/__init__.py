@@ -1,0 +1,1 @@
+"""Hidden program: all steps of a method in the H dimensions of a probe."""

@@ -1,0 +1,1 @@
+"""Shrink: [T, d] -> [T, H], the projection onto the first layer of a probe."""

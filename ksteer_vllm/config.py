@@ -1,0 +1,119 @@
+"""Engine options: `additional_config["ksteer"]`, the same keys and defaults as the `--ksteer-*` flags.
+
+The configuration travels in `VllmConfig.additional_config` and nowhere else, as plain JSON, so it reaches
+every process and enters vLLM's compile-cache key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from ksteer_vllm.errors import ConfigError
+
+__all__ = ["CONFIG_KEY", "CaptureConfig", "EngineConfig", "LayerChoice", "enable"]
+
+CONFIG_KEY = "ksteer"
+
+LayerChoice = Literal["probe", "all"] | tuple[Annotated[int, Field(ge=0)], ...]
+
+
+def _layers(value: Any) -> Any:
+    """`probe`, `all`, a list, or the flag's spelling of a list: "3,5,8"."""
+    if isinstance(value, str) and value not in ("probe", "all"):
+        try:
+            value = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            raise ValueError(f"expected probe, all or a list of layers such as 3,5, got {value!r}") from None
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError("an empty list of layers")
+        value = tuple(sorted(set(value)))
+    return value
+
+
+class CaptureConfig(BaseModel):
+    """Record the residual stream at these layers (for `ksteer fit`); eager engines only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+class ProbeSource(BaseModel):
+    """Where a probe folder is and, once resolved, the digest of what was found there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    digest: str = ""
+
+
+class EngineConfig(BaseModel):
+    """Validated engine options. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    probes: Annotated[dict[str, ProbeSource], Field(description="name -> probe folder")] = {}
+    layers: Annotated[
+        LayerChoice, BeforeValidator(_layers), Field(description="open layers: probe, all or a list")
+    ] = "probe"
+    max_probes: Annotated[int, Field(ge=1, le=4096, description="probe slots")] = 8
+    max_width: Annotated[int, Field(ge=1, le=4096, description="widest hidden layer of a probe")] = 256
+    max_steps: Annotated[int, Field(ge=1, le=65536, description="largest num_steps of a request")] = 256
+    decoder: Annotated[str, Field(description="dotted path of the decoder stack, if it cannot be found")] = ""
+    kernels: Annotated[Literal["auto", "torch", "triton"], Field(description="kernel path")] = "auto"
+    capture: CaptureConfig | None = None
+    resolved: Annotated[bool, Field(description="set by start-up: digests and layers are filled in")] = False
+
+    @field_validator("probes", mode="before")
+    @classmethod
+    def _probe_paths(cls, probes: Any) -> Any:
+        if not isinstance(probes, Mapping):
+            raise ValueError("expected an object of name -> probe folder")
+        return {
+            name: {"path": str(source)} if isinstance(source, (str, Path)) else source
+            for name, source in probes.items()
+        }
+
+    @classmethod
+    def parse(cls, value: Any) -> EngineConfig:
+        """Raises ConfigError, naming the key."""
+        try:
+            config = cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"][:2]) or CONFIG_KEY
+            if first["type"] == "extra_forbidden":
+                allowed = ", ".join(name for name in cls.model_fields if name != "resolved")
+                raise ConfigError(f"ksteer option {key}: unknown; allowed: {allowed}") from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"ksteer option {key}: {message} (got {first['input']!r})") from None
+        if len(config.probes) > config.max_probes:
+            raise ConfigError(
+                f"ksteer option max_probes: {config.max_probes} slots for {len(config.probes)} probes"
+            )
+        return config
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON types, for `additional_config`."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def enable(
+    probes: Mapping[str, str | Path] | None = None,
+    layers: Literal["probe", "all"] | Sequence[int] = "probe",
+    **options: Any,
+) -> dict[str, Any]:
+    """`LLM(model, additional_config=ksteer_vllm.enable(probes={"tones": path}))` turns steering on.
+
+    probes: name -> probe folder. layers: which layers requests may steer: `probe` (those of the named
+    probes), `all`, or a list. options: the other keys of `EngineConfig` (max_probes, max_width, max_steps,
+    decoder, kernels), as the `--ksteer-*` flags. Raises ConfigError.
+    """
+    chosen: Any = layers if isinstance(layers, str) else list(layers)
+    config = EngineConfig.parse({"probes": dict(probes or {}), "layers": chosen, **options})
+    return {CONFIG_KEY: config.as_json()}

@@ -1,0 +1,69 @@
+"""Finding the decoder stack of a loaded model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ksteer_vllm.errors import DecoderNotFoundError, listing
+
+__all__ = ["find_decoder_layers"]
+
+# Looked for in this order; the path is relative to the model vLLM loaded.
+KNOWN_PATHS = (
+    "model.layers",
+    "model.decoder.layers",
+    "language_model.model.layers",
+    "language_model.layers",
+    "model.language_model.layers",
+    "model.language_model.model.layers",
+    "transformer.h",
+    "transformer.blocks",
+    "transformer.layers",
+    "gpt_neox.layers",
+    "backbone.layers",
+)
+_NOT_LANGUAGE = ("vision", "visual", "image", "audio", "speech", "encoder", "tower", "draft", "mtp")
+
+
+def find_decoder_layers(model: nn.Module, num_layers: int, path: str = "") -> nn.ModuleList:
+    """The ModuleList of decoder blocks: the one named by `path`, a well-known one, or the only other
+    one of the right length outside vision and audio towers. Raises DecoderNotFoundError.
+    """
+    if path:
+        layers = _at(model, path)
+        if layers is None or len(layers) != num_layers:
+            raise DecoderNotFoundError(
+                f"ksteer option decoder: {path!r} of {type(model).__name__} is "
+                + ("not there" if layers is None else f"{len(layers)} modules long, expected {num_layers}")
+                + f"; stacks found: {listing(_stacks(model))}"
+            )
+        return layers
+    for known in KNOWN_PATHS:
+        layers = _at(model, known)
+        if layers is not None and len(layers) == num_layers:
+            return layers
+    stacks = {
+        name: module
+        for name, module in _stacks(model).items()
+        if len(module) == num_layers and not any(word in name.lower() for word in _NOT_LANGUAGE)
+    }
+    if len(stacks) == 1:
+        return next(iter(stacks.values()))
+    raise DecoderNotFoundError(
+        f"no decoder stack found in {type(model).__name__}: looked for a ModuleList of {num_layers} layers at "
+        f"{listing(KNOWN_PATHS)}, then for a single other one outside vision and audio towers; "
+        f"candidates: {listing(stacks)}; all stacks: {listing(_stacks(model))}. "
+        "Name it with --ksteer-decoder PATH (offline: enable(decoder=PATH))."
+    )
+
+
+def _at(model: nn.Module, path: str) -> nn.ModuleList | None:
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return None
+    return module if isinstance(module, nn.ModuleList) else None
+
+
+def _stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}

@@ -1,0 +1,127 @@
+"""Admission: a request's spec is checked in the front end, before the engine ever sees it.
+
+An exception in a worker would stop the engine, so everything a request can get wrong is refused here,
+as a client error: ValueError offline, HTTP 400 online.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from ksteer_vllm.capture import CAPTURE_KEY
+from ksteer_vllm.errors import SpecError
+from ksteer_vllm.host.settings import engine_config
+from ksteer_vllm.registry import AdmittedSpec, Registry
+from ksteer_vllm.spec import EXTRA_ARGS_KEY, SteeringSpec
+
+__all__ = ["ADMISSION_KEY", "Admission", "AdmissionError", "admitted_args", "asks_for_steering"]
+
+ADMISSION_KEY = "ksteer_admission"
+"""`extra_args` key written by admission only: {"fingerprint": hex, "windows": four absolute positions}."""
+
+
+class AdmissionError(VLLMValidationError, ValueError):
+    """A request that cannot be steered as asked. vLLM answers it with HTTP 400; offline it is a ValueError."""
+
+    def __init__(self, message: str, parameter: str = EXTRA_ARGS_KEY) -> None:
+        VLLMValidationError.__init__(self, message, parameter=parameter)
+
+    @classmethod
+    def of(cls, error: SpecError) -> AdmissionError:
+        field = error.field
+        return cls(str(error), field if field.startswith(EXTRA_ARGS_KEY) else f"{EXTRA_ARGS_KEY}.{field}")
+
+
+def asks_for_steering(params: Any) -> bool:
+    """Whether these sampling, pooling or beam-search parameters carry a spec. An explicit None does not."""
+    for name in ("extra_args", "extra_kwargs"):
+        extra = getattr(params, name, None)
+        if isinstance(extra, Mapping) and extra.get(EXTRA_ARGS_KEY) is not None:
+            return True
+    return getattr(params, EXTRA_ARGS_KEY, None) is not None
+
+
+def admitted_args(params: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """(canonical spec, admission record) of an admitted request's sampling parameters, or None."""
+    extra = params.extra_args if params is not None else None
+    if not extra or ADMISSION_KEY not in extra:
+        return None
+    return extra[EXTRA_ARGS_KEY], extra[ADMISSION_KEY]
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The gate of one engine; registry is None where steering is not enabled."""
+
+    registry: Registry | None
+    captures: bool = False
+
+    @classmethod
+    def for_engine(cls, vllm_config: Any) -> Admission:
+        config = engine_config(vllm_config)
+        if config is None:
+            return cls(None)
+        return cls(Registry.from_config(config), captures=config.capture is not None)
+
+    def check(
+        self, params: Any, *, num_prompt_tokens: int | None = None, resumable: bool = False
+    ) -> AdmittedSpec | None:
+        """The admitted spec of a request, or None for a plain one. Raises AdmissionError.
+
+        Where the prompt's length is known the windows are checked too.
+        """
+        self._check_reserved(params)
+        if not asks_for_steering(params):
+            return None
+        if self.registry is None:
+            raise AdmissionError(
+                "this engine has no steering: start it with --plugin ksteer, or offline with "
+                "additional_config=ksteer_vllm.enable(…)"
+            )
+        if not isinstance(params, SamplingParams):
+            raise AdmissionError(f"steering needs SamplingParams; {type(params).__name__} would lose the spec")
+        if resumable:
+            raise AdmissionError("steering is not supported in streaming-input sessions")
+        assert params.extra_args is not None
+        try:
+            admitted = self.registry.admit(params.extra_args[EXTRA_ARGS_KEY])
+            if num_prompt_tokens is not None:
+                admitted.spec.where.positions(num_prompt_tokens, params.max_tokens)
+        except SpecError as error:
+            raise AdmissionError.of(error) from None
+        return admitted
+
+    def _check_reserved(self, params: Any) -> None:
+        extra = getattr(params, "extra_args", None) or {}
+        if ADMISSION_KEY in extra:
+            raise AdmissionError(f"extra_args.{ADMISSION_KEY} is written by the engine only", ADMISSION_KEY)
+        if CAPTURE_KEY in extra and not self.captures:
+            raise AdmissionError(f"extra_args.{CAPTURE_KEY}: this engine does not capture", CAPTURE_KEY)
+
+
+def admit_into(request: Any, admitted: AdmittedSpec) -> None:
+    """Write the canonical spec and its windows into the request's own copy of the sampling parameters.
+
+    The caller's SamplingParams and its extra_args dict are left alone: the copy may be shallow.
+    """
+    params = request.sampling_params
+    prompt = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
+    try:
+        windows = admitted.spec.where.positions(len(prompt), params.max_tokens)
+    except SpecError as error:
+        raise AdmissionError.of(error) from None
+    params.extra_args = {
+        **(params.extra_args or {}),
+        EXTRA_ARGS_KEY: admitted.canonical,
+        ADMISSION_KEY: {"fingerprint": admitted.fingerprint, "windows": list(windows)},
+    }
+
+
+def plain_spec(value: Any) -> Any:
+    """A SteeringSpec object as plain JSON types, anything else as it is."""
+    return value.extra_args()[EXTRA_ARGS_KEY] if isinstance(value, SteeringSpec) else value

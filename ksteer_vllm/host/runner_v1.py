@@ -1,0 +1,130 @@
+"""Per-step rows on vLLM's V1 model runner (`gpu_model_runner.py`, what CPU builds run).
+
+Hooks are set on the runner instance: other engines of the process are untouched.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from ksteer_vllm.batch import SteeringState
+from ksteer_vllm.errors import HostVersionError
+from ksteer_vllm.host.requests import admitted_args
+from ksteer_vllm.host.version import TESTED_RANGE
+
+__all__ = ["hook"]
+
+_METHODS = ("_update_states", "_prepare_inputs", "_dummy_run")
+
+
+class RowAllocator:
+    """Rows of steered requests. V1 moves requests about in its batch, so they keep a row of their own."""
+
+    def __init__(self, state: SteeringState, num_rows: int) -> None:
+        self._state = state
+        self._free = list(range(num_rows - 1, -1, -1))
+        self._specs: dict[str, tuple[Any, Any]] = {}
+        self._rows: dict[str, int] = {}
+
+    @property
+    def any_steered(self) -> bool:
+        return bool(self._specs)
+
+    def add(self, request_id: str, sampling_params: Any) -> None:
+        admitted = admitted_args(sampling_params)
+        if admitted is not None:
+            self._specs[request_id] = admitted
+
+    def finish(self, request_id: str) -> None:
+        self.leave(request_id)
+        self._specs.pop(request_id, None)
+
+    def leave(self, request_id: str) -> None:
+        """Preempted or finished: the row is free; a preempted request gets another when it comes back."""
+        row = self._rows.pop(request_id, None)
+        if row is not None:
+            self._state.clear_row(row)
+            self._free.append(row)
+
+    def row(self, request_id: str) -> int:
+        """The row of a request in this step, -1 for a plain one."""
+        row = self._rows.get(request_id)
+        if row is not None:
+            return row
+        spec = self._specs.get(request_id)
+        if spec is None:
+            return -1
+        canonical, record = spec
+        row = self._free.pop()
+        self._rows[request_id] = row
+        self._state.set_row(row, canonical, record["windows"])
+        return row
+
+
+def hook(runner: Any, state: SteeringState) -> None:
+    """Follow the runner's requests and point each step's tokens at their rows."""
+    absent = [name for name in _METHODS if not hasattr(runner, name)]
+    if absent:
+        raise HostVersionError(
+            f"{type(runner).__module__}.{type(runner).__name__} lacks {', '.join(absent)}; "
+            f"tested with vLLM {TESTED_RANGE}"
+        )
+    rows = RowAllocator(state, runner.max_num_reqs)
+    update_states, prepare_inputs, dummy_run = (getattr(runner, name) for name in _METHODS)
+
+    def _update_states(scheduler_output: Any) -> Any:
+        started = time.perf_counter_ns()
+        if rows.any_steered:
+            for request_id in scheduler_output.finished_req_ids:
+                rows.finish(request_id)
+            for request_id in scheduler_output.preempted_req_ids or ():
+                rows.leave(request_id)
+        for new in scheduler_output.scheduled_new_reqs:
+            rows.add(new.req_id, new.sampling_params)
+        if state.capture is not None:
+            for request_id in scheduler_output.finished_req_ids:
+                state.capture.remove_request(request_id)
+            for new in scheduler_output.scheduled_new_reqs:
+                state.capture.add_request(new.req_id, new.sampling_params)
+        state.counters.prepare_ns += time.perf_counter_ns() - started
+        return update_states(scheduler_output)
+
+    def _prepare_inputs(scheduler_output: Any, num_scheduled_tokens: np.ndarray, *args: Any) -> Any:
+        prepared = prepare_inputs(scheduler_output, num_scheduled_tokens, *args)
+        started = time.perf_counter_ns()
+        state.counters.steps += 1
+        request_ids = runner.input_batch.req_ids[: runner.input_batch.num_reqs]
+        steered = rows.any_steered and [rows.row(request_id) for request_id in request_ids]
+        if steered and max(steered) >= 0:
+            request_rows = torch.tensor(steered, dtype=torch.int32)
+            if state.device.type == "cuda":
+                request_rows = request_rows.pin_memory().to(state.device, non_blocking=True)
+            state.begin_step(
+                request_rows,
+                _on_device(runner.query_start_loc),
+                _on_device(runner.positions),
+                int(scheduler_output.total_num_scheduled_tokens),
+            )
+        else:
+            state.end_step()
+        if state.capture is not None:
+            computed = runner.input_batch.num_computed_tokens_cpu[: len(request_ids)]
+            state.capture.begin_step(request_ids, num_scheduled_tokens.tolist(), computed.tolist())
+        state.counters.prepare_ns += time.perf_counter_ns() - started
+        return prepared
+
+    def _dummy_run(*args: Any, **kwargs: Any) -> Any:
+        state.end_step()
+        return dummy_run(*args, **kwargs)
+
+    runner._update_states = _update_states
+    runner._prepare_inputs = _prepare_inputs
+    runner._dummy_run = _dummy_run
+
+
+def _on_device(buffer: Any) -> torch.Tensor:
+    return buffer.gpu if hasattr(buffer, "gpu") else buffer

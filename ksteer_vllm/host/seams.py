@@ -1,0 +1,243 @@
+"""The ledger: every vLLM symbol this plugin replaces, why, and when the patch can go.
+
+Nothing here touches a model, a worker or an engine in which steering is not enabled; there the patched
+symbols do what they did, and refuse requests that carry a spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ksteer_vllm.host import requests
+from ksteer_vllm.host.ledger import Patch, apply
+from ksteer_vllm.host.prefix_cache import with_steering_keys
+from ksteer_vllm.host.requests import Admission, AdmissionError, asks_for_steering
+from ksteer_vllm.host.settings import resolve_in_place
+from ksteer_vllm.server.flags import add_flags, merge_flags
+from ksteer_vllm.server.gate import with_gate
+from ksteer_vllm.server.protocol import refuse_beam_search, with_spec
+
+__all__ = ["FRONT_END", "SERVER"]
+
+Function = Callable[..., Any]
+
+
+def _create_engine_config(original: Function) -> Function:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        vllm_config = original(self, *args, **kwargs)
+        resolve_in_place(vllm_config)
+        return vllm_config
+
+    return create_engine_config
+
+
+def _add_cli_args(original: Function) -> Function:
+    def add_cli_args(parser: Any) -> Any:
+        return add_flags(original(parser))
+
+    return add_cli_args
+
+
+def _from_cli_args(original: Function) -> Function:
+    def from_cli_args(cls: Any, args: Any) -> Any:
+        engine_args = original(cls, args)
+        engine_args.additional_config = merge_flags(args, engine_args.additional_config)
+        return engine_args
+
+    return from_cli_args
+
+
+def _input_processor_init(original: Function) -> Function:
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, vllm_config, *args, **kwargs)
+        self.ksteer_admission = Admission.for_engine(vllm_config)
+
+    return __init__
+
+
+def _process_inputs(original: Function) -> Function:
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        resumable = bool(kwargs.get("resumable", False))
+        admitted = self.ksteer_admission.check(params, resumable=resumable)
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        if admitted is not None:
+            requests.admit_into(request, admitted)
+        return request
+
+    return process_inputs
+
+
+def _async_generate(original: Function) -> Function:
+    def generate(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        """Checks the spec when called, not when first iterated: with HTTP streaming the first iteration
+        comes after the 200 header has gone out."""
+        length = len(prompt["prompt_token_ids"]) if _is_tokenised(prompt) else None
+        self.input_processor.ksteer_admission.check(sampling_params, num_prompt_tokens=length)
+        return original(self, prompt, sampling_params, *args, **kwargs)
+
+    return generate
+
+
+def _is_tokenised(prompt: Any) -> bool:
+    return isinstance(prompt, dict) and isinstance(prompt.get("prompt_token_ids"), list)
+
+
+def _async_llm_init(original: Function) -> Function:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        apply(SERVER)
+        original(self, *args, **kwargs)
+
+    return __init__
+
+
+def _streaming_input(original: Function) -> Function:
+    def _validate_streaming_input_sampling_params(params: Any) -> Any:
+        if asks_for_steering(params):
+            raise AdmissionError("steering is not supported in streaming-input sessions")
+        return original(params)
+
+    return _validate_streaming_input_sampling_params
+
+
+def _beam_search(original: Function) -> Function:
+    def beam_search(self: Any, prompts: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        if asks_for_steering(params):
+            raise AdmissionError("steering is not supported with beam search, which would lose the spec")
+        return original(self, prompts, params, *args, **kwargs)
+
+    return beam_search
+
+
+def _init_worker(original: Function) -> Function:
+    def init_worker(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        worker = self.worker
+        if "ksteer" not in (worker.vllm_config.additional_config or {}):
+            return result
+        from ksteer_vllm.host import loading, rpc
+
+        load_model = worker.load_model
+
+        def load_then_attach(*load_args: Any, **load_kwargs: Any) -> Any:
+            loaded = load_model(*load_args, **load_kwargs)
+            loading.attach_to_worker(worker)
+            return loaded
+
+        worker.load_model = load_then_attach
+        rpc.install(worker)
+        return result
+
+    return init_worker
+
+
+FRONT_END: tuple[Patch, ...] = (
+    Patch(
+        ("vllm.engine.arg_utils:EngineArgs.add_cli_args",),
+        _add_cli_args,
+        why="adds --plugin and --ksteer-*; vLLM has no hook for a plugin's flags",
+        delete_when="vLLM lets a general plugin register command-line arguments",
+    ),
+    Patch(
+        ("vllm.engine.arg_utils:EngineArgs.from_cli_args",),
+        _from_cli_args,
+        why="moves the flags into additional_config, whatever their order beside --additional-config",
+        delete_when="as add_cli_args",
+    ),
+    Patch(
+        ("vllm.engine.arg_utils:EngineArgs.create_engine_config",),
+        _create_engine_config,
+        why="start-up checks, and the resolved configuration that enters the compile-cache key",
+        delete_when="vLLM calls plugins with the finished VllmConfig",
+    ),
+    Patch(
+        ("vllm.v1.engine.input_processor:InputProcessor.__init__",),
+        _input_processor_init,
+        why="the engine's admission gate lives with its input processor",
+        delete_when="vLLM lets plugins validate requests",
+    ),
+    Patch(
+        ("vllm.v1.engine.input_processor:InputProcessor.process_inputs",),
+        _process_inputs,
+        why="the gate every request passes (LLM, AsyncLLM, server)",
+        delete_when="vLLM lets plugins validate requests",
+    ),
+    Patch(
+        ("vllm.v1.engine.async_llm:AsyncLLM.__init__",),
+        _async_llm_init,
+        why="applies the SERVER patches below, which import the HTTP modules, only where they are needed",
+        delete_when="SERVER is empty",
+    ),
+    Patch(
+        ("vllm.v1.engine.async_llm:AsyncLLM.generate",),
+        _async_generate,
+        why="HTTP 400 also with stream=true: checks before a generator exists",
+        delete_when="vLLM runs process_inputs before it answers a streaming request",
+    ),
+    Patch(
+        ("vllm.v1.engine.async_llm:AsyncLLM._validate_streaming_input_sampling_params",),
+        _streaming_input,
+        why="streaming-input sessions would change the prompt length under a spec",
+        delete_when="steering supports streaming-input sessions",
+    ),
+    Patch(
+        (
+            "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin.beam_search",
+            "vllm.entrypoints.llm:LLM.beam_search",
+        ),
+        _beam_search,
+        why="beam search builds new sampling parameters per step and drops extra_args",
+        delete_when="vLLM's beam search keeps extra_args",
+    ),
+    Patch(
+        ("vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys",),
+        with_steering_keys,
+        why="prefix-cache keys of steered blocks",
+        delete_when="vLLM lets a request add per-block cache keys",
+    ),
+    Patch(
+        ("vllm.v1.core.block_pool:generate_block_hash_extra_keys",),
+        with_steering_keys,
+        why="the same function, imported by name (KV events)",
+        delete_when="as above",
+    ),
+    Patch(
+        ("vllm.v1.worker.worker_base:WorkerWrapperBase.init_worker",),
+        _init_worker,
+        why="attaches steering after any loader has loaded the model, in enabled engines only",
+        delete_when="vLLM calls plugins with a loaded worker",
+    ),
+)
+
+_CHAT = "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest"
+_COMPLETION = "vllm.entrypoints.openai.completion.protocol:CompletionRequest"
+
+SERVER: tuple[Patch, ...] = (
+    *(
+        Patch(
+            (f"{request}.to_sampling_params",),
+            with_spec,
+            why="vllm_xargs takes scalars and lists only; a nested spec is an extra field of the body",
+            delete_when="vLLM passes nested extra fields on",
+        )
+        for request in (_CHAT, _COMPLETION)
+    ),
+    *(
+        Patch(
+            (f"{request}.to_beam_search_params",),
+            refuse_beam_search,
+            why="beam search drops the spec",
+            delete_when="vLLM's beam search keeps extra_args",
+        )
+        for request in (_CHAT, _COMPLETION)
+    ),
+    Patch(
+        (
+            "vllm.entrypoints.launchers.app:attach_endpoint_plugins",
+            "vllm.entrypoints.openai.api_server:_attach_endpoint_plugins",
+        ),
+        with_gate,
+        why="routes that would lose a spec refuse it, also where the endpoint plugin is not loaded",
+        delete_when="every route keeps extra_args",
+    ),
+)

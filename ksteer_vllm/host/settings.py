@@ -1,0 +1,72 @@
+"""The steering configuration of a VllmConfig: resolved at start-up, read everywhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ksteer_vllm.config import CONFIG_KEY, EngineConfig
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.probe import ModelIdentity
+from ksteer_vllm.registry import resolve_config
+
+__all__ = ["engine_config", "model_identity", "resolve_in_place"]
+
+# Engine features under which a decoder layer sees only some of the tokens, or not in order.
+_UNSUPPORTED: dict[str, tuple[str, ...]] = {
+    "dual-batch overlap (--enable-dbo)": ("parallel_config", "enable_dbo"),
+    "micro-batching (--ubatch-size)": ("parallel_config", "use_ubatching"),
+    "sequence parallelism (pass_config.enable_sp)": ("compilation_config", "pass_config", "enable_sp"),
+    "KV-sharing fast prefill (--kv-sharing-fast-prefill)": ("cache_config", "kv_sharing_fast_prefill"),
+}
+
+
+def engine_config(vllm_config: Any) -> EngineConfig | None:
+    """The resolved steering configuration, or None where steering is not enabled."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, dict) or CONFIG_KEY not in additional:
+        return None
+    config = EngineConfig.parse(additional[CONFIG_KEY])
+    if not config.resolved:
+        config = resolve_config(config, model_identity(vllm_config.model_config))
+    return config
+
+
+def resolve_in_place(vllm_config: Any) -> None:
+    """Check the engine against the configuration and write the resolved one back, for every process.
+
+    Raises ConfigError or ProbeError: start-up fails, by name.
+    """
+    config = engine_config(vllm_config)
+    if config is None:
+        return
+    refuse_unsupported(vllm_config)
+    if config.capture is not None and not vllm_config.model_config.enforce_eager:
+        raise ConfigError("ksteer option capture: needs an eager engine (enforce_eager=True)")
+    vllm_config.additional_config = {**vllm_config.additional_config, CONFIG_KEY: config.as_json()}
+
+
+def model_identity(model_config: Any) -> ModelIdentity:
+    """What a probe must have been fitted on to fit this model: the language model of a multimodal one."""
+    text = model_config.hf_text_config
+    return ModelIdentity(
+        name=str(model_config.model),
+        model_type=str(text.model_type),
+        hidden_size=int(model_config.get_hidden_size()),
+        num_layers=int(text.num_hidden_layers),
+    )
+
+
+def refuse_unsupported(vllm_config: Any) -> None:
+    """Raise ConfigError naming an engine feature that steering cannot run under."""
+    for feature, path in _UNSUPPORTED.items():
+        value = vllm_config
+        for name in path:
+            value = getattr(value, name, None)
+        if value:
+            raise ConfigError(f"steering cannot run with {feature}: a layer would see only some of the tokens")
+    if getattr(vllm_config.parallel_config, "prefill_context_parallel_size", 1) > 1:
+        raise ConfigError("steering cannot run with prefill context parallelism: tokens are split over ranks")
+    if vllm_config.model_config.runner_type != "generate":
+        raise ConfigError(
+            f"steering needs a generation engine; this one runs {vllm_config.model_config.runner_type!r}"
+        )

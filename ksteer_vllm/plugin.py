@@ -1,0 +1,20 @@
+"""The `vllm.general_plugins` entry point."""
+
+from __future__ import annotations
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Called by vLLM in every process, possibly twice. Applies the ledger; enables nothing by itself.
+
+    Raises HostVersionError on a vLLM that is too old or lacks a seam (the start-up self-check).
+    """
+    from ksteer_vllm.host.version import check_version, installed_version
+
+    check_version(installed_version())
+
+    from ksteer_vllm.host.ledger import apply
+    from ksteer_vllm.host.seams import FRONT_END
+
+    apply(FRONT_END)

@@ -1,0 +1,96 @@
+"""`--plugin ksteer` and the `--ksteer-*` flags of `vllm serve` (and of vLLM's other commands)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from ksteer_vllm.config import CONFIG_KEY, EngineConfig
+from ksteer_vllm.errors import ConfigError
+
+__all__ = ["add_flags", "merge_flags"]
+
+_OPTIONS = {
+    "ksteer_layers": "layers",
+    "ksteer_max_probes": "max_probes",
+    "ksteer_max_width": "max_width",
+    "ksteer_max_steps": "max_steps",
+    "ksteer_decoder": "decoder",
+    "ksteer_kernels": "kernels",
+}
+
+
+def add_flags(parser: Any) -> Any:
+    """Add our arguments to vLLM's parser; each has its own dest, so vLLM's own arguments are untouched."""
+    if any(action.dest == "ksteer_plugin" for action in parser._actions):
+        return parser
+    defaults = EngineConfig()
+    group = parser.add_argument_group("ksteer", "Gradient-based activation steering, per request.")
+    group.add_argument(
+        "--plugin", dest="ksteer_plugin", action="append", metavar="NAME", choices=["ksteer"],
+        help="Turn a plugin on: `ksteer` enables per-request steering.",
+    )  # fmt: skip
+    group.add_argument(
+        "--ksteer-probe", dest="ksteer_probe", action="append", metavar="NAME=FOLDER",
+        help="A probe folder requests can name; repeatable. Implies --plugin ksteer.",
+    )  # fmt: skip
+    group.add_argument(
+        "--ksteer-layers", dest="ksteer_layers", metavar="LAYERS",
+        help="Layers requests may steer: probe (those of the named probes), all, or a list such as 3,5. "
+        f"Default: {defaults.layers}.",
+    )  # fmt: skip
+    for flag, text in (
+        ("max-probes", "Probe slots"),
+        ("max-width", "Widest hidden layer of a probe"),
+        ("max-steps", "Largest num_steps of a request"),
+    ):
+        name = flag.replace("-", "_")
+        group.add_argument(
+            f"--ksteer-{flag}", dest=f"ksteer_{name}", type=int, metavar="N",
+            help=f"{text}. Default: {getattr(defaults, name)}.",
+        )  # fmt: skip
+    group.add_argument(
+        "--ksteer-decoder", dest="ksteer_decoder", metavar="PATH",
+        help="Dotted path of the decoder stack, for a model family in which it cannot be found.",
+    )  # fmt: skip
+    group.add_argument(
+        "--ksteer-kernels", dest="ksteer_kernels", choices=["auto", "torch", "triton"],
+        help=f"Kernel path. Default: {defaults.kernels} (Triton on a GPU, torch on a CPU).",
+    )  # fmt: skip
+    return parser
+
+
+def merge_flags(args: argparse.Namespace, additional_config: Any) -> Any:
+    """`additional_config` with our flags merged in; flags win over the same key there.
+
+    Raises ConfigError, naming the flag. Returns the value unchanged when no flag of ours was given.
+    """
+    options = {
+        key: value for dest, key in _OPTIONS.items() if (value := getattr(args, dest, None)) is not None
+    }
+    probes = _named_folders(getattr(args, "ksteer_probe", None) or [])
+    if not (getattr(args, "ksteer_plugin", None) or probes):
+        if options:
+            flag = next(dest for dest, key in _OPTIONS.items() if key in options).replace("_", "-")
+            raise ConfigError(f"--{flag} needs --plugin ksteer")
+        return additional_config
+    if isinstance(additional_config, str):
+        additional_config = json.loads(additional_config)
+    additional = dict(additional_config or {})
+    ours = dict(additional.get(CONFIG_KEY) or {})
+    ours["probes"] = {**(ours.get("probes") or {}), **probes}
+    additional[CONFIG_KEY] = EngineConfig.parse({**ours, **options}).as_json()
+    return additional
+
+
+def _named_folders(values: list[str]) -> dict[str, str]:
+    probes: dict[str, str] = {}
+    for value in values:
+        name, separator, folder = value.partition("=")
+        if not (name and separator and folder):
+            raise ConfigError(f"--ksteer-probe: expected NAME=FOLDER, got {value!r}")
+        if name in probes:
+            raise ConfigError(f"--ksteer-probe: {name!r} is given twice")
+        probes[name] = folder
+    return probes

@@ -1,0 +1,44 @@
+"""How a spec enters an OpenAI request: a `ksteer` object in the body, or a JSON string in `vllm_xargs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ksteer_vllm.host.requests import AdmissionError
+from ksteer_vllm.spec import EXTRA_ARGS_KEY
+
+__all__ = ["refuse_beam_search", "with_spec"]
+
+
+def spec_of(request: Any) -> Any:
+    """The spec of a completion or chat request in either spelling, or None."""
+    in_body = (request.model_extra or {}).get(EXTRA_ARGS_KEY)
+    in_xargs = (getattr(request, "vllm_xargs", None) or {}).get(EXTRA_ARGS_KEY)
+    if in_body is not None and in_xargs is not None:
+        raise AdmissionError(f"given twice: as {EXTRA_ARGS_KEY!r} in the body and in vllm_xargs")
+    return in_body if in_body is not None else in_xargs
+
+
+def with_spec(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `to_sampling_params`: the spec goes into extra_args, in a dict of its own."""
+
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = original(self, *args, **kwargs)
+        spec = spec_of(self)
+        if spec is not None:
+            params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: spec}
+        return params
+
+    return to_sampling_params
+
+
+def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `to_beam_search_params`: beam search would drop the spec."""
+
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if spec_of(self) is not None:
+            raise AdmissionError("steering is not supported with beam search, which would lose the spec")
+        return original(self, *args, **kwargs)
+
+    return to_beam_search_params
