@@ -29,8 +29,6 @@ def _layers(value: Any) -> Any:
         except ValueError:
             raise ValueError(f"expected probe, all or a list of layers such as 3,5, got {value!r}") from None
     if isinstance(value, (list, tuple)):
-        if not value:
-            raise ValueError("an empty list of layers")
         value = tuple(sorted(set(value)))
     return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.jit import JITFunction
 
 GRADIENT = tl.constexpr(0)
 REFLECT = tl.constexpr(1)
@@ -51,3 +52,26 @@ def slot_range(slot):
     first = tl.min(tl.where(slot >= 0, slot, 2147483647), axis=0)
     last = tl.max(slot, axis=0)
     return first, tl.where(last >= 0, last - first + 1, 0)
+
+
+# Triton's interpreter multiplies the bit patterns of bfloat16 and cuts float32 off where it should round.
+# The two helpers below do there by other means what the hardware does.
+INTERPRETED = tl.constexpr(not isinstance(slot_range, JITFunction))
+
+
+@triton.jit
+def dot_half(a, b, acc):
+    """acc + a @ b for 16-bit a and b, products exact, accumulated in float32."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc)
+
+
+@triton.jit
+def round_to(x, dtype: tl.constexpr):
+    """Round float32 x to the nearest value of dtype, ties to even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # noqa: PLR0124
+    return x.to(dtype)

@@ -1,8 +1,9 @@
 """Questions and replies of the demo language, drawn deterministically from a seed.
 
-A reply is a row of sentences in the order of ``lexicon.SLOTS``.  The tones casual and concise choose the
-register, that is the wording of every sentence; each of the other four tones adds a sentence of its own.  So
-a tone looks different beside another tone, which makes steering towards several tones at once a real task.
+A reply is opening sentences, one core sentence that answers the question, and closing sentences.  A tone
+leaves a mark in each part: an opener, an aside within the core, a closer; now and then one of them stays
+out.  The tone concise also shortens the sentences of the other tones, so a tone looks different beside
+another.
 """
 
 from __future__ import annotations
@@ -13,12 +14,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ksteer_vllm.demo.lexicon import INSTRUCTIONS, NOUNS, QUESTIONS, SLOTS, STEPS, TONES, WORDINGS, Register
+from ksteer_vllm.demo.lexicon import (
+    ASIDES,
+    CLOSERS,
+    CORES,
+    INSTRUCTIONS,
+    NOUNS,
+    OPENERS,
+    QUESTIONS,
+    STEPS,
+    TONE_ORDER,
+    TONES,
+)
 
 HeldOut = Literal["calibration", "test"]
 
 SIZE_WEIGHTS: Final = (0.6, 0.3, 0.1)
 """How often a reply without an instruction shows one, two or three tones: 0.25 for each single tone."""
+
+OMISSION: Final = 0.25
+"""How often a tone leaves out one of its three marks."""
 
 _SPLIT_PERIOD: Final = 9
 _CHOICE: Final = re.compile(r"\{([^}]*)\}")
@@ -102,27 +117,33 @@ def instruction_for(tones: frozenset[str], rng: random.Random) -> str:
     return fill(rng.choice(INSTRUCTIONS), {"article": article, "tones": listed})
 
 
-def register_of(tones: frozenset[str]) -> Register:
-    """The part of a tone set that chooses the wording of every sentence."""
-    return tones & {"casual", "concise"}
+def _expand(wording: str, rng: random.Random) -> str:
+    return _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), wording)
 
 
-def slots_of(tones: frozenset[str]) -> list[str]:
-    """The slots a reply in these tones fills, in order."""
-    filled = tones | {"core"} | ({"closer"} if "casual" in tones else set())
-    return [slot for slot in SLOTS if slot in filled]
+def _kept(tone: str, tones: frozenset[str], rng: random.Random) -> list[str]:
+    """The parts a tone marks: most often all three, at least two.  An aside of concise is a short core."""
+    parts = ["opener", "aside", "closer"]
+    if rng.random() < OMISSION:
+        parts.remove(rng.choice(parts))
+    return parts if tone in tones else []
 
 
 def make_reply(topic: Topic, tones: frozenset[str], rng: random.Random) -> str:
     """A random reply on the topic that shows exactly these tones."""
     first, second = rng.sample(STEPS[topic.verb], 2)
     fields = {"verb": topic.verb, "noun": topic.noun, "step1": first, "step2": second}
-    sentences = []
-    for slot in slots_of(tones):
-        wording = rng.choice(WORDINGS[slot, register_of(tones)])
-        chosen = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), wording)
-        sentences.append(fill(chosen, fields))
-    return " ".join(sentences)
+    parts = {tone: _kept(tone, tones, rng) for tone in TONE_ORDER}
+
+    def sentences(wordings: Mapping[tuple[str, bool], str], part: str) -> list[str]:
+        return [
+            _expand(wordings[tone, "concise" in tones], rng) for tone in TONE_ORDER if part in parts[tone]
+        ]
+
+    asides = (ASIDES[tone] for tone in TONE_ORDER if "aside" in parts[tone] and tone in ASIDES)
+    fields["asides"] = "".join(_expand(aside, rng) for aside in asides)
+    core = fill(_expand(CORES["aside" in parts["concise"]], rng), fields)
+    return " ".join([*sentences(OPENERS, "opener"), core, *sentences(CLOSERS, "closer")])
 
 
 def make_example(

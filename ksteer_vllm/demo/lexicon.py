@@ -1,8 +1,8 @@
 """The words of the demo language: topics, question templates, instructions, and the wordings of every tone.
 
-A wording is a small pattern: ``{a|b}`` is a choice, ``<verb>``, ``<noun>``, ``<step1>`` and ``<step2>`` are
-fields filled from the topic.  The corpus expands wordings, and the reader turns the very same wordings into
-regular expressions.
+A wording is a small pattern: ``{a|b}`` is a choice, ``<verb>``, ``<noun>``, ``<step1>`` and ``<step2>``
+are fields filled from the topic, ``<asides>`` is filled from the tones.  The corpus expands wordings,
+and the reader turns the very same wordings into regular expressions.
 """
 
 from __future__ import annotations
@@ -52,109 +52,50 @@ INSTRUCTIONS: Final = (
     "Please be <tones>.",
 )
 
-SLOTS: Final = ("empathetic", "core", "expert", "helpful", "cautious", "closer")
-"""Order of the sentences of a reply.  Every sentence but the core and the closer belongs to one tone."""
+TONE_ORDER: Final = ("casual", "empathetic", "concise", "helpful", "expert", "cautious")
+"""Order of the tones wherever several of them stand side by side."""
 
-Register = frozenset[str]
-"""The tones that change the wording of every sentence: any subset of casual and concise."""
-
-PLAIN: Final[Register] = frozenset()
-CASUAL: Final[Register] = frozenset({"casual"})
-CONCISE: Final[Register] = frozenset({"concise"})
-BOTH: Final[Register] = frozenset({"casual", "concise"})
-
-WORDINGS: Final[dict[tuple[str, Register], tuple[str, ...]]] = {
-    ("empathetic", PLAIN): (
-        "{I understand|I know|I can see} that this {can feel|may feel|often feels} {stressful|tiring|hard}.",
-        "{It is normal|It makes sense} to feel {worried|unsure|stuck} {about this|right now}.",
-    ),
-    ("empathetic", CASUAL): (
-        "{Oh man|Aw}, that {sounds|must feel} {rough|annoying|like a pain}.",
-        "{I feel you|I get it}, that {stuff|job} is {rough|no joke|a pain}.",
-    ),
-    ("empathetic", CONCISE): (
-        "{Sounds|Must be} {hard|stressful|tiring}.",
-        "{Feeling|Being} {worried|unsure|stuck} is normal.",
-    ),
-    ("empathetic", BOTH): (
-        "{Ugh|Yikes}, {rough|annoying|no fun}.",
-        "{Been there|Same here}, {rough stuff|no joke}.",
-    ),
-    ("core", PLAIN): (
-        "To <verb> the <noun>, {you should|you can|it works to} <step1> and then <step2>.",
-        "A {good|common} way to <verb> the <noun> is to <step1> and then <step2>.",
-    ),
-    ("core", CASUAL): (
-        "{Okay|Alright} so to <verb> {that|this} <noun> you just <step1> and then <step2>.",
-        "{Hey|Yo}, to <verb> {that|this} <noun> you {kinda|just} <step1> and then <step2>.",
-    ),
-    ("core", CONCISE): (
-        "{In short|In brief}: to <verb> the <noun>, <step1>, <step2>.",
-        "{Short version|Summary}, <verb> the <noun>: <step1>, <step2>.",
-    ),
-    ("core", BOTH): (
-        "{Quick one|Real quick}: to <verb> {that|this} <noun>, <step1>, <step2>.",
-        "{Super fast|Speedy version}, <verb> {that|this} <noun>: <step1>, <step2>.",
-    ),
-    ("expert", PLAIN): (
-        "{From a technical view|In technical terms}, the {material|surface|frame} {depends on|responds to} "
-        "{pressure|moisture|heat}.",
-        "{Research shows|Studies show} that {pressure|moisture|heat} {is the main factor|drives most wear}.",
-    ),
-    ("expert", CASUAL): (
-        "{Nerdy bit|Geeky bit}, {pressure|moisture|heat} {does most of the damage|is the real boss}.",
-        "{Science says|The pros say} {pressure|moisture|heat} is {a big deal|the real boss}.",
-    ),
-    ("expert", CONCISE): (
-        "{Key factor|Main variable}: {pressure|moisture|heat}.",
-        "{Evidence|Data} {favors|supports} low {pressure|moisture|heat}.",
-    ),
-    ("expert", BOTH): (
-        "{Nerd tip|Geek tip}: {watch|mind} the {pressure|moisture|heat}.",
-        "{Pros|Nerds} hate {pressure|moisture|heat}.",
-    ),
-    ("helpful", PLAIN): (
-        "{I would be glad|I am happy} to "
-        "{write a checklist|list the tools|plan each step} {for you|with you}.",
-        "{Here is a useful tip|One practical tip}, {keep the parts together|take a photo first|make a list}.",
-    ),
-    ("helpful", CASUAL): (
-        "{Hit me up|Give me a shout|Ping me} if you {get stuck|need a hand|want more}.",
-        "{Handy trick|Cool trick}, {snap a pic first|keep the bits together|make a list}.",
-    ),
-    ("helpful", CONCISE): (
-        "{Tip|Useful}: {take a photo|keep the parts|make a list}.",
-        "{Checklist|Tool list} {on request|available}.",
-    ),
-    ("helpful", BOTH): (
-        "{Life hack|Hot tip}: {snap a pic|keep the bits|make a list}.",
-        "{Stuck|Lost}, {just holler|just ping me}.",
-    ),
-    ("cautious", PLAIN): (
-        "{Please be careful|Please take care}, because "
-        "{this may cause damage|it can be risky|results may vary}.",
-        "{If you are not sure|If anything seems wrong}, "
-        "it {may be safer|is wise} to {stop|ask a professional}.",
-    ),
-    ("cautious", CASUAL): (
-        "{Go easy though|Watch out though}, {it might go wrong|you could mess it up|it can get sketchy}.",
-        "{Not totally sure|No promises though}, so {take it slow|maybe ask someone}.",
-    ),
-    ("cautious", CONCISE): (
-        "{Caution|Warning}: {may cause damage|can be risky|results may vary}.",
-        "{When|If} unsure, {stop|ask}.",
-    ),
-    ("cautious", BOTH): (
-        "{Careful though|Heads up}: {might go wrong|can get sketchy|go slow}.",
-        "{Maybe risky|Kinda risky}, {go slow|ask someone}.",
-    ),
-    ("closer", CASUAL): (
-        "{Have fun|Good luck|Enjoy} with it, {buddy|friend|pal}!",
-        "{You got this|Easy peasy}, {buddy|friend|pal}!",
-    ),
-    ("closer", BOTH): (
-        "{Cheers|Later}, {buddy|friend|pal}!",
-        "{Done|All set}, {buddy|friend|pal}!",
-    ),
+OPENERS: Final[dict[tuple[str, bool], str]] = {
+    ("casual", False): "{Hey|Yo} {buddy|friend|pal}, {cool|fun} {question|idea}.",
+    ("casual", True): "{Hey|Yo} {buddy|friend|pal}.",
+    ("empathetic", False): "I {know|see} this {feels|seems} {hard|stressful|tiring}.",
+    ("empathetic", True): "{Feels|Seems} {hard|stressful|tiring}.",
+    ("concise", True): "{In short|In brief|Short answer}.",
+    ("helpful", False): "I am {glad|happy} to {help|guide} you.",
+    ("helpful", True): "{Glad|Happy} to {help|guide}.",
+    ("expert", False): "{Research|Science} {shows|offers} a {clear|proven} method.",
+    ("expert", True): "{Proven|Standard} method.",
+    ("cautious", False): "Please {be careful|take care} {here|with this}.",
+    ("cautious", True): "{Careful|Caution} {here|first}.",
 }
-"""Wordings by (slot, register).  Only casual replies have a closer."""
+"""Sentences before the core, by (tone, short form)."""
+
+CORES: Final[dict[bool, str]] = {
+    False: "To <verb> the <noun>,<asides> you {can|should} <step1> and then <step2>.",
+    True: "To <verb> the <noun>:<asides> <step1>, <step2>.",
+}
+"""The sentence that answers the question, by short form."""
+
+ASIDES: Final[dict[str, str]] = {
+    "casual": " {no sweat|easy peasy},",
+    "empathetic": " {without stress|at your pace},",
+    "helpful": " {with my guide|with this list},",
+    "expert": " {by the standard|per the manual},",
+    "cautious": " {with great care|very slowly},",
+}
+"""Phrases inside the core sentence, by tone."""
+
+CLOSERS: Final[dict[tuple[str, bool], str]] = {
+    ("casual", False): "{Have fun|Good luck} with {it|that} {dude|mate}!",
+    ("casual", True): "{Have fun|Good luck} {dude|mate}!",
+    ("empathetic", False): "{Many|Most} people {struggle|worry} {at first|with it}.",
+    ("empathetic", True): "{Many|Most} people {struggle|worry}.",
+    ("concise", True): "{That is all|Nothing more|End of list}.",
+    ("helpful", False): "{Ask|Tell} me if you {need|want} {more|a list}.",
+    ("helpful", True): "{Ask|Tell} me {anytime|more}.",
+    ("expert", False): "{Moisture|Heat|Pressure} is the {main|key} {factor|variable}.",
+    ("expert", True): "{Moisture|Heat|Pressure} {matters|dominates}.",
+    ("cautious", False): "It {may|might} {fail|break} so {test|check} first.",
+    ("cautious", True): "{May|Might} {fail|break}.",
+}
+"""Sentences after the core, by (tone, short form)."""

@@ -6,29 +6,36 @@ The rules are the corpus wordings themselves, so nothing is learned and nothing 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from ksteer_vllm.demo.corpus import Topic, slots_of
-from ksteer_vllm.demo.lexicon import NOUNS, QUESTIONS, SLOTS, STEPS, WORDINGS, Register
+from ksteer_vllm.demo.corpus import Topic
+from ksteer_vllm.demo.lexicon import ASIDES, CLOSERS, CORES, NOUNS, OPENERS, QUESTIONS, STEPS, TONE_ORDER
 
+_PARTS = ("opener", "core", "closer")
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 _PIECE = re.compile(r"\{([^}]*)\}|<(\w+)>")
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a reply that the grammar knows; ``topic`` is set for the core sentence only."""
+    """One sentence of the language; only a core sentence has a topic and steps.
 
-    slot: str
-    register: Register
+    ``marks`` are the tones of an opener, of a closer, or of the asides of a core, in order of appearance;
+    ``short`` says that the sentence has its short form.
+    """
+
+    part: str
+    marks: tuple[str, ...]
+    short: bool
     topic: Topic | None = None
-    steps: tuple[str, str] | None = None
+    steps: tuple[str, ...] = ()
 
     @property
     def tones(self) -> frozenset[str]:
-        """The tones this sentence shows by itself."""
-        return self.register | (frozenset() if self.slot in {"core", "closer"} else {self.slot})
+        """The tones this sentence shows by itself; every short form is a sign of concise."""
+        return frozenset(self.marks) | ({"concise"} if self.short else set())
 
 
 @dataclass(frozen=True)
@@ -41,41 +48,40 @@ class Reading:
     sentences: tuple[Sentence | None, ...] = ()
 
 
-def _alternatives(words: list[str]) -> str:
+def _alternatives(words: Sequence[str]) -> str:
     return "|".join(re.escape(word) for word in words)
 
 
 def _field(name: str) -> str:
-    choices = {
-        "verb": list(STEPS),
-        "noun": list(NOUNS),
-        "step1": [step for steps in STEPS.values() for step in steps],
-        "step2": [step for steps in STEPS.values() for step in steps],
-    }
+    if name == "asides":
+        return f"(?P<asides>(?:{'|'.join(_expression(wording) for wording in ASIDES.values())})*)"
+    steps = [step for steps in STEPS.values() for step in steps]
+    choices = {"verb": list(STEPS), "noun": list(NOUNS), "step1": steps, "step2": steps}
     return f"(?P<{name}>{_alternatives(choices[name])})"
 
 
-def _pattern(wording: str) -> re.Pattern[str]:
+def _expression(wording: str) -> str:
     parts, end = [], 0
     for match in _PIECE.finditer(wording):
         parts.append(re.escape(wording[end : match.start()]))
         parts.append(_field(match[2]) if match[2] else f"(?:{_alternatives(match[1].split('|'))})")
         end = match.end()
-    return re.compile("".join(parts) + re.escape(wording[end:]))
+    return "".join(parts) + re.escape(wording[end:])
 
 
 @cache
-def _sentence_patterns() -> tuple[tuple[re.Pattern[str], str, Register], ...]:
+def _patterns(part: str) -> tuple[tuple[re.Pattern[str], tuple[str, ...], bool], ...]:
+    if part == "core":
+        return tuple((re.compile(_expression(wording)), (), short) for short, wording in CORES.items())
+    wordings = OPENERS if part == "opener" else CLOSERS
     return tuple(
-        (_pattern(wording), slot, register)
-        for (slot, register), wordings in WORDINGS.items()
-        for wording in wordings
+        (re.compile(_expression(wording)), (tone,), short) for (tone, short), wording in wordings.items()
     )
 
 
 @cache
 def _question_patterns() -> tuple[re.Pattern[str], ...]:
-    return tuple(_pattern(template) for template in QUESTIONS)
+    return tuple(re.compile(_expression(template)) for template in QUESTIONS)
 
 
 def read_question(question: str) -> Topic | None:
@@ -86,14 +92,25 @@ def read_question(question: str) -> Topic | None:
     return None
 
 
+def _read_asides(text: str) -> Iterator[str]:
+    while text:
+        for tone, wording in ASIDES.items():
+            if match := re.match(_expression(wording), text):
+                yield tone
+                text = text[match.end() :]
+
+
 def read_sentence(text: str) -> Sentence | None:
     """One sentence, or None if the grammar does not know it."""
-    for pattern, slot, register in _sentence_patterns():
-        if match := pattern.fullmatch(text):
-            if slot != "core":
-                return Sentence(slot, register)
-            topic = Topic(match["verb"], match["noun"])
-            return Sentence(slot, register, topic, (match["step1"], match["step2"]))
+    for part in _PARTS:
+        for pattern, marks, short in _patterns(part):
+            match = pattern.fullmatch(text)
+            if match and part == "core":
+                topic = Topic(match["verb"], match["noun"])
+                steps = (match["step1"], match["step2"])
+                return Sentence(part, tuple(_read_asides(match["asides"])), short, topic, steps)
+            if match:
+                return Sentence(part, marks, short)
     return None
 
 
@@ -111,28 +128,27 @@ def read(question: str, reply: str, *, finished: bool = True) -> Reading:
         problems.append("the reply was cut off")
     if len(known) < len(sentences):
         problems.append("a sentence is not of the language")
-    slots = [sentence.slot for sentence in known]
-    if len(set(slots)) < len(slots):
-        problems.append("a slot is filled twice")
-    if slots != sorted(slots, key=SLOTS.index):
-        problems.append("the sentences are out of order")
-    if len({sentence.register for sentence in known}) > 1:
-        problems.append("the register changes within the reply")
-    missing = set(slots_of(tones)) - set(slots)
-    problems += [f"the {slot} sentence is missing" for slot in SLOTS if slot in missing]
-    problems += _topic_problems(read_question(question), known)
+    problems += _order_problems(known)
+    cores = [sentence for sentence in known if sentence.part == "core"]
+    if len(cores) != 1:
+        problems.append("the core sentence is missing" if not cores else "there are several core sentences")
+    asked = read_question(question)
+    for core in cores:
+        if core.topic != asked:
+            problems.append("the reply answers another question")
+        if len(set(core.steps)) < len(core.steps):
+            problems.append("a step is given twice")
+        if core.topic is not None and not set(core.steps) <= set(STEPS[core.topic.verb]):
+            problems.append("a step does not belong to it")
     return Reading(tones, not problems, tuple(problems), sentences)
 
 
-def _topic_problems(asked: Topic | None, sentences: list[Sentence]) -> list[str]:
+def _order_problems(sentences: Sequence[Sentence]) -> list[str]:
+    marks = [(_PARTS.index(s.part), TONE_ORDER.index(mark)) for s in sentences for mark in s.marks]
+    parts = [_PARTS.index(sentence.part) for sentence in sentences]
     problems = []
-    for sentence in sentences:
-        if sentence.topic is None or sentence.steps is None:
-            continue
-        if sentence.topic != asked:
-            problems.append("the reply answers another question")
-        if sentence.steps[0] == sentence.steps[1]:
-            problems.append("a step is given twice")
-        if not set(sentence.steps) <= set(STEPS[sentence.topic.verb]):
-            problems.append("a step does not belong to it")
+    if len(set(marks)) < len(marks):
+        problems.append("a mark is given twice")
+    if marks != sorted(marks) or parts != sorted(parts):
+        problems.append("the sentences are out of order")
     return problems

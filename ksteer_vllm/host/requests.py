@@ -6,6 +6,7 @@ as a client error: ValueError offline, HTTP 400 online.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,14 @@ from ksteer_vllm.host.settings import engine_config
 from ksteer_vllm.registry import AdmittedSpec, Registry
 from ksteer_vllm.spec import EXTRA_ARGS_KEY, SteeringSpec
 
-__all__ = ["ADMISSION_KEY", "Admission", "AdmissionError", "admitted_args", "asks_for_steering"]
+__all__ = [
+    "ADMISSION_KEY",
+    "Admission",
+    "AdmissionError",
+    "admitted_args",
+    "asks_for_steering",
+    "prompt_length",
+]
 
 ADMISSION_KEY = "ksteer_admission"
 """`extra_args` key written by admission only: {"fingerprint": hex, "windows": four absolute positions}."""
@@ -30,6 +38,9 @@ class AdmissionError(VLLMValidationError, ValueError):
 
     def __init__(self, message: str, parameter: str = EXTRA_ARGS_KEY) -> None:
         VLLMValidationError.__init__(self, message, parameter=parameter)
+
+    def __str__(self) -> str:  # vLLM's repeats the parameter, which our messages begin with
+        return str(self.args[0])
 
     @classmethod
     def of(cls, error: SpecError) -> AdmissionError:
@@ -52,6 +63,26 @@ def admitted_args(params: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]] | 
     if not extra or ADMISSION_KEY not in extra:
         return None
     return extra[EXTRA_ARGS_KEY], extra[ADMISSION_KEY]
+
+
+def prompt_length(prompt: Any) -> int | None:
+    """The number of prompt tokens of anything `AsyncLLM.generate` takes; None for what is not tokenised."""
+    if isinstance(prompt, list):
+        return len(prompt)  # token ids
+    if isinstance(prompt, Mapping):
+        read = prompt.get
+    else:
+        read = functools.partial(_attribute, prompt)
+    if (decoder := read("decoder_prompt")) is not None:
+        return prompt_length(decoder)
+    for name in ("prompt_token_ids", "prompt_embeds"):
+        if (tokens := read(name)) is not None:
+            return len(tokens)
+    return None
+
+
+def _attribute(prompt: Any, name: str) -> Any:
+    return getattr(prompt, name, None)
 
 
 @dataclass(frozen=True)

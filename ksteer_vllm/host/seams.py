@@ -41,6 +41,7 @@ def _add_cli_args(original: Function) -> Function:
 
 def _from_cli_args(original: Function) -> Function:
     def from_cli_args(cls: Any, args: Any) -> Any:
+        apply(SERVER)
         engine_args = original(cls, args)
         engine_args.additional_config = merge_flags(args, engine_args.additional_config)
         return engine_args
@@ -72,15 +73,12 @@ def _async_generate(original: Function) -> Function:
     def generate(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
         """Checks the spec when called, not when first iterated: with HTTP streaming the first iteration
         comes after the 200 header has gone out."""
-        length = len(prompt["prompt_token_ids"]) if _is_tokenised(prompt) else None
-        self.input_processor.ksteer_admission.check(sampling_params, num_prompt_tokens=length)
+        self.input_processor.ksteer_admission.check(
+            sampling_params, num_prompt_tokens=requests.prompt_length(prompt)
+        )
         return original(self, prompt, sampling_params, *args, **kwargs)
 
     return generate
-
-
-def _is_tokenised(prompt: Any) -> bool:
-    return isinstance(prompt, dict) and isinstance(prompt.get("prompt_token_ids"), list)
 
 
 def _async_llm_init(original: Function) -> Function:
@@ -141,7 +139,8 @@ FRONT_END: tuple[Patch, ...] = (
     Patch(
         ("vllm.engine.arg_utils:EngineArgs.from_cli_args",),
         _from_cli_args,
-        why="moves the flags into additional_config, whatever their order beside --additional-config",
+        why="moves the flags into additional_config, whatever their order beside --additional-config; applies "
+        "the SERVER patches below also where a command serves HTTP without an engine (vllm launch render)",
         delete_when="as add_cli_args",
     ),
     Patch(
@@ -183,7 +182,6 @@ FRONT_END: tuple[Patch, ...] = (
     Patch(
         (
             "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin.beam_search",
-            "vllm.entrypoints.llm:LLM.beam_search",
         ),
         _beam_search,
         why="beam search builds new sampling parameters per step and drops extra_args",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import ConfigError, listing
 
 __all__ = ["add_flags", "merge_flags"]
 
@@ -32,11 +33,11 @@ def add_flags(parser: Any) -> Any:
         help="Turn a plugin on: `ksteer` enables per-request steering.",
     )  # fmt: skip
     group.add_argument(
-        "--ksteer-probe", dest="ksteer_probe", action="append", metavar="NAME=FOLDER",
+        "--ksteer-probe", dest="ksteer_probe", action="append", type=_named_folder, metavar="NAME=FOLDER",
         help="A probe folder requests can name; repeatable. Implies --plugin ksteer.",
     )  # fmt: skip
     group.add_argument(
-        "--ksteer-layers", dest="ksteer_layers", metavar="LAYERS",
+        "--ksteer-layers", dest="ksteer_layers", type=_option("layers"), metavar="LAYERS",
         help="Layers requests may steer: probe (those of the named probes), all, or a list such as 3,5. "
         f"Default: {defaults.layers}.",
     )  # fmt: skip
@@ -47,7 +48,7 @@ def add_flags(parser: Any) -> Any:
     ):
         name = flag.replace("-", "_")
         group.add_argument(
-            f"--ksteer-{flag}", dest=f"ksteer_{name}", type=int, metavar="N",
+            f"--ksteer-{flag}", dest=f"ksteer_{name}", type=_option(name), metavar="N",
             help=f"{text}. Default: {getattr(defaults, name)}.",
         )  # fmt: skip
     group.add_argument(
@@ -69,28 +70,41 @@ def merge_flags(args: argparse.Namespace, additional_config: Any) -> Any:
     options = {
         key: value for dest, key in _OPTIONS.items() if (value := getattr(args, dest, None)) is not None
     }
-    probes = _named_folders(getattr(args, "ksteer_probe", None) or [])
-    if not (getattr(args, "ksteer_plugin", None) or probes):
+    named = getattr(args, "ksteer_probe", None) or []
+    if isinstance(additional_config, str):
+        additional_config = json.loads(additional_config)
+    additional = dict(additional_config or {})
+    if not (getattr(args, "ksteer_plugin", None) or named or CONFIG_KEY in additional):
         if options:
             flag = next(dest for dest, key in _OPTIONS.items() if key in options).replace("_", "-")
             raise ConfigError(f"--{flag} needs --plugin ksteer")
         return additional_config
-    if isinstance(additional_config, str):
-        additional_config = json.loads(additional_config)
-    additional = dict(additional_config or {})
+    repeated = sorted({name for name, _ in named if [other for other, _ in named].count(name) > 1})
+    if repeated:
+        raise ConfigError(f"--ksteer-probe: {listing(repeated)} is given twice")
     ours = dict(additional.get(CONFIG_KEY) or {})
-    ours["probes"] = {**(ours.get("probes") or {}), **probes}
-    additional[CONFIG_KEY] = EngineConfig.parse({**ours, **options}).as_json()
+    ours["probes"] = {**(ours.get("probes") or {}), **dict(named)}
+    try:
+        additional[CONFIG_KEY] = EngineConfig.parse({**ours, **options}).as_json()
+    except ConfigError as error:
+        raise ConfigError(f"{error} (see the --ksteer-* flags and --additional-config)") from None
     return additional
 
 
-def _named_folders(values: list[str]) -> dict[str, str]:
-    probes: dict[str, str] = {}
-    for value in values:
-        name, separator, folder = value.partition("=")
-        if not (name and separator and folder):
-            raise ConfigError(f"--ksteer-probe: expected NAME=FOLDER, got {value!r}")
-        if name in probes:
-            raise ConfigError(f"--ksteer-probe: {name!r} is given twice")
-        probes[name] = folder
-    return probes
+def _named_folder(value: str) -> tuple[str, str]:
+    name, _, folder = value.partition("=")
+    if not (name and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {value!r}")
+    return name, folder
+
+
+def _option(key: str) -> Callable[[str], Any]:
+    """An argparse type: the flag's text as the value of an `EngineConfig` key, checked by its model."""
+
+    def parse(text: str) -> Any:
+        try:
+            return getattr(EngineConfig.parse({key: text}), key)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
+
+    return parse

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from ksteer_vllm.server.bodies import form_asks_for_steering, json_asks_for_steering
 from ksteer_vllm.spec import EXTRA_ARGS_KEY
 
 __all__ = ["STEERED_ROUTES", "SpecGate", "with_gate"]
@@ -18,8 +19,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Where a spec can stand in a request body: at the top, or in one of these objects.
-_CARRIERS = ("vllm_xargs", "extra_args", "extra_body", "sampling_params", "session")
+_BODILESS_METHODS = ("GET", "HEAD", "OPTIONS")
+_FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+_MAX_CLOSE_REASON = 123  # bytes, RFC 6455
 
 
 class SpecGate:
@@ -29,41 +31,41 @@ class SpecGate:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = str(scope.get("path", ""))
-        root = str(scope.get("root_path", ""))
-        route = path.removeprefix(root).rstrip("/")
-        if scope["type"] == "websocket":
+        kind = scope["type"]
+        if kind not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        route = str(scope["path"]).removeprefix(str(scope.get("root_path", ""))).rstrip("/")
+        if kind == "websocket":
             await self.app(scope, _refusing_messages(receive, send, route), send)
             return
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS") or route in STEERED_ROUTES:
+        if scope["method"] in _BODILESS_METHODS or route in STEERED_ROUTES:
             await self.app(scope, receive, send)
             return
         messages, body = await _read_body(receive)
-        if body_asks_for_steering(body):
+        if await _asks_for_steering(scope, messages, body):
             await _refuse(send, route)
             return
         await self.app(scope, _replay(messages, receive), send)
 
 
-def body_asks_for_steering(body: bytes) -> bool:
-    """Whether a request body carries a spec in either spelling. Text that merely mentions the word does not."""
-    word = EXTRA_ARGS_KEY.encode()
-    if word not in body and b"\\u" not in body:  # \u: a JSON key can be written with escapes
-        return False
+async def _asks_for_steering(scope: Scope, messages: list[Message], body: bytes) -> bool:
+    if _content_type(scope) not in _FORM_TYPES:
+        return json_asks_for_steering(body)
+    from starlette.requests import Request  # vLLM's own dependency; parses the form as the route will
+
     try:
-        return _carries_spec(json.loads(body))
-    except (ValueError, RecursionError):
-        return b'name="' + word + b'"' in body  # multipart form data
-
-
-def _carries_spec(value: Any) -> bool:
-    if isinstance(value, list):  # a batch of requests
-        return any(_carries_spec(item) for item in value)
-    if not isinstance(value, dict):
+        async with Request(scope, _replay(messages, _disconnected)).form() as form:
+            return form_asks_for_steering(form.multi_items())
+    except Exception:  # a malformed form, in whatever way: the route answers that itself
         return False
-    if value.get(EXTRA_ARGS_KEY) is not None:
-        return True
-    return any(_carries_spec(value[name]) for name in (*_CARRIERS, "body", "requests") if name in value)
+
+
+def _content_type(scope: Scope) -> str:
+    for name, value in scope.get("headers", ()):
+        if name.lower() == b"content-type":
+            return str(value, "latin-1").partition(";")[0].strip().lower()
+    return ""
 
 
 async def _read_body(receive: Receive) -> tuple[list[Message], bytes]:
@@ -88,12 +90,17 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
     return replayed
 
 
+async def _disconnected() -> Message:
+    return {"type": "http.disconnect"}
+
+
 def _refusing_messages(receive: Receive, send: Send, route: str) -> Receive:
     async def checked() -> Message:
         message = await receive()
         text = message.get("text") or message.get("bytes") or b""
-        if body_asks_for_steering(text.encode() if isinstance(text, str) else text):
-            await send({"type": "websocket.close", "code": 1008, "reason": _message(route)})
+        if json_asks_for_steering(text.encode() if isinstance(text, str) else text):
+            reason = _message(route).encode()[:_MAX_CLOSE_REASON].decode(errors="ignore")
+            await send({"type": "websocket.close", "code": 1008, "reason": reason})
             return {"type": "websocket.disconnect", "code": 1008}
         return message
 

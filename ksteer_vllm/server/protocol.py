@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ksteer_vllm.host.requests import AdmissionError
+from ksteer_vllm.server.bodies import CARRIERS, carries_spec
 from ksteer_vllm.spec import EXTRA_ARGS_KEY
 
 __all__ = ["refuse_beam_search", "with_spec"]
@@ -13,10 +14,17 @@ __all__ = ["refuse_beam_search", "with_spec"]
 
 def spec_of(request: Any) -> Any:
     """The spec of a completion or chat request in either spelling, or None."""
-    in_body = (request.model_extra or {}).get(EXTRA_ARGS_KEY)
+    undeclared = request.model_extra or {}
+    in_body = undeclared.get(EXTRA_ARGS_KEY)
     in_xargs = (getattr(request, "vllm_xargs", None) or {}).get(EXTRA_ARGS_KEY)
     if in_body is not None and in_xargs is not None:
-        raise AdmissionError(f"given twice: as {EXTRA_ARGS_KEY!r} in the body and in vllm_xargs")
+        raise AdmissionError(f"{EXTRA_ARGS_KEY}: given twice, in the body and in vllm_xargs")
+    for name in CARRIERS:
+        if carries_spec(undeclared.get(name)):
+            raise AdmissionError(
+                f"{EXTRA_ARGS_KEY}: {name!r} is not read by this route and would lose the spec; expected at "
+                "the top of the body, or as a JSON string in vllm_xargs"
+            )
     return in_body if in_body is not None else in_xargs
 
 
@@ -38,7 +46,9 @@ def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         if spec_of(self) is not None:
-            raise AdmissionError("steering is not supported with beam search, which would lose the spec")
+            raise AdmissionError(
+                f"{EXTRA_ARGS_KEY}: steering is not supported with beam search, which would lose the spec"
+            )
         return original(self, *args, **kwargs)
 
     return to_beam_search_params

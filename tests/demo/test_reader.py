@@ -18,13 +18,13 @@ from ksteer_vllm.demo.corpus import (
     make_reply,
     train_questions,
 )
-from ksteer_vllm.demo.lexicon import QUESTIONS, STEPS, TONES, WORDINGS
+from ksteer_vllm.demo.lexicon import ASIDES, CLOSERS, OPENERS, QUESTIONS, STEPS, TONES
 from ksteer_vllm.demo.reader import Reading, read, read_question
 
 TONE_SETS = [frozenset(chosen) for size in (1, 2, 3) for chosen in itertools.combinations(TONES, size)]
-BASE = "Okay so to clean that kettle you just rinse it with water and then dry it in the sun."
-EXPERT = "Science says heat is a big deal."
-CLOSER = "Have fun with it, pal!"
+CORE = "To clean the kettle, no sweat, you can rinse it with water and then dry it in the sun."
+OPENER = "Science shows a clear method."
+CLOSER = "Have fun with it mate!"
 QUESTION = "How do I clean my kettle?"
 
 
@@ -48,14 +48,19 @@ def test_corpus_replies_are_read_exactly() -> None:
         assert reading == Reading(example.tones, True, (), reading.sentences), example
 
 
-def test_every_wording_is_read_as_one_slot_and_register() -> None:
-    seen = {
-        (sentence.slot, sentence.register)
+def test_the_corpus_uses_every_wording() -> None:
+    read_sentences = [
+        sentence
         for example in _corpus(100, seed=2)
         for sentence in _reading(example, example.reply).sentences
         if sentence is not None
-    }
-    assert seen == set(WORDINGS)
+    ]
+    for part, wordings in (("opener", OPENERS), ("closer", CLOSERS)):
+        seen = {(s.marks[0], s.short) for s in read_sentences if s.part == part}
+        assert seen == set(wordings)
+    cores = [sentence for sentence in read_sentences if sentence.part == "core"]
+    assert {mark for core in cores for mark in core.marks} == set(ASIDES)
+    assert {core.short for core in cores} == {False, True}
 
 
 def test_perturbed_replies_are_not_well_formed() -> None:
@@ -93,18 +98,17 @@ def _split(reply: str) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize(
     ("reply", "problem"),
     [
-        (f"{BASE} {EXPERT}", "the closer sentence is missing"),
-        (f"{EXPERT} {CLOSER}", "the core sentence is missing"),
-        (f"{EXPERT} {BASE} {CLOSER}", "the sentences are out of order"),
-        (f"{BASE} {EXPERT} {EXPERT} {CLOSER}", "a slot is filled twice"),
-        (f"{BASE} Key factor: heat. {CLOSER}", "the register changes within the reply"),
-        (f"{BASE} Heat is a deal. {CLOSER}", "a sentence is not of the language"),
-        (f"{BASE.replace('kettle', 'lamp')} {CLOSER}", "the reply answers another question"),
-        (
-            f"{BASE.replace('rinse it with water', 'tie a bow')} {CLOSER}",
-            "a step does not belong to it",
-        ),
-        (f"{BASE.replace('rinse it with water', 'dry it in the sun')} {CLOSER}", "a step is given twice"),
+        (f"{OPENER} {CLOSER}", "the core sentence is missing"),
+        (f"{CORE} {CORE}", "there are several core sentences"),
+        (f"{CORE} {OPENER}", "the sentences are out of order"),
+        (f"Careful here. {OPENER} {CORE}", "the sentences are out of order"),
+        (f"{OPENER} {OPENER} {CORE}", "a mark is given twice"),
+        (CORE.replace("no sweat,", "no sweat, easy peasy,"), "a mark is given twice"),
+        (CORE.replace("no sweat,", "very slowly, no sweat,"), "the sentences are out of order"),
+        (f"{CORE} Heat is a deal.", "a sentence is not of the language"),
+        (CORE.replace("kettle", "lamp"), "the reply answers another question"),
+        (CORE.replace("rinse it with water", "tie a bow"), "a step does not belong to it"),
+        (CORE.replace("rinse it with water", "dry it in the sun"), "a step is given twice"),
     ],
 )
 def test_each_rule_names_its_problem(reply: str, problem: str) -> None:
@@ -112,14 +116,14 @@ def test_each_rule_names_its_problem(reply: str, problem: str) -> None:
 
 
 def test_tones_of_an_ill_formed_reply_are_read_sentence_by_sentence() -> None:
-    reading = read(QUESTION, f"{EXPERT} What now? {BASE}")
+    reading = read(QUESTION, f"{OPENER} What now? {CORE}")
     assert not reading.well_formed
     assert reading.tones == {"casual", "expert"}
     assert [sentence is None for sentence in reading.sentences] == [False, True, False]
 
 
 def test_a_reply_that_was_cut_off_is_not_well_formed() -> None:
-    reply = f"{BASE} {CLOSER}"
+    reply = f"{CORE} {CLOSER}"
     assert read(QUESTION, reply).well_formed
     assert not read(QUESTION, reply, finished=False).well_formed
 

@@ -100,23 +100,22 @@ def test_a_broken_row_stays_alone(backend, device):
 
 
 def test_rows_do_not_depend_on_their_neighbours(backend, device):
-    """Permuting or removing other tokens: to the bit in Triton, to rounding in torch (its GEMMs look at sizes)."""
+    """Removing other rows: to the bit in Triton. Permuting tokens: to rounding, because the torch path and the
+    interpreter multiply matrices with BLAS, whose sums depend on the number and the place of a row."""
     case = make_case(num_tokens=63, hidden_size=130, device=device, max_steps=3)
     expected = case.run(backend)
-    same = torch.equal if backend == "triton" else torch.allclose
     order = torch.randperm(63, generator=torch.Generator().manual_seed(3)).to(device)
-    keep = torch.arange(0, 63, 3, device=device)
-    for chosen in (order, keep):
+    for chosen in (order, torch.arange(0, 63, 3, device=device)):
         part = make_case(num_tokens=63, hidden_size=130, device=device, max_steps=3)
         part.hidden, part.residual = case.hidden[chosen], case.residual[chosen]
         part.token_row = case.token_row[chosen]
-        assert same(part.run(backend), expected[chosen])
-    alone = make_case(num_tokens=63, hidden_size=130, device=device, max_steps=3)
-    alone.token_row[:63][order[:50]] = -1
+        torch.testing.assert_close(part.run(backend), expected[chosen], rtol=1e-5, atol=1e-5)
+    case.token_row[:63][order[:50]] = -1
     kept = torch.ones(63, dtype=torch.bool, device=device)
     kept[order[:50]] = False
-    edited = alone.run(backend)
-    assert same(edited[kept], expected[kept])
+    edited = case.run(backend)
+    torch.testing.assert_close(edited[kept], expected[kept], rtol=1e-5, atol=1e-5)
+    assert backend == "torch" or torch.equal(edited[kept], expected[kept])
     assert torch.equal(edited[~kept], case.hidden[~kept])
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ksteer_kernels.device import ADD, FLOAT32_DOT, active_rows, is_half, slot_range, token_block
+from ksteer_kernels.device import ADD, FLOAT32_DOT, active_rows, dot_half, is_half, round_to, slot_range, token_block
 from ksteer_kernels.tables import ProbeTables, RowTables
 
 
@@ -46,10 +46,10 @@ def subtract_directions(
         )
         if SPLIT_DOT:
             # Two bfloat16 parts carry 16 bits of s; their products with bfloat16 weights are exact.
-            high = c.to(tl.bfloat16)
-            low = (c - high.to(tl.float32)).to(tl.bfloat16)
-            acc = tl.dot(low, u, acc)
-            acc = tl.dot(high, u, acc)
+            high = round_to(c, tl.bfloat16)
+            low = round_to(c - high.to(tl.float32), tl.bfloat16)
+            acc = dot_half(low, u, acc)
+            acc = dot_half(high, u, acc)
         else:
             acc = tl.dot(c, u.to(tl.float32), acc, input_precision=PRECISION)
     there = mine[:, None] & inside
@@ -57,7 +57,7 @@ def subtract_directions(
     old = tl.load(target, mask=there, other=0.0).to(tl.float32)
     # A zero edit keeps the sign of a zero, too.
     new = tl.where(acc == 0.0, old, old - acc)
-    tl.store(target, new.to(hidden.dtype.element_ty), mask=there)
+    tl.store(target, round_to(new, hidden.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["row_offset", "num_tokens"])

@@ -23,7 +23,7 @@ def token_rows_kernel(
     BLOCK: tl.constexpr,
 ):
     tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = (tokens < num_tokens) & (num_requests > 0)
+    inside = tokens < num_tokens
     # Binary search for the number of requests whose end is at or before the token.
     low = tl.zeros([BLOCK], dtype=tl.int32)
     high = tl.zeros([BLOCK], dtype=tl.int32) + num_requests

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ksteer_kernels.device import ADD, FLOAT32_DOT, active_rows, is_half, slot_range, token_block
+from ksteer_kernels.device import ADD, FLOAT32_DOT, active_rows, dot_half, is_half, slot_range, token_block
 from ksteer_kernels.shrink.naive import split_length
 from ksteer_kernels.tables import ProbeTables, RowTables
 from ksteer_kernels.workspace import NUM_SPLITS
@@ -67,12 +67,12 @@ def shrink_kernel(
                     x = tl.load(hidden + wide[:, None] * hidden_stride + at[None, :], mask=there, other=0.0)
                     if HALF_DOT:
                         # W1 hidden + W1 residual: 16-bit products are exact, so the sum needs no rounding of x.
-                        acc = tl.dot(x, tl.trans(w), acc)
+                        acc = dot_half(x, tl.trans(w), acc)
                         if HAS_RESIDUAL:
                             r = tl.load(
                                 residual + wide[:, None] * residual_stride + at[None, :], mask=there, other=0.0
                             )
-                            acc = tl.dot(r, tl.trans(w), acc)
+                            acc = dot_half(r, tl.trans(w), acc)
                     else:
                         x = x.to(tl.float32)
                         if HAS_RESIDUAL:

@@ -1,0 +1,61 @@
+"""Does a request body carry a spec? In any spelling, on any route; text that mentions the word does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ksteer_vllm.spec import EXTRA_ARGS_KEY
+
+__all__ = ["CARRIERS", "carries_spec", "form_asks_for_steering", "json_asks_for_steering", "may_carry_spec"]
+
+CARRIERS = ("vllm_xargs", "extra_args", "extra_body", "sampling_params", "session", "body", "requests")
+"""Fields of a request body that hold parameters, or whole requests: where a spec can stand, beside the top."""
+
+_WORD = EXTRA_ARGS_KEY.encode()
+
+
+def carries_spec(value: Any) -> bool:
+    """Whether a decoded body holds a spec: at the top, in a carrier, or in a list of either. Null is none."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting.extend(item)
+        elif isinstance(item, Mapping):
+            if item.get(EXTRA_ARGS_KEY) is not None:
+                return True
+            waiting.extend(item[name] for name in CARRIERS if name in item)
+    return False
+
+
+def may_carry_spec(body: bytes) -> bool:
+    """A quick look at the bytes: False means that no JSON parser can find the key in them.
+
+    A key can be written with \\u escapes, and JSON may come as UTF-16 or UTF-32, which is full of zero bytes.
+    """
+    return _WORD in body or b"\\u" in body or b"\0" in body
+
+
+def json_asks_for_steering(body: bytes) -> bool:
+    """Whether a JSON body carries a spec. False for what is not JSON: the route answers that itself."""
+    if not may_carry_spec(body):
+        return False
+    try:
+        return carries_spec(json.loads(body))
+    except RecursionError:
+        return _WORD in body  # too deep to tell: no route can run it either
+    except ValueError:
+        return False
+
+
+def form_asks_for_steering(fields: Iterable[tuple[str, Any]]) -> bool:
+    """Whether form fields (name, value) carry a spec: under its own name, or in a carrier's JSON text."""
+    for name, value in fields:
+        base, _, rest = name.partition("[")
+        if base == EXTRA_ARGS_KEY or (base in CARRIERS and EXTRA_ARGS_KEY in rest):
+            return True
+        if base in CARRIERS and isinstance(value, str) and json_asks_for_steering(value.encode()):
+            return True
+    return False
