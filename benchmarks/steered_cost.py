@@ -35,7 +35,9 @@ def specs_of(case: str, batch: int) -> list[dict | None]:
     distinct = case.endswith("distinct")
     specs = []
     for index in range(batch):
-        target = {f"label{index % 6}": 1.0, f"label{(index + 1) % 6}": 1.0 + index} if distinct else ["label0"]
+        target = (
+            {f"label{index % 6}": 1.0, f"label{(index + 1) % 6}": 1.0 + index} if distinct else ["label0"]
+        )
         specs.append(
             SteeringSpec(probe="bench", target=target, alpha=0.01 + 0.001 * index * distinct, num_steps=steps)
         )

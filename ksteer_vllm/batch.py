@@ -11,9 +11,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from ksteer_kernels import RowTables, Workspace, plan_groups, steer_, token_rows_
 from torch import Tensor
 
+from ksteer_kernels import (
+    NO_SLOT,
+    PlannedGroup,
+    RowTables,
+    Workspace,
+    plan_groups,
+    steer_,
+    token_rows_,
+)
 from ksteer_vllm.capture import Capture
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.pool import ProbePool, RowProgram
@@ -78,7 +86,8 @@ class SteeringState:
         self.active = False
         self._steered_rows: set[int] = set()
         self._token_row_dirty = False
-        self._groups: dict[int, Any] = {}
+        self._groups: dict[int, list[PlannedGroup]] = {}
+        self._pending: dict[int, tuple[RowProgram, tuple[int, ...]] | None] = {}
 
     @property
     def num_steered(self) -> int:
@@ -86,8 +95,11 @@ class SteeringState:
         return len(self._steered_rows)
 
     def set_row(self, row: int, canonical: Mapping[str, Any], windows: Sequence[int]) -> None:
-        """Give a row to a request: its program at each of its layers, and its absolute windows."""
-        self._write_row(row, self.pool.row_program(canonical), windows)
+        """Give a row to a request: its program at each of its layers, and its absolute windows.
+
+        Reaches the device with the next `begin_step`, together with every other change since the last.
+        """
+        self._pending[row] = (self.pool.row_program(canonical), tuple(windows))
         self._steered_rows.add(row)
         self.counters.requests += 1
 
@@ -95,7 +107,7 @@ class SteeringState:
         """The row's request has left. Closing its windows is enough: no token can name the row."""
         if row in self._steered_rows:
             self._steered_rows.discard(row)
-            self.rows.windows[row].zero_()
+            self._pending[row] = None
 
     def begin_step(
         self, request_rows: Tensor, query_start_loc: Tensor, positions: Tensor, num_tokens: int
@@ -105,6 +117,7 @@ class SteeringState:
         request_rows [num_reqs] int (-1: unsteered), query_start_loc [num_reqs + 1] int32,
         positions [>= num_tokens] int64: device tensors, read without a host synchronisation.
         """
+        self._write_pending_rows()
         self._groups.clear()
         self.active = True
         self._token_row_dirty = True
@@ -161,20 +174,36 @@ class SteeringState:
         self.counters.op_calls += 1
         self.counters.op_ns += time.perf_counter_ns() - started
 
-    def _write_row(self, row: int, program: RowProgram, windows: Sequence[int]) -> None:
-        rows = self.rows
-        layers = self._to_device(torch.tensor([self.layer_index[layer] for layer in program.layers]))
-        rows.slot[:, row] = -1
-        width = program.readout.shape[0]
-        readout = torch.zeros(rows.readout.shape[2], dtype=torch.float32)
-        readout[:width] = program.readout
-        rows.readout[layers, row] = self._to_device(readout)
-        rows.program[layers, row] = int(program.program)
-        rows.num_steps[layers, row] = program.num_steps
-        rows.strength[layers, row] = program.strength
-        rows.decay[layers, row] = program.decay
-        rows.slot[layers, row] = program.slot
-        rows.windows[row] = self._to_device(torch.tensor(list(windows), dtype=torch.int64))
+    def _write_pending_rows(self) -> None:
+        """Copy changed rows to the device: one indexed write per table, however many rows changed."""
+        if not self._pending:
+            return
+        table = self.rows
+        changed = self._to_device(torch.tensor(list(self._pending)))
+        table.slot[:, changed] = NO_SLOT
+        windows = [change[1] if change else (0, 0, 0, 0) for change in self._pending.values()]
+        table.windows[changed] = self._to_device(torch.tensor(windows, dtype=torch.int64))
+        given = {row: change[0] for row, change in self._pending.items() if change is not None}
+        self._pending.clear()
+        cells = [(self.layer_index[layer], row, p) for row, p in given.items() for layer in p.layers]
+        if not cells:
+            return
+        at = (
+            self._to_device(torch.tensor([layer for layer, _, _ in cells])),
+            self._to_device(torch.tensor([row for _, row, _ in cells])),
+        )
+        readout = torch.zeros(len(cells), table.readout.shape[2])
+        for index, (_, _, p) in enumerate(cells):
+            readout[index, : p.readout.shape[0]] = p.readout
+        for column, values in (
+            (table.program, [int(p.program) for _, _, p in cells]),
+            (table.num_steps, [p.num_steps for _, _, p in cells]),
+            (table.strength, [p.strength for _, _, p in cells]),
+            (table.decay, [p.decay for _, _, p in cells]),
+            (table.slot, [p.slot for _, _, p in cells]),
+        ):
+            column[at] = self._to_device(torch.tensor(values, dtype=column.dtype))
+        table.readout[at] = self._to_device(readout)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         """Pinned memory from torch's caching allocator: it is not reused before the copy is done."""

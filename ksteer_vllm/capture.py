@@ -76,6 +76,8 @@ class Capture:
 
     def take(self) -> bytes:
         """Everything recorded so far, as safetensors: "LAYER/ID" -> [tokens, d] float32. Clears it."""
-        tensors = {f"{layer}/{capture_id}": torch.cat(rows) for (capture_id, layer), rows in self._rows.items()}
+        tensors = {
+            f"{layer}/{capture_id}": torch.cat(rows) for (capture_id, layer), rows in self._rows.items()
+        }
         self._rows = {}
         return save_tensors(tensors)

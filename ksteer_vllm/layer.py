@@ -6,7 +6,6 @@ torch.compile traces it like any other layer.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -31,10 +30,15 @@ class SteeredLayer:
         return output
 
 
-@cache
+_steered_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _steered_class(layer_class: type[nn.Module]) -> type[nn.Module]:
-    name = f"Steered{layer_class.__name__}"
-    return type(name, (SteeredLayer, layer_class), {"__module__": layer_class.__module__})
+    if layer_class not in _steered_classes:
+        name = f"Steered{layer_class.__name__}"
+        namespace = {"__module__": layer_class.__module__}
+        _steered_classes[layer_class] = type(name, (SteeredLayer, layer_class), namespace)
+    return _steered_classes[layer_class]
 
 
 def attach(layer: nn.Module, index: int) -> None:

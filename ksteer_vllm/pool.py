@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ksteer_kernels import ProbeTables, Program
 from torch import Tensor
 
+from ksteer_kernels import ProbeTables, Program
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import ProbeError
 from ksteer_vllm.probe import Probe

@@ -27,7 +27,6 @@ __all__ = ["FoldedProbe", "ModelIdentity", "Probe", "ProbeMetadata"]
 
 WEIGHTS_FILE = "probe.safetensors"
 METADATA_FILE = "probe.json"
-SCHEMA_VERSION = 1
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -48,7 +47,7 @@ class ProbeMetadata(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     layer: Annotated[int, Field(ge=0, description="0-based decoder block")]
     site: Literal["output"] = "output"

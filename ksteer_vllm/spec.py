@@ -45,9 +45,7 @@ def _label_weights(value: Any) -> Any:
     """A list of labels means equal weights; weights sum to 1 within their side."""
     if value is None:
         return {}
-    if isinstance(value, (list, tuple)):
-        if not all(isinstance(label, str) for label in value):
-            raise ValueError("expected a list of label names or an object of label -> weight")
+    if isinstance(value, (list, tuple)) and all(isinstance(label, str) for label in value):
         if len(set(value)) != len(value):
             repeated = sorted({label for label in value if value.count(label) > 1})
             raise ValueError(f"label named twice: {listing(repeated)}")
@@ -56,20 +54,29 @@ def _label_weights(value: Any) -> Any:
         raise ValueError("expected a list of label names or an object of label -> weight")
     if len(value) > MAX_LABELS_PER_SIDE:
         raise ValueError(f"at most {MAX_LABELS_PER_SIDE} labels, got {len(value)}")
-    weights: dict[str, float] = {}
-    for label, weight in value.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise ValueError(f"weight of {label!r} must be a number, got {type(weight).__name__}")
-        try:
-            weights[str(label)] = float(weight)
-        except OverflowError:
-            weights[str(label)] = math.inf
-        if not (math.isfinite(weights[str(label)]) and weights[str(label)] > 0):
-            raise ValueError(f"weight of {label!r} must be finite and > 0, got {weight}")
-    total = math.fsum(weights.values())
+    return _normalised({str(label): _weight(label, weight) for label, weight in value.items()})
+
+
+def _weight(label: Any, weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise ValueError(f"weight of {label!r} must be a number, got {type(weight).__name__}")
+    try:
+        number = float(weight)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"weight of {label!r} must be finite and > 0, got {number}")
+    return number
+
+
+def _normalised(weights: dict[str, float]) -> dict[str, float]:
+    try:
+        total = math.fsum(weights.values())
+    except OverflowError:
+        total = math.inf
     if not math.isfinite(total):
         raise ValueError("the sum of the weights is not finite")
-    if math.isclose(total, 1.0, rel_tol=1e-12):  # already normalised: keep a canonical spec as it is
+    if not weights or math.isclose(total, 1.0, rel_tol=1e-12):  # keep a canonical spec as it is
         return weights
     normalised = {label: weight / total for label, weight in weights.items()}
     if min(normalised.values()) <= 0:
@@ -163,9 +170,7 @@ _WHERE_WORDS: dict[str, dict[str, Window]] = {
 def _where(value: Any) -> Any:
     if isinstance(value, str):
         if value not in _WHERE_WORDS:
-            raise ValueError(
-                f"expected {listing(_WHERE_WORDS)} or an object of windows, got {value[:80]!r}"
-            )
+            raise ValueError(f"expected {listing(_WHERE_WORDS)} or an object of windows, got {value[:80]!r}")
         return _WHERE_WORDS[value]
     return value
 
@@ -235,17 +240,14 @@ class SteeringSpec(BaseModel):
         if self.method in ("reflect", "project"):
             for name in _STRENGTH_FIELDS:
                 if name in self.model_fields_set and (name != "target" or self.target):
-                    raise SpecError(
-                        name, f"not used by method {self.method!r}, which takes avoid only", getattr(self, name)
-                    )
+                    message = f"not used by method {self.method!r}, which takes avoid only"
+                    raise SpecError(name, message, getattr(self, name))
             if not self.avoid:
                 raise SpecError("avoid", f"method {self.method!r} needs at least one label to avoid", {})
         elif self.method == "add":
             for name in ("num_steps", "step_decay"):
                 if name in self.model_fields_set:
-                    raise SpecError(
-                        name, "not used by method 'add', which has no steps", getattr(self, name)
-                    )
+                    raise SpecError(name, "not used by method 'add', which has no steps", getattr(self, name))
         if not self.target and not self.avoid:
             raise SpecError("target", "target and avoid are both empty: name at least one label", {})
         return self
@@ -320,5 +322,3 @@ def _spec_error(error: ValidationError) -> SpecError:
 def _is_type_branch(part: Any) -> bool:
     """pydantic adds the tried type of a union to the path; that is no field of ours."""
     return isinstance(part, str) and part in {"float", "int", "bool", "constrained-int", "nullable"}
-
-

@@ -75,4 +75,6 @@ def _replace(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callabl
         return
     replacement = functools.wraps(function)(wrap(function))
     setattr(replacement, _MARK, True)
-    setattr(owner, name, type(raw)(replacement) if isinstance(raw, (staticmethod, classmethod)) else replacement)
+    setattr(
+        owner, name, type(raw)(replacement) if isinstance(raw, (staticmethod, classmethod)) else replacement
+    )

@@ -78,7 +78,9 @@ def _attach_layers(model: Any, vllm_config: Any, config: EngineConfig) -> list[i
         attached.append(index)
     lost = [index for index in attached if not is_attached(layers[index])]
     if lost:
-        raise ConfigError(f"steering could not be attached to layer {listing(lost)} of {type(model).__name__}")
+        raise ConfigError(
+            f"steering could not be attached to layer {listing(lost)} of {type(model).__name__}"
+        )
     return attached
 
 

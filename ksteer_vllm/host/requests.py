@@ -115,7 +115,9 @@ class Admission:
                 "additional_config=ksteer_vllm.enable(…)"
             )
         if not isinstance(params, SamplingParams):
-            raise AdmissionError(f"steering needs SamplingParams; {type(params).__name__} would lose the spec")
+            raise AdmissionError(
+                f"steering needs SamplingParams; {type(params).__name__} would lose the spec"
+            )
         if resumable:
             raise AdmissionError("steering is not supported in streaming-input sessions")
         assert params.extra_args is not None

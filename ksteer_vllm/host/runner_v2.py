@@ -7,7 +7,6 @@ resolved to keeps working. A request's row is its index in the runner's request 
 from __future__ import annotations
 
 import time
-from functools import cache
 from typing import Any
 
 from ksteer_vllm.batch import SteeringState
@@ -68,14 +67,10 @@ class SteeredModelState:
         return super().prepare_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
 
 
-@cache
-def _steered_class(state_class: type) -> type:
-    return type(f"Steered{state_class.__name__}", (SteeredModelState, state_class), {})
-
-
 def hook(runner: Any, state: SteeringState) -> None:
     """Follow the runner's requests and point each step's tokens at their rows."""
     model_state = runner.model_state
     model_state.ksteer = state
     model_state.ksteer_rows = {}
-    model_state.__class__ = _steered_class(type(model_state))
+    original = type(model_state)
+    model_state.__class__ = type(f"Steered{original.__name__}", (SteeredModelState, original), {})

@@ -58,7 +58,9 @@ def _input_processor_init(original: Function) -> Function:
 
 
 def _process_inputs(original: Function) -> Function:
-    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+    def process_inputs(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         resumable = bool(kwargs.get("resumable", False))
         admitted = self.ksteer_admission.check(params, resumable=resumable)
         request = original(self, request_id, prompt, params, *args, **kwargs)
@@ -107,26 +109,24 @@ def _beam_search(original: Function) -> Function:
     return beam_search
 
 
-def _init_worker(original: Function) -> Function:
-    def init_worker(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
+def _init_device(original: Function) -> Function:
+    def init_device(self: Any, *args: Any, **kwargs: Any) -> Any:
         worker = self.worker
-        if "ksteer" not in (worker.vllm_config.additional_config or {}):
-            return result
-        from ksteer_vllm.host import loading, rpc
+        if "ksteer" in (worker.vllm_config.additional_config or {}):
+            from ksteer_vllm.host import loading, rpc
 
-        load_model = worker.load_model
+            load_model = worker.load_model
 
-        def load_then_attach(*load_args: Any, **load_kwargs: Any) -> Any:
-            loaded = load_model(*load_args, **load_kwargs)
-            loading.attach_to_worker(worker)
-            return loaded
+            def load_then_attach(*load_args: Any, **load_kwargs: Any) -> Any:
+                loaded = load_model(*load_args, **load_kwargs)
+                loading.attach_to_worker(worker)
+                return loaded
 
-        worker.load_model = load_then_attach
-        rpc.install(worker)
-        return result
+            worker.load_model = load_then_attach
+            rpc.install(worker)
+        return original(self, *args, **kwargs)
 
-    return init_worker
+    return init_device
 
 
 FRONT_END: tuple[Patch, ...] = (
@@ -180,9 +180,7 @@ FRONT_END: tuple[Patch, ...] = (
         delete_when="steering supports streaming-input sessions",
     ),
     Patch(
-        (
-            "vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin.beam_search",
-        ),
+        ("vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin.beam_search",),
         _beam_search,
         why="beam search builds new sampling parameters per step and drops extra_args",
         delete_when="vLLM's beam search keeps extra_args",
@@ -200,9 +198,10 @@ FRONT_END: tuple[Patch, ...] = (
         delete_when="as above",
     ),
     Patch(
-        ("vllm.v1.worker.worker_base:WorkerWrapperBase.init_worker",),
-        _init_worker,
-        why="attaches steering after any loader has loaded the model, in enabled engines only",
+        ("vllm.v1.worker.worker_base:WorkerWrapperBase.init_device",),
+        _init_device,
+        why="attaches steering after any loader has loaded the model, in enabled engines only; not in "
+        "init_worker, which itself loads the plugins where a worker has a process of its own",
         delete_when="vLLM calls plugins with a loaded worker",
     ),
 )

@@ -63,7 +63,9 @@ def refuse_unsupported(vllm_config: Any) -> None:
         for name in path:
             value = getattr(value, name, None)
         if value:
-            raise ConfigError(f"steering cannot run with {feature}: a layer would see only some of the tokens")
+            raise ConfigError(
+                f"steering cannot run with {feature}: a layer would see only some of the tokens"
+            )
     if getattr(vllm_config.parallel_config, "prefill_context_parallel_size", 1) > 1:
         raise ConfigError("steering cannot run with prefill context parallelism: tokens are split over ranks")
     if vllm_config.model_config.runner_type != "generate":

@@ -24,7 +24,7 @@ _COMMON: dict[str, Any] = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
-_GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 32}
+_GEMMA = {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 32}
 _WINDOWED = ["sliding_attention", "full_attention"] * (NUM_LAYERS // 2)
 
 # family -> (config class, model class, extra config); class names of transformers
