@@ -1,4 +1,4 @@
-"""ksteer_kernels: K-Steering's arithmetic as torch and Triton programs. Needs torch; Triton only when asked for."""
+"""K-Steering's arithmetic as torch and Triton programs. Needs torch; Triton only when asked for."""
 
 from ksteer_kernels.rows import token_rows_
 from ksteer_kernels.steer import PlannedGroup, plan_groups, steer_

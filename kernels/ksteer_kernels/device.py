@@ -12,12 +12,12 @@ REFLECT = tl.constexpr(1)
 ADD = tl.constexpr(2)
 
 FLOAT32_DOT = "tf32x3"
-"""How float32 operands are multiplied. Three TF32 tensor-core products carry 22 bits of each operand, as good as
-float32 once hundreds of products are summed; "ieee" would fall back to scalar multiply-adds, which need all the
-registers and a tenth of the speed; plain "tf32" (11 bits) would flip ReLU masks and lose the many-step accuracy."""
+"""How float32 operands are multiplied. Three TF32 tensor-core products carry 22 bits of each operand, as good
+as float32 once hundreds of products are summed. "ieee" would leave the tensor cores for scalar multiply-adds;
+plain "tf32" (11 bits) would flip ReLU masks and lose the accuracy of many steps."""
 
 FEW_TOKENS = 256
-"""Up to here token blocks are as small as the tensor cores allow, so that the weights are read by more programs."""
+"""Up to here token blocks are as small as the tensor cores allow, so that more programs share the work."""
 
 
 def token_block(num_tokens: int) -> int:
@@ -48,7 +48,7 @@ def active_rows(token_row, slots, programs, num_steps, strengths, row_offset, to
 
 @triton.jit
 def slot_range(slot):
-    """First slot present in a block and how many slots from there on to look for; 0 when no token is active."""
+    """First slot in a block and how many from there on to look for, 0 when no token is active."""
     first = tl.min(tl.where(slot >= 0, slot, 2147483647), axis=0)
     last = tl.max(slot, axis=0)
     return first, tl.where(last >= 0, last - first + 1, 0)

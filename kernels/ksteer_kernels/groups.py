@@ -26,8 +26,8 @@ class TokenGroup:
 def active_groups(token_row: Tensor, rows: RowTables, layer: int, num_tokens: int) -> list[TokenGroup]:
     """Group the active tokens among the first num_tokens by (slot, program).
 
-    A token is active iff its token row is not -1, the row has a slot at this layer, its strength is not 0 and,
-    for GRADIENT, num_steps is above 0. Everything else must keep its very bits.
+    A token is active iff its token row is not -1, the row has a slot at this layer, its strength is not 0
+    and, for GRADIENT, num_steps is above 0. Everything else must keep its very bits.
     """
     tokens = (token_row[:num_tokens] >= 0).nonzero().squeeze(1)
     if tokens.numel() == 0:

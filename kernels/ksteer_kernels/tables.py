@@ -1,7 +1,7 @@
 """Persistent device tables: probe weights by slot, request settings by row.
 
 Nothing in here ever moves or grows after `allocate`, so captured CUDA graphs may keep the addresses.
-Vocabulary and shapes: num_tokens T, hidden_size d, probe width H, num_labels K, probe slots P, open layers L, rows R.
+Shapes: num_tokens T, hidden_size d, probe width H, num_labels K, probe slots P, open layers L, rows R.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+from ksteer_kernels.checks import check_weights
+from ksteer_kernels.host import HostProbe
 
 NO_ROW = -1
 NO_SLOT = -1
@@ -34,7 +37,7 @@ class Program(IntEnum):
 class ProbeTables:
     """Weights of all loaded probes, one slot each, zero padded to the largest allowed probe.
 
-    w1: [P, H, d] weight_dtype, first layer acting on the raw residual stream (standardisation already folded in).
+    w1: [P, H, d] weight_dtype; first layer on the raw residual stream (standardisation folded in).
     b1: [P, H] float32.
     w2: [P, H, H] float32; row: unit of the second hidden layer, column: unit of the first.
     b2: [P, H] float32.
@@ -42,6 +45,7 @@ class ProbeTables:
     vectors: [P, K, d] weight_dtype; label vectors used by Program.ADD.
     widths: host-side true widths (h1, h2) per slot, (0, 0) for an empty one; lets the CPU path skip padding.
     num_labels: host-side count of label vectors per slot.
+    host_probes: the CPU path's form of the slots it has used, forgotten by `load` and `clear`.
     """
 
     w1: Tensor
@@ -52,6 +56,7 @@ class ProbeTables:
     vectors: Tensor
     widths: list[tuple[int, int]] = field(default_factory=list)
     num_labels: list[int] = field(default_factory=list)
+    host_probes: dict[int, HostProbe] = field(default_factory=dict, repr=False)
 
     @classmethod
     def allocate(
@@ -113,13 +118,13 @@ class ProbeTables:
         """Copy one probe into a slot, in place, zero padding what it does not fill.
 
         w1 [h1, d], b1 [h1], w2 [h2, h1], b2 [h2], vectors [k, d] or None, any float dtype, any device.
-        Raises ValueError naming the field whose shape, values or size does not fit; the slot is then unchanged.
+        Raises ValueError naming the field whose shape, size or values do not fit; the slot is then unchanged.
         """
         self._check_slot(slot)
         weights = {"w1": w1, "b1": b1, "w2": w2, "b2": b2}
         if vectors is not None:
             weights["vectors"] = vectors
-        h1, h2 = self._check_weights(weights)
+        h1, h2 = check_weights(weights, self.w1.shape[1:], self.max_labels, self.w1.dtype)
         self.clear(slot)
         self.w1[slot, :h1].copy_(w1)
         self.b1[slot, :h1].copy_(b1)
@@ -139,43 +144,24 @@ class ProbeTables:
             table[slot].zero_()
         self.widths[slot] = (0, 0)
         self.num_labels[slot] = 0
+        self.host_probes.pop(slot, None)
+
+    def host_probe(self, slot: int) -> HostProbe:
+        """The loaded probe of a slot for the CPU path; made at first use, which doubles its memory."""
+        if slot not in self.host_probes:
+            h1, h2 = self.widths[slot]
+            self.host_probes[slot] = HostProbe.of(
+                self.w1[slot, :h1],
+                self.b1[slot, :h1],
+                self.w2[slot, :h2, :h1],
+                self.b2[slot, :h2],
+                self.gram[slot, :h1, :h1],
+            )
+        return self.host_probes[slot]
 
     def _check_slot(self, slot: int) -> None:
         if not 0 <= slot < self.num_slots:
             raise ValueError(f"slot: {slot} is not in 0..{self.num_slots - 1}")
-
-    def _check_weights(self, weights: dict[str, Tensor]) -> tuple[int, int]:
-        for name, rank in (("w1", 2), ("b1", 1), ("w2", 2), ("b2", 1), ("vectors", 2)):
-            if name not in weights:
-                continue
-            tensor = weights[name]
-            if tensor.ndim != rank or not tensor.is_floating_point():
-                raise ValueError(
-                    f"{name}: expected a floating-point tensor of rank {rank}, "
-                    f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
-                )
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{name}: holds a value that is not finite")
-        h1, h2 = weights["w1"].shape[0], weights["w2"].shape[0]
-        expected = {"w1": (h1, self.hidden_size), "b1": (h1,), "w2": (h2, h1), "b2": (h2,)}
-        if "vectors" in weights:
-            expected["vectors"] = (weights["vectors"].shape[0], self.hidden_size)
-        for name, shape in expected.items():
-            if tuple(weights[name].shape) != shape:
-                raise ValueError(f"{name}: expected shape {shape}, got {tuple(weights[name].shape)}")
-        if h1 > self.max_width:
-            raise ValueError(f"w1: width {h1} exceeds the table's {self.max_width}")
-        if h2 > self.max_width:
-            raise ValueError(f"w2: width {h2} exceeds the table's {self.max_width}")
-        if "vectors" in weights and weights["vectors"].shape[0] > self.max_labels:
-            raise ValueError(
-                f"vectors: {weights['vectors'].shape[0]} labels exceed the table's {self.max_labels}"
-            )
-        for name in ("w1", "vectors"):
-            limit = torch.finfo(self.w1.dtype).max
-            if name in weights and weights[name].numel() and float(weights[name].abs().max()) > limit:
-                raise ValueError(f"{name}: holds a value too large for {self.w1.dtype}")
-        return h1, h2
 
 
 @dataclass
@@ -185,7 +171,7 @@ class RowTables:
     slot: [L, R] int32; NO_SLOT (-1): this row does nothing at this layer.
     program: [L, R] int32, a Program.
     num_steps: [L, R] int32 (GRADIENT only).
-    strength: [L, R] float32; alpha for GRADIENT and ADD, the factor (2 or 1) for REFLECT. 0 leaves the token's bits.
+    strength: [L, R] float32; alpha for GRADIENT and ADD, the factor (2 or 1) for REFLECT; 0 edits nothing.
     decay: [L, R] float32; step t of GRADIENT has the size strength * decay**t.
     readout: [L, R, max(H, K)] float32; GRADIENT, REFLECT: u = W3^T c, zero padded;
         ADD: signed label weights (+ target, - avoid) in the first K entries.
@@ -211,7 +197,12 @@ class RowTables:
         device: torch.device | str,
     ) -> RowTables:
         """Allocate tables in which no row does anything; raises ValueError on a size below 1."""
-        sizes = {"num_layers": num_layers, "num_rows": num_rows, "max_width": max_width, "max_labels": max_labels}
+        sizes = {
+            "num_layers": num_layers,
+            "num_rows": num_rows,
+            "max_width": max_width,
+            "max_labels": max_labels,
+        }
         _require_positive(sizes)
         by_layer = (num_layers, num_rows)
 
@@ -231,8 +222,8 @@ class RowTables:
     @property
     def nbytes(self) -> int:
         """Device bytes held by all tables."""
-        tables = (self.slot, self.program, self.num_steps, self.strength, self.decay, self.readout, self.windows)
-        return sum(t.nbytes for t in tables)
+        by_layer = (self.slot, self.program, self.num_steps, self.strength, self.decay, self.readout)
+        return sum(t.nbytes for t in by_layer) + self.windows.nbytes
 
     def reset_row(self, row: int) -> None:
         """Make a row do nothing at every layer and at every position."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 NUM_SPLITS = 8
-"""Fixed parts of hidden_size that shrink sums separately, whatever the batch: the order of the sum never changes."""
+"""Parts of hidden_size that shrink sums apart, whatever the batch: the order of the sum never changes."""
 
 SPLIT_TOKENS = 1024
-"""Up to this many tokens every split gets a program of its own, above it one program does all of them in turn."""
+"""Up to this many tokens every part gets a program of its own, above it one program does all in turn."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Workspace:
 
     @classmethod
     def allocate(cls, max_tokens: int, width: int, device: torch.device | str) -> Workspace:
-        """Room for `max_tokens` tokens; `width` is max(H, K) of the tables. Raises ValueError on a size below 1."""
+        """Room for max_tokens tokens; width: max(H, K) of the tables. ValueError on a size below 1."""
         if max_tokens < 1 or width < 1:
             raise ValueError(f"max_tokens and width must be at least 1, got {max_tokens} and {width}")
         sums = max(max_tokens, NUM_SPLITS * min(max_tokens, SPLIT_TOKENS))

@@ -1,7 +1,7 @@
 """Compile every Triton kernel for sm_90 without a GPU and print, as JSON, what each needs.
 
-Run as a program with TRITON_INTERPRET unset. The launchers run with the compiler in place of the launch, so what
-is compiled is what they would start: signature, tile sizes, warps and stages are not repeated here.
+Run as a program with TRITON_INTERPRET unset. The launchers run with the compiler in place of the launch, so
+what is compiled is what they would start: signature, tile sizes, warps and stages are not repeated here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OPTIONS = ("num_warps", "num_stages")
 
 
 def compile_launch(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What kernel[grid](*args, **kwargs) would compile on an H100, divisible sizes and addresses marked as such."""
+    """What kernel[grid](*args, **kwargs) would compile on an H100, divisible sizes marked as such."""
     constants = {k: v for k, v in kwargs.items() if k not in OPTIONS}
     options = {k: v for k, v in kwargs.items() if k in OPTIONS}
     signature: dict[str, str] = {}
@@ -81,7 +81,9 @@ def resources(compiled: Any) -> dict[str, int]:
     }
 
 
-def compile_case(dtype: torch.dtype, width: int, num_tokens: int, hidden_size: int) -> dict[str, dict[str, int]]:
+def compile_case(
+    dtype: torch.dtype, width: int, num_tokens: int, hidden_size: int
+) -> dict[str, dict[str, int]]:
     """Every kernel of one configuration, by name."""
     probes = ProbeTables.allocate(2, width, 8, hidden_size, dtype, "cpu")
     row_tables = RowTables.allocate(2, 4, width, 8, "cpu")

@@ -1,9 +1,9 @@
 """Make Triton kernels runnable in this process if that is still possible, and say so to the tests.
 
 Without a GPU the kernels run in Triton's interpreter, which must be chosen before triton is first imported.
-The choice holds during the tests of this directory alone, so programs started by others do not inherit it. When triton was imported
-earlier without the interpreter, tests of the "triton" backend skip here and `test_kernels_subprocess.py` runs them
-in a process of their own.
+The choice holds during the tests of this directory alone, so programs started by others do not inherit it.
+When triton was imported earlier without the interpreter, tests of the "triton" backend skip here and
+`test_kernels_subprocess.py` runs them in a process of their own.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ from ksteer_kernels.steer.naive import ProbeWeights
 
 # Error of a token's edit, relative to the edit's norm, by the dtype of hidden_states.
 # float32: sums of up to some thousand products carry about 1e-6, over many steps 1e-5.
-# bfloat16: the edit itself is as exact as in float32 (with bfloat16 weights s has 16 bits in Triton, 1e-5);
-#   the result is rounded once, so on top half a unit in the last place of the result, 2**-9 of its size, is allowed
-#   per entry; ROUNDING below adds it.
+# bfloat16: the edit itself is as exact as in float32 (with bfloat16 weights s has 16 bits in Triton, 1e-5).
+#   The result is rounded once: half a unit in its last place, at most 2**-8 of its size, is allowed on top,
+#   per entry; ROUNDING below is that bound.
 EDIT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5, torch.bfloat16: 6e-5}
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8}
-# A ReLU whose input is of rounding size may fall on the other side. That token's later steps then differ by one
-# unit's share of the gradient: allowed for this share of tokens (at least one), up to this relative error.
+# A ReLU whose input is of rounding size may fall on the other side. That token's later steps then differ by
+# one unit's share of the gradient: allowed for this share of tokens (at least one), up to this error.
 FLIPPED_SHARE = 0.02
 FLIPPED_TOLERANCE = 0.15
 # Over the whole batch, flips included: root mean square of the error over that of the edit.
@@ -97,7 +97,9 @@ def poisoned_workspace(case: Case, poison: bool = True) -> Workspace:
     return workspace
 
 
-def make_probe(h1: int, h2: int, num_labels: int, hidden_size: int, generator: torch.Generator) -> ProbeWeights:
+def make_probe(
+    h1: int, h2: int, num_labels: int, hidden_size: int, generator: torch.Generator
+) -> ProbeWeights:
     """A random probe of ordinary scale in float32."""
 
     def normal(*shape: int, scale: float) -> Tensor:
@@ -144,9 +146,7 @@ def make_case(
         probe = make_probe(h1, h2, num_labels, hidden_size, generator)
         vectors = torch.randn(num_labels, hidden_size, generator=generator)
         probes.load(slot, w1=probe.w1, b1=probe.b1, w2=probe.w2, b2=probe.b2, vectors=vectors)
-        stored = ProbeWeights(
-            probes.w1[slot, :h1].cpu(), probe.b1, probe.w2, probe.b2, probe.w3, probe.b3
-        )
+        stored = ProbeWeights(probes.w1[slot, :h1].cpu(), probe.b1, probe.w2, probe.b2, probe.w3, probe.b3)
         weights[slot] = double(stored)
     for row in range(num_rows - 1):
         slot, program = row % len(widths) + 1, programs[row // len(widths) % len(programs)]

@@ -100,7 +100,7 @@ def test_a_broken_row_stays_alone(backend, device):
 
 
 def test_rows_do_not_depend_on_their_neighbours(backend, device):
-    """Removing other rows: to the bit in Triton. Permuting tokens: to rounding, because the torch path and the
+    """Removing other rows: to the bit in Triton. Permuting tokens: to rounding, as the torch path and the
     interpreter multiply matrices with BLAS, whose sums depend on the number and the place of a row."""
     case = make_case(num_tokens=63, hidden_size=130, device=device, max_steps=3)
     expected = case.run(backend)

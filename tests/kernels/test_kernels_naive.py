@@ -67,7 +67,9 @@ def test_hidden_space_reflection(widths, factor):
     s = reflect_program(p, probe.b1, probe.w2, probe.b2, gram, readout, factor)
     assert relative(x - s @ probe.w1, expected, x) < EDIT_TOLERANCE[torch.float64]
     # Using z1 in place of W1 x is the mistake this guards against.
-    wrong = reflect_program(p + probe.b1, torch.zeros_like(probe.b1), probe.w2, probe.b2, gram, readout, factor)
+    wrong = reflect_program(
+        p + probe.b1, torch.zeros_like(probe.b1), probe.w2, probe.b2, gram, readout, factor
+    )
     assert relative(x - wrong @ probe.w1, expected, x) > 1e-4
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_cases import assert_edit_close, make_case, poisoned_workspace
 
-from ksteer_kernels import Program, Workspace, plan_groups, steer_
+from ksteer_kernels import Program, Workspace, host, plan_groups, steer_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -29,14 +29,25 @@ def test_each_program_alone(backend, device, program, with_residual):
 
 def test_widths_beyond_one_tile(backend, device):
     case = make_case(
-        num_tokens=18, hidden_size=70, device=device, widths=((150, 97), (33, 140)), max_width=150, max_steps=3
+        num_tokens=18,
+        hidden_size=70,
+        device=device,
+        widths=((150, 97), (33, 140)),
+        max_width=150,
+        max_steps=3,
     )
     assert_edit_close(case, case.run(backend), case.truth())
 
 
 def test_more_labels_than_width(backend, device):
     case = make_case(
-        num_tokens=21, hidden_size=40, device=device, widths=((7, 5),), max_width=8, num_labels=19, max_steps=2
+        num_tokens=21,
+        hidden_size=40,
+        device=device,
+        widths=((7, 5),),
+        max_width=8,
+        num_labels=19,
+        max_steps=2,
     )
     assert_edit_close(case, case.run(backend), case.truth())
 
@@ -93,6 +104,26 @@ def test_a_plan_is_reusable():
         )  # fmt: skip
         assert torch.equal(edited, expected)
     assert plan_groups(torch.full((50,), -1, dtype=torch.int32), case.rows, case.layer, 50) == []
+
+
+@pytest.mark.parametrize("packed_from_rows", [1, 10**9])
+def test_packed_and_plain_products_agree_with_the_truth(monkeypatch, packed_from_rows):
+    monkeypatch.setattr(host, "PACKED_FROM_ROWS", packed_from_rows)
+    case = make_case(num_tokens=123, hidden_size=63)
+    assert_edit_close(case, case.run("torch"), case.truth())
+
+
+def test_a_reloaded_probe_is_the_one_that_steers(backend, device):
+    """Nothing remembered from the probe that was in the slot before."""
+    first = make_case(num_tokens=63, hidden_size=40, device=device, seed=1)
+    second = make_case(num_tokens=63, hidden_size=40, device=device, seed=2)
+    expected = second.run(backend)
+    first.run(backend)
+    for slot, probe in second.weights.items():
+        vectors = second.probes.vectors[slot, :4]
+        first.probes.load(slot, w1=probe.w1, b1=probe.b1, w2=probe.w2, b2=probe.b2, vectors=vectors)
+    second.probes = first.probes
+    assert torch.equal(second.run(backend), expected)
 
 
 def test_consecutive_tokens_of_one_group():

@@ -30,5 +30,7 @@ def test_torch_alone_is_enough():
         "assert not {'triton', 'vllm'} & set(sys.modules), 'imported too much'"
     )
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

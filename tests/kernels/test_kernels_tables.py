@@ -86,13 +86,13 @@ def test_a_bad_field_is_named_and_changes_nothing(field, change):
 
 def test_too_large_for_the_stored_dtype():
     store = tables(torch.float16)
-    with pytest.raises(ValueError, match="^w1: "):
+    with pytest.raises(ValueError, match=r"^w1: "):
         store.load(0, **{**probe(), "w1": torch.full((5, 10), 1e6)})
 
 
 @pytest.mark.parametrize("slot", [-1, 2])
 def test_slot_out_of_range(slot):
-    with pytest.raises(ValueError, match="^slot: "):
+    with pytest.raises(ValueError, match=r"^slot: "):
         tables().load(slot, **probe())
 
 
@@ -113,14 +113,14 @@ def test_rows_start_and_reset_to_nothing():
         assert torch.equal(getattr(rows, name)[:, 1], getattr(fresh, name)[:, 1]), name
         assert (getattr(rows, name)[:, 0] != getattr(fresh, name)[:, 0]).all(), name
     assert not rows.windows[1].any()
-    with pytest.raises(ValueError, match="^row: "):
+    with pytest.raises(ValueError, match=r"^row: "):
         rows.reset_row(3)
 
 
 def test_sizes_must_be_positive():
-    with pytest.raises(ValueError, match="^max_width: "):
+    with pytest.raises(ValueError, match=r"^max_width: "):
         ProbeTables.allocate(1, 0, 1, 1, torch.float32, "cpu")
-    with pytest.raises(ValueError, match="^num_rows: "):
+    with pytest.raises(ValueError, match=r"^num_rows: "):
         RowTables.allocate(1, 0, 1, 1, "cpu")
     with pytest.raises(ValueError, match="max_tokens"):
         Workspace.allocate(0, 1, "cpu")

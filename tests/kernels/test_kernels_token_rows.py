@@ -47,8 +47,12 @@ def test_random_batches(backend, device, num_requests, dtype):
         positions += range(start, start + length)
     num_tokens = starts[-1]
     num_rows = num_requests + 2
-    windows = [[a, a + n, b, b + m] for a, n, b, m in zip(*(ints(0, 30, num_rows) for _ in range(4)), strict=True)]
-    request_rows = [r if i % 3 else -1 for i, r in enumerate(torch.randperm(num_rows)[:num_requests].tolist(), 1)]
+    windows = [
+        [a, a + n, b, b + m] for a, n, b, m in zip(*(ints(0, 30, num_rows) for _ in range(4)), strict=True)
+    ]
+    request_rows = [
+        r if i % 3 else -1 for i, r in enumerate(torch.randperm(num_rows)[:num_requests].tolist(), 1)
+    ]
     size = num_tokens + 300
     arguments = (size, positions + [7] * 20, starts, request_rows, windows, num_tokens)
     assert run(backend, device, *arguments, dtype=dtype) == expected_rows(*arguments)

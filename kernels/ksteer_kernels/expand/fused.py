@@ -7,7 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ksteer_kernels.device import ADD, FLOAT32_DOT, active_rows, dot_half, is_half, round_to, slot_range, token_block
+from ksteer_kernels.device import (
+    ADD,
+    FLOAT32_DOT,
+    active_rows,
+    dot_half,
+    is_half,
+    round_to,
+    slot_range,
+    token_block,
+)
 from ksteer_kernels.tables import ProbeTables, RowTables
 
 

@@ -16,9 +16,10 @@ def expand_(
     rows: RowTables,
     layer: int,
 ) -> None:
-    """hidden[t] <- hidden[t] - s[t] U in float32, rounded once to hidden's dtype; only active tokens are touched.
+    """hidden[t] <- hidden[t] - s[t] U in float32, rounded once to hidden's dtype, for active tokens only.
 
-    hidden: [T, d]; coefficients s: [>= T, W] float32; U is w1[slot] for GRADIENT and REFLECT, vectors[slot] for ADD.
+    hidden: [T, d]; coefficients s: [>= T, W] float32.
+    U is w1[slot] for GRADIENT and REFLECT, vectors[slot] for ADD.
     """
     for group in active_groups(token_row, rows, layer, hidden.shape[0]):
         matrix = probes.vectors if group.program == Program.ADD else probes.w1

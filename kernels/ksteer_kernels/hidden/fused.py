@@ -1,7 +1,7 @@
 """Triton: the programs that run in the hidden space of a probe, one program instance per block of tokens.
 
-Every [tokens, H] quantity lives in the workspace and is written and read back in chunks with a barrier between,
-so registers and shared memory hold one chunk at a time whatever H is.
+Every [tokens, H] quantity lives in the workspace and is written and read back in chunks, with a barrier
+between, so registers and shared memory hold one chunk at a time whatever H is.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ def multiply_chunk(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Columns `units` of left @ matrix [BLOCK_T, BLOCK_N]; left: [BLOCK_T, 1] row pointers into the workspace,
-    matrix[k, n] at k * row_stride + n * column_stride."""
+    """Columns `units` of left @ matrix, [BLOCK_T, BLOCK_N].
+
+    left: [BLOCK_T, 1] row pointers into the workspace; matrix[k, n] is at k * row_stride + n * column_stride.
+    """
     acc = tl.zeros([BLOCK_T, BLOCK_N], dtype=tl.float32)
     for k in range(0, width, BLOCK_K):
         inner = k + tl.arange(0, BLOCK_K)
@@ -56,7 +58,7 @@ def multiply_chunk(
 
 
 @triton.jit(do_not_specialize=["row_offset", "num_tokens"])
-def hidden_kernel(
+def hidden_kernel(  # noqa: PLR0912, PLR0915
     coefficients,
     pre_activation,
     upper,
@@ -203,7 +205,7 @@ def hidden_(
     rows: RowTables,
     layer: int,
 ) -> None:
-    """Same contract as `hidden.naive.hidden_` with workspace.coefficients; one program per block of tokens."""
+    """Same contract as `hidden.naive.hidden_`; one program per block of tokens."""
     sums, num_tokens, _ = partial.shape
     block_t = token_block(num_tokens)
     hidden_kernel[(triton.cdiv(num_tokens, block_t),)](

@@ -92,8 +92,8 @@ def hidden_(
     """Run every active token's program and write its s into workspace.coefficients.
 
     partial: [S, T, W] float32, partial sums of shrink, added in order.
-    Written are the first H entries of an active token, for ADD the first K: the label weights times -strength,
-    so that expand subtracts in every case.
+    Written are the first H entries of an active token, for ADD the first K: the label weights times
+    -strength, so that expand subtracts in every case.
     """
     width, labels = probes.max_width, probes.max_labels
     for group in active_groups(token_row, rows, layer, partial.shape[1]):

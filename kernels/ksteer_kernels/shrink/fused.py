@@ -66,18 +66,22 @@ def shrink_kernel(
                     )
                     x = tl.load(hidden + wide[:, None] * hidden_stride + at[None, :], mask=there, other=0.0)
                     if HALF_DOT:
-                        # W1 hidden + W1 residual: 16-bit products are exact, so the sum needs no rounding of x.
+                        # W1 hidden + W1 residual: 16-bit products are exact, x need not be rounded.
                         acc = dot_half(x, tl.trans(w), acc)
                         if HAS_RESIDUAL:
                             r = tl.load(
-                                residual + wide[:, None] * residual_stride + at[None, :], mask=there, other=0.0
+                                residual + wide[:, None] * residual_stride + at[None, :],
+                                mask=there,
+                                other=0.0,
                             )
                             acc = dot_half(r, tl.trans(w), acc)
                     else:
                         x = x.to(tl.float32)
                         if HAS_RESIDUAL:
                             r = tl.load(
-                                residual + wide[:, None] * residual_stride + at[None, :], mask=there, other=0.0
+                                residual + wide[:, None] * residual_stride + at[None, :],
+                                mask=there,
+                                other=0.0,
                             )
                             x += r.to(tl.float32)
                         acc = tl.dot(x, tl.trans(w.to(tl.float32)), acc, input_precision=PRECISION)

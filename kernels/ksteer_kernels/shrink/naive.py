@@ -10,11 +10,9 @@ from ksteer_kernels.workspace import NUM_SPLITS
 
 
 def split_bounds(hidden_size: int, block: int = 64) -> list[tuple[int, int]]:
-    """The NUM_SPLITS fixed column ranges of hidden_size that are summed separately; late ones may be empty."""
+    """The NUM_SPLITS fixed column ranges of hidden_size that are summed apart; late ones may be empty."""
     length = split_length(hidden_size, block)
-    return [
-        (min(i * length, hidden_size), min((i + 1) * length, hidden_size)) for i in range(NUM_SPLITS)
-    ]
+    return [(min(i * length, hidden_size), min((i + 1) * length, hidden_size)) for i in range(NUM_SPLITS)]
 
 
 def split_length(hidden_size: int, block: int = 64) -> int:
@@ -32,10 +30,11 @@ def shrink_(
     rows: RowTables,
     layer: int,
 ) -> None:
-    """Write sums of x W1^T (no bias) for active GRADIENT and REFLECT tokens; x = hidden + residual in float32.
+    """Write sums of x W1^T (no bias) for active GRADIENT and REFLECT tokens.
 
+    hidden, residual: [T, d]; x = hidden + residual in float32.
     partial: [S, T, W] float32 with S = NUM_SPLITS, one sum per column range, or S = 1, their total in order.
-    hidden, residual: [T, d]. Other tokens' and columns' entries are left as they are.
+    Other tokens' and columns' entries are left as they are.
     """
     width = probes.max_width
     for group in active_groups(token_row, rows, layer, hidden.shape[0]):

@@ -27,14 +27,15 @@ def steer_(
 ) -> None:
     """Apply every row's program to its tokens, in place on `hidden`.
 
-    hidden: [T, d], any float dtype; hidden[t] changes only for active tokens, every other token keeps its bits.
+    hidden: [T, d], any float dtype; only active tokens change, every other token keeps its bits.
     residual: [T, d] or None, read only; the residual stream is x = hidden + residual in float32.
     token_row: [>= T] int32, request row of each token, -1 for an unsteered one.
     layer: open layer index into the row tables.
     workspace: scratch of the "triton" backend, which needs it; the "torch" backend ignores it.
-    groups: `plan_groups(token_row, rows, layer, T)` made earlier in the same step ("torch" only; made here if None).
-    A token is active iff it has a row, the row has a slot at this layer, its strength is not 0 and, for GRADIENT,
-    num_steps is above 0. Raises ValueError on shapes that do not fit or an unknown backend.
+    groups: `plan_groups(token_row, rows, layer, T)` made earlier in the same step; the "torch" backend makes
+        its own if None, the "triton" backend ignores it.
+    A token is active iff it has a row, the row has a slot at this layer, its strength is not 0 and, for
+    GRADIENT, num_steps is above 0. Raises ValueError on shapes that do not fit or an unknown backend.
     Source: K-Steering, arXiv 2505.24535, Algorithms 1 and 2.
     """
     num_tokens, hidden_size = hidden.shape

@@ -22,7 +22,7 @@ def steer_(
 ) -> None:
     """Same contract as `ksteer_kernels.steer.steer_`: three launches fixed by hidden's shape, no host sync.
 
-    Raises ValueError when the workspace is too small or the last dimension of an activation is not contiguous.
+    Raises ValueError when the workspace is too small or an activation's last dimension is not contiguous.
     """
     num_tokens = hidden.shape[0]
     if num_tokens == 0:

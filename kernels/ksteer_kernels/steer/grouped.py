@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ksteer_kernels.groups import active_groups
 from ksteer_kernels.hidden.naive import reflect_program, step_sizes
+from ksteer_kernels.host import HostProbe
 from ksteer_kernels.tables import ProbeTables, Program, RowTables
 
 _pass_where_positive = torch.ops.aten.threshold_backward.grad_input
@@ -68,49 +69,51 @@ def steer_groups_(
     for group in groups:
         if group.program == Program.ADD:
             count = probes.num_labels[group.slot]
-            coefficients = group.readout[:, :count] * -group.strength[:, None]
-            _expand_(hidden, group, coefficients, probes.vectors[group.slot, :count])
+            coefficients = group.readout[:, :count] * group.strength[:, None]
+            _subtract_(hidden, group, torch.mm(-coefficients, probes.vectors[group.slot, :count].float()))
             continue
         h1, h2 = probes.widths[group.slot]
         if h1 == 0 or h2 == 0:
             continue
-        w1 = probes.w1[group.slot, :h1].float()
-        b1, b2 = probes.b1[group.slot, :h1], probes.b2[group.slot, :h2]
-        w2, gram = probes.w2[group.slot, :h2, :h1], probes.gram[group.slot, :h1, :h1]
-        readout = group.readout[:, :h2]
+        probe = probes.host_probe(group.slot)
         x = _residual_stream(hidden, residual, group)
+        readout = group.readout[:, :h2]
         if group.program == Program.REFLECT:
-            s = reflect_program(x @ w1.T, b1, w2, b2, gram, readout, group.strength)
+            s = reflect_program(
+                probe.first(x),
+                probe.b1,
+                probe.second.weight,
+                probe.b2,
+                probe.gram.weight,
+                readout,
+                group.strength,
+            )
         else:
-            s = _gradient_steps(torch.addmm(b1, x, w1.T), readout, w2, b2, gram, group.sizes)
-        _expand_(hidden, group, s, w1)
+            s = _gradient_steps(probe.first(x, probe.b1), readout, probe, group.sizes)
+        _subtract_(hidden, group, probe.first_back(s))
 
 
-def _gradient_steps(
-    z1: Tensor, readout: Tensor, w2: Tensor, b2: Tensor, gram: Tensor, sizes: tuple[Tensor, ...]
-) -> Tensor:
+def _gradient_steps(z1: Tensor, readout: Tensor, probe: HostProbe, sizes: tuple[Tensor, ...]) -> Tensor:
     """s [n, h1] of all gradient steps; z1 = W1 x + b1 [n, h1] is overwritten.
 
     The step size multiplies the readout: the hidden gradient is linear in it, so no other place needs it.
     """
     h1 = torch.empty_like(z1)
-    upper = torch.empty_like(readout, memory_format=torch.contiguous_format)
-    step = torch.empty_like(z1)
-    total: Tensor | None = None
     scaled = readout
+    total = step = z1
     last = len(sizes) - 1
     for t, size in enumerate(sizes):
         if t == 0 or size is not sizes[t - 1]:
             scaled = readout * size
         torch.clamp_min(z1, 0, out=h1)
-        torch.addmm(b2, h1, w2.T, out=upper)
+        upper = probe.second(h1, probe.b2)
         _pass_where_positive(scaled, upper, 0, grad_input=upper)
-        torch.mm(upper, w2, out=step)
+        step = probe.second_back(upper)
         _pass_where_positive(step, z1, 0, grad_input=step)
+        total = step if t == 0 else total.add_(step)
         if t < last:
-            total = step.clone() if total is None else total.add_(step)
-            z1.addmm_(step, gram, alpha=-1)
-    return step if total is None else total.add_(step)
+            z1.sub_(probe.gram(step))
+    return total
 
 
 def _residual_stream(hidden: Tensor, residual: Tensor | None, group: PlannedGroup) -> Tensor:
@@ -124,15 +127,14 @@ def _residual_stream(hidden: Tensor, residual: Tensor | None, group: PlannedGrou
     return part(hidden) if residual is None else part(hidden) + part(residual)
 
 
-def _expand_(hidden: Tensor, group: PlannedGroup, coefficients: Tensor, directions: Tensor) -> None:
-    """hidden <- hidden - coefficients @ directions for the group's tokens."""
-    directions = directions.float()
+def _subtract_(hidden: Tensor, group: PlannedGroup, edit: Tensor) -> None:
+    """hidden <- hidden - edit for the group's tokens; edit [n, d] float32."""
     if group.span is None:
-        edited = torch.addmm(hidden.index_select(0, group.tokens).float(), coefficients, directions, alpha=-1)
+        edited = hidden.index_select(0, group.tokens).float() - edit
         hidden.index_copy_(0, group.tokens, edited.to(hidden.dtype))
         return
     view = hidden[group.span[0] : group.span[1]]
     if view.dtype == torch.float32:
-        view.addmm_(coefficients, directions, alpha=-1)
+        view.sub_(edit)
     else:
-        view.copy_(torch.addmm(view.float(), coefficients, directions, alpha=-1))
+        view.copy_(view.float() - edit)

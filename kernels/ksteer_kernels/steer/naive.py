@@ -1,7 +1,7 @@
 """The truth: steering in x-space, written straight from the definitions.
 
-Any float dtype, any device. Probes come unpadded; x is [n, d] (hidden_states + residual) and every function is
-row-wise. The gradient is written by hand and checked against torch.autograd in the tests. Source of the
+Any float dtype, any device. Probes come unpadded; x is [n, d] (hidden_states + residual) and every function
+is row-wise. The gradient is written by hand and checked against torch.autograd in the tests. Source of the
 methods: K-Steering, arXiv 2505.24535, Algorithm 1 (gradient steps) and Algorithm 2 (projection removal).
 """
 
