@@ -64,9 +64,11 @@ def subtract_directions(
     there = mine[:, None] & inside
     target = hidden + wide[:, None] * hidden_stride + at[None, :]
     old = tl.load(target, mask=there, other=0.0).to(tl.float32)
-    # A zero edit keeps the sign of a zero, too.
+    # A zero edit keeps the sign of a zero, too; a value that would not be finite is not written.
     new = tl.where(acc == 0.0, old, old - acc)
-    tl.store(target, round_to(new, hidden.dtype.element_ty), mask=there)
+    rounded = round_to(new, hidden.dtype.element_ty)
+    finite = tl.abs(rounded.to(tl.float32)) < float("inf")
+    tl.store(target, rounded, mask=there & finite)
 
 
 @triton.jit(do_not_specialize=["row_offset", "num_tokens"])

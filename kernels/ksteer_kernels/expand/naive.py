@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from ksteer_kernels.groups import active_groups
 from ksteer_kernels.tables import ProbeTables, Program, RowTables
+
+
+def finite_edit(old: Tensor, edit: Tensor) -> Tensor:
+    """old - edit in float32, rounded to old's dtype, without ever making a value that is not finite.
+
+    old [n, d] any float dtype, edit [n, d] float32. A token whose edit is not finite keeps its bits, and so
+    does an element that would overflow old's dtype: one request's strength must not put an infinity into a
+    cache block that another request will reuse.
+    """
+    exact = old.float() - edit
+    new = exact.to(old.dtype)
+    if old.dtype != torch.float16 and math.isfinite(float(exact.sum())):
+        return new
+    written = torch.isfinite(edit).all(1, keepdim=True) & torch.isfinite(new)
+    return torch.where(written, new, old)
 
 
 def expand_(
@@ -25,5 +43,4 @@ def expand_(
         matrix = probes.vectors if group.program == Program.ADD else probes.w1
         directions = matrix[group.slot].float()
         s = coefficients[group.tokens, : directions.shape[0]]
-        edited = hidden[group.tokens].float() - s @ directions
-        hidden[group.tokens] = edited.to(hidden.dtype)
+        hidden[group.tokens] = finite_edit(hidden[group.tokens], s @ directions)

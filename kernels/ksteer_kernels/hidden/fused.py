@@ -195,6 +195,18 @@ def hidden_kernel(  # noqa: PLR0912, PLR0915
                         tl.store(coefficients + rows + units[None, :], s_new, mask=held)
                     tl.debug_barrier()
                 size = size * decay
+            # A token whose s is not finite is not edited.
+            bad = tl.zeros([BLOCK_T], dtype=tl.int32)
+            for n in range(0, width, BLOCK_N):
+                units = n + chunk
+                there = mine[:, None] & (units < width)[None, :]
+                total = tl.load(coefficients + rows + units[None, :], mask=there, other=0.0)
+                bad = tl.maximum(bad, tl.max(1 - (tl.abs(total) < float("inf")).to(tl.int32), axis=1))
+            if tl.max(bad, axis=0) > 0:
+                for n in range(0, width, BLOCK_N):
+                    units = n + chunk
+                    dropped = (mine & (bad > 0))[:, None] & (units < width)[None, :]
+                    tl.store(coefficients + rows + units[None, :], 0.0, mask=dropped)
 
 
 def hidden_(

@@ -112,4 +112,5 @@ def hidden_(
             )
         else:
             s = reflect_program(p, *weights, strength)
+        s = torch.where(torch.isfinite(s).all(1, keepdim=True), s, 0.0)  # such a token's edit is dropped
         workspace.coefficients[group.tokens, :width] = s
