@@ -12,7 +12,10 @@ from torch import Tensor
 __all__ = ["CAPTURE_KEY", "Capture"]
 
 CAPTURE_KEY = "ksteer_capture"
-"""`extra_args` key: {"id": str, "start": int, "end": int}, absolute positions of the request's tokens."""
+"""`extra_args` key: {"id": str, "start": int, "end": int}, a half-open range of absolute positions.
+
+Ids are the caller's; one id for one request.
+"""
 
 
 class Capture:
@@ -24,9 +27,21 @@ class Capture:
     def __init__(self, layers: Sequence[int]) -> None:
         self.layers = frozenset(layers)
         self._wanted: dict[str, Mapping[str, Any]] = {}
-        self._step: list[tuple[str, int]] = []
+        self._step: list[tuple[str, int, int]] = []
         self._tokens: Tensor | None = None
-        self._rows: dict[tuple[str, int], list[Tensor]] = {}
+        self._rows: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
+
+    @staticmethod
+    def check(wanted: Any) -> None:
+        """Raise ValueError unless this is a value for `CAPTURE_KEY`."""
+        if not (
+            isinstance(wanted, Mapping)
+            and set(wanted) == {"id", "start", "end"}
+            and isinstance(wanted["id"], str)
+            and type(wanted["start"]) is type(wanted["end"]) is int
+            and 0 <= wanted["start"] < wanted["end"]
+        ):
+            raise ValueError("expected an id (text) and positions start and end with 0 <= start < end")
 
     def add_request(self, request_id: str, sampling_params: Any) -> None:
         """Remember what a new request wants recorded, if anything."""
@@ -53,7 +68,7 @@ class Capture:
             if window is not None:
                 low, high = max(window["start"] - position, 0), min(window["end"] - position, count)
                 if low < high:
-                    self._step.append((window["id"], high - low))
+                    self._step.append((window["id"], position + low, high - low))
                     tokens.append(torch.arange(first + low, first + high))
             first += count
         self._tokens = torch.cat(tokens) if tokens else None
@@ -70,14 +85,22 @@ class Capture:
         stream = hidden[tokens].float()
         if residual is not None:
             stream = stream + residual[tokens].float()
-        pieces = stream.cpu().split([count for _, count in self._step])
-        for (capture_id, _), piece in zip(self._step, pieces, strict=True):
-            self._rows.setdefault((capture_id, layer), []).append(piece)
+        pieces = stream.cpu().split([count for _, _, count in self._step])
+        for (capture_id, position, _), piece in zip(self._step, pieces, strict=True):
+            self._rows.setdefault((capture_id, layer), []).append((position, piece))
 
     def take(self) -> bytes:
         """Everything recorded so far, as safetensors: "LAYER/ID" -> [tokens, d] float32. Clears it."""
-        tensors = {
-            f"{layer}/{capture_id}": torch.cat(rows) for (capture_id, layer), rows in self._rows.items()
-        }
+        tensors = {f"{layer}/{name}": _in_order(pieces) for (name, layer), pieces in self._rows.items()}
         self._rows = {}
         return save_tensors(tensors)
+
+
+def _in_order(pieces: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """One row per position: a preempted request computes, and records, its first positions again."""
+    first = min(position for position, _ in pieces)
+    end = max(position + len(piece) for position, piece in pieces)
+    rows = pieces[0][1].new_empty(end - first, pieces[0][1].shape[1])
+    for position, piece in pieces:
+        rows[position - first : position - first + len(piece)] = piece
+    return rows

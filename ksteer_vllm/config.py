@@ -29,6 +29,8 @@ def _layers(value: Any) -> Any:
         except ValueError:
             raise ValueError(f"expected probe, all or a list of layers such as 3,5, got {value!r}") from None
     if isinstance(value, (list, tuple)):
+        if negative := [layer for layer in value if isinstance(layer, int) and layer < 0]:
+            raise ValueError(f"layers count from 0, got {negative[0]}")
         value = tuple(sorted(set(value)))
     return value
 

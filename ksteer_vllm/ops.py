@@ -20,7 +20,8 @@ _current_state: Callable[[], SteeringState | None]
 def register_ops(current_state: Callable[[], SteeringState | None]) -> None:
     """Define `torch.ops.ksteer.steer_(hidden, residual, layer)`; calling again is harmless.
 
-    hidden [T, d] is edited in place; residual [T, d] or None is read; layer is the decoder block's index.
+    hidden [T, d] or [1, T, d] is edited in place; residual, of the same shape or None, is read; layer is
+    the decoder block's index.
     current_state returns the state of the engine whose forward pass is running, or None. It is asked at
     run time, so the compiled graph holds nothing of an engine but the layer index.
     """
@@ -38,7 +39,12 @@ def register_ops(current_state: Callable[[], SteeringState | None]) -> None:
 def _steer(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
     state = _current_state()
     if state is not None:
-        state.at_layer(hidden, residual, layer)
+        state.at_layer(_by_token(hidden), None if residual is None else _by_token(residual), layer)
+
+
+def _by_token(activations: Tensor) -> Tensor:
+    """[T, d], sharing memory; vLLM's transformers backend (OLMo 2) runs with a batch dimension of one."""
+    return activations if activations.dim() == 2 else activations.view(-1, activations.shape[-1])
 
 
 def _nothing(hidden: Tensor, residual: Tensor | None, layer: int) -> None:

@@ -117,8 +117,10 @@ class Where(BaseModel):
             start, end = window
             if start < 0:
                 raise ValueError(f"a window starts at 0 or later, got start {start}")
-            if end is not None and end <= start:
-                raise ValueError(f"the window [{start}, {end}) is empty")
+            if end is not None:
+                if end <= start:
+                    raise ValueError(f"the window [{start}, {end}) is empty")
+                return (start, min(end, NO_END))  # a larger number would not fit the engine's messages
         return window
 
     @model_validator(mode="after")
@@ -219,6 +221,12 @@ class SteeringSpec(BaseModel):
             raise ValueError(f"must be a finite number of magnitude at most 1e30, got {alpha}")
         return alpha
 
+    @field_validator("step_decay")
+    @classmethod
+    def _one_spelling(cls, step_decay: float | int) -> float:
+        """1 and 1.0 are the same spec, with the same fingerprint."""
+        return float(step_decay)
+
     @field_validator("layers")
     @classmethod
     def _distinct_layers(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -291,15 +299,11 @@ class SteeringSpec(BaseModel):
 
 def _from_json(text: str | bytes) -> Any:
     try:
-        return json.loads(text, parse_constant=_reject_constant)
+        return json.loads(text)  # NaN passes here and is refused by the field that holds it
     except RecursionError:
         raise SpecError("ksteer", "nested too deeply") from None
     except ValueError as error:
         raise SpecError("ksteer", f"not valid JSON: {error}") from None
-
-
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _spec_error(error: ValidationError) -> SpecError:
@@ -308,15 +312,23 @@ def _spec_error(error: ValidationError) -> SpecError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, SpecError):
         return cause
-    field = ".".join(str(part) for part in first["loc"] if not _is_type_branch(part)) or "ksteer"
+    field = ".".join(str(part)[:80] for part in first["loc"] if not _is_type_branch(part)) or "ksteer"
     if first["type"] == "extra_forbidden":
         known = Where.model_fields if field.startswith("where.") else SteeringSpec.model_fields
         return SpecError(field, f"unknown field; allowed: {listing(known)}", first["input"])
-    message = first["msg"].removeprefix("Value error, ")
-    got = repr(first["input"])
     if first["type"] == "missing":
         return SpecError(field, "required", None)
-    return SpecError(field, f"{message} (got {got[:120]})", first["input"])
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a valid list")
+    if ", got " not in message:
+        message = f"{message} (got {_shown(first['input'])})"
+    return SpecError(field, message, first["input"])
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:120]
+    except RecursionError:
+        return "a value nested too deeply"
 
 
 def _is_type_branch(part: Any) -> bool:

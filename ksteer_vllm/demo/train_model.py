@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +20,7 @@ from ksteer_vllm.demo.corpus import examples, held_out_questions, train_question
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.measure import measure
 from ksteer_vllm.demo.tokenizer import build_tokenizer, encode_example
+from ksteer_vllm.demo.tone_code import ToneCode
 
 MAX_LENGTH = 256
 INSTRUCTED_SHARE = 0.5
@@ -30,7 +30,7 @@ INSTRUCTED_SHARE = 0.5
 class TrainingPlan:
     """Sizes and schedule of one training run."""
 
-    steps: int = 1200
+    steps: int = 600
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup: int = 60
@@ -40,11 +40,20 @@ class TrainingPlan:
     intermediate_size: int = 320
     num_layers: int = 6
     num_heads: int = 4
-    noise: float = 0.25
+    tone_layer: int = 2
+    readout_weight: float = 0.3
+    written_share: float = 0.6
     seed: int = 0
 
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+@dataclass(frozen=True)
+class Batch:
+    """Chats padded on the right.  Labels are -100 outside the reply; tones and instructed are 0 or 1."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    tones: torch.Tensor
+    instructed: torch.Tensor
 
 
 def make_tokenizer(plan: TrainingPlan) -> PreTrainedTokenizerFast:
@@ -83,62 +92,54 @@ def make_model(plan: TrainingPlan, tokenizer: Any) -> LlamaForCausalLM:
 
 
 def batches(tokenizer: Any, plan: TrainingPlan) -> Iterator[Batch]:
-    """Endless batches of (ids, labels), right-padded; labels are -100 outside the reply.
-
-    Chats are sorted by length within a pool of several batches so that little is padding.
-    """
+    """Endless batches; chats are sorted by length within a pool, so that little is padding."""
     stream = examples(train_questions(), plan.seed + 1, instructed_share=INSTRUCTED_SHARE)
     rng = random.Random(plan.seed)
     while True:
-        pool = [encode_example(tokenizer, chat) for chat in itertools.islice(stream, 16 * plan.batch_size)]
-        pool.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        pool = [
+            (*encode_example(tokenizer, chat), chat)
+            for chat in itertools.islice(stream, 16 * plan.batch_size)
+        ]
+        pool.sort(key=lambda encoded: len(encoded[0]) + len(encoded[1]))
         starts = list(range(0, len(pool), plan.batch_size))
         rng.shuffle(starts)
         for start in starts:
             chosen = pool[start : start + plan.batch_size]
-            width = max(len(prompt) + len(reply) for prompt, reply in chosen)
+            width = max(len(prompt) + len(reply) for prompt, reply, _ in chosen)
             ids = torch.full((len(chosen), width), tokenizer.pad_token_id)
             labels = torch.full((len(chosen), width), -100)
-            for row, (prompt, reply) in enumerate(chosen):
+            for row, (prompt, reply, _) in enumerate(chosen):
                 end = len(prompt) + len(reply)
                 ids[row, :end] = torch.tensor(prompt + reply)
                 labels[row, len(prompt) : end] = torch.tensor(reply)
-            yield ids, labels
+            tones = [[float(tone in chat.tones) for tone in TONES] for _, _, chat in chosen]
+            instructed = [float(chat.instruction is not None) for _, _, chat in chosen]
+            yield Batch(ids, labels, torch.tensor(tones), torch.tensor(instructed))
 
 
-def reply_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy over the reply tokens.  Padding is on the right: causal attention never sees it."""
-    ids, labels = batch
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    wanted = labels[:, 1:]
-    scored = wanted != -100
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[scored]), wanted[scored])
+def training_loss(
+    model: LlamaForCausalLM, tone_code: ToneCode, batch: Batch, plan: TrainingPlan
+) -> torch.Tensor:
+    """Mean cross-entropy over the reply tokens, plus the readout loss of the tone code.
 
-
-@contextmanager
-def noisy_residual_stream(model: LlamaForCausalLM, scale: float) -> Iterator[None]:
-    """Add Gaussian noise, in proportion to the root mean square of each position, after every decoder layer.
-
-    It knows nothing of tones: it keeps a small push in any direction from garbling words.
+    Padding is on the right, so causal attention never sees it.
     """
-
-    def add_noise(_module: Any, _args: Any, output: Any) -> Any:
-        rms = output.detach().pow(2).mean(-1, keepdim=True).sqrt()
-        return output + scale * rms * torch.randn_like(output)
-
-    hooks = [layer.register_forward_hook(add_noise) for layer in model.model.layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    wanted = batch.labels[:, 1:]
+    replies = wanted != -100
+    rows = (1 - batch.instructed) * (torch.rand(len(batch.ids)) < plan.written_share)
+    with tone_code.applied(model.model.layers[plan.tone_layer], replies, batch.tones, rows):
+        hidden = model.model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state
+    spoken = torch.nn.functional.cross_entropy(model.lm_head(hidden[replies]), wanted[replies])
+    return spoken + plan.readout_weight * tone_code.readout_loss
 
 
 def train(model: LlamaForCausalLM, tokenizer: Any, plan: TrainingPlan, console: Console) -> None:
     """Train in place: AdamW, linear warm-up, then linear decay to zero."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [
+    tone_code = ToneCode(plan.hidden_size)
+    parameters = [*model.parameters(), *tone_code.parameters()]
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim < 2]
+    groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": plan.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
@@ -158,8 +159,7 @@ def train(model: LlamaForCausalLM, tokenizer: Any, plan: TrainingPlan, console: 
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("train", total=plan.steps, loss=float("nan"))
         for step, batch in enumerate(itertools.islice(batches(tokenizer, plan), plan.steps)):
-            with noisy_residual_stream(model, plan.noise * min(1.0, step / 200)):
-                loss = reply_loss(model, batch)
+            loss = training_loss(model, tone_code, batch, plan)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -187,9 +187,6 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="Folder to write the model and its tokenizer to.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = TrainingPlan.steps,
-    noise: Annotated[
-        float, typer.Option(help="Noise in the residual stream, relative.")
-    ] = TrainingPlan.noise,
     threads: Annotated[int, typer.Option(help="Threads torch may use.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of weights, chats and batches.")] = 0,
     questions: Annotated[int, typer.Option(help="Held-out questions in the final report.")] = 400,
@@ -198,7 +195,7 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     console = Console()
-    plan = TrainingPlan(steps=steps, noise=noise, seed=seed)
+    plan = TrainingPlan(steps=steps, seed=seed)
     tokenizer = make_tokenizer(plan)
     model = make_model(plan, tokenizer)
     train(model, tokenizer, plan, console)

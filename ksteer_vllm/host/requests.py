@@ -14,7 +14,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from ksteer_vllm.capture import CAPTURE_KEY
+from ksteer_vllm.capture import CAPTURE_KEY, Capture
 from ksteer_vllm.errors import SpecError
 from ksteer_vllm.host.settings import engine_config
 from ksteer_vllm.registry import AdmittedSpec, Registry
@@ -37,7 +37,7 @@ class AdmissionError(VLLMValidationError, ValueError):
     """A request that cannot be steered as asked. vLLM answers it with HTTP 400; offline it is a ValueError."""
 
     def __init__(self, message: str, parameter: str = EXTRA_ARGS_KEY) -> None:
-        VLLMValidationError.__init__(self, message, parameter=parameter)
+        VLLMValidationError.__init__(self, _encodable(message), parameter=_encodable(parameter))
 
     def __str__(self) -> str:  # vLLM's repeats the parameter, which our messages begin with
         return str(self.args[0])
@@ -46,6 +46,11 @@ class AdmissionError(VLLMValidationError, ValueError):
     def of(cls, error: SpecError) -> AdmissionError:
         field = error.field
         return cls(str(error), field if field.startswith(EXTRA_ARGS_KEY) else f"{EXTRA_ARGS_KEY}.{field}")
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates, which JSON escapes can spell, replaced: the answer must be UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def asks_for_steering(params: Any) -> bool:
@@ -133,8 +138,13 @@ class Admission:
         extra = getattr(params, "extra_args", None) or {}
         if ADMISSION_KEY in extra:
             raise AdmissionError(f"extra_args.{ADMISSION_KEY} is written by the engine only", ADMISSION_KEY)
-        if CAPTURE_KEY in extra and not self.captures:
-            raise AdmissionError(f"extra_args.{CAPTURE_KEY}: this engine does not capture", CAPTURE_KEY)
+        if CAPTURE_KEY in extra:
+            if not self.captures:
+                raise AdmissionError(f"extra_args.{CAPTURE_KEY}: this engine does not capture", CAPTURE_KEY)
+            try:
+                Capture.check(extra[CAPTURE_KEY])
+            except ValueError as error:
+                raise AdmissionError(f"extra_args.{CAPTURE_KEY}: {error}", CAPTURE_KEY) from None
 
 
 def admit_into(request: Any, admitted: AdmittedSpec) -> None:

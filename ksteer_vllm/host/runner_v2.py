@@ -15,56 +15,60 @@ from ksteer_vllm.host.requests import admitted_args
 __all__ = ["hook"]
 
 
-class SteeredModelState:
-    """Mixed in before a ModelState class."""
+def _steered_class(original: Any) -> Any:
+    """A subclass of the resolved state class. Single inheritance: an object can be given no other layout."""
 
-    ksteer: SteeringState
-    ksteer_rows: dict[str, int]
+    class SteeredModelState(original):  # type: ignore[misc]
+        ksteer: SteeringState
+        ksteer_rows: dict[str, int]
 
-    def add_request(self, req_index: int, new_req_data: Any) -> None:
-        super().add_request(req_index, new_req_data)  # type: ignore[misc]
-        if self.ksteer.capture is not None:
-            self.ksteer.capture.add_request(new_req_data.req_id, new_req_data.sampling_params)
-        admitted = admitted_args(new_req_data.sampling_params)
-        if admitted is None:
-            return
-        started = time.perf_counter_ns()
-        canonical, record = admitted
-        self.ksteer.set_row(req_index, canonical, record["windows"])
-        self.ksteer_rows[new_req_data.req_id] = req_index
-        self.ksteer.counters.prepare_ns += time.perf_counter_ns() - started
+        def add_request(self, req_index: int, new_req_data: Any) -> None:
+            super().add_request(req_index, new_req_data)
+            if self.ksteer.capture is not None:
+                self.ksteer.capture.add_request(new_req_data.req_id, new_req_data.sampling_params)
+            admitted = admitted_args(new_req_data.sampling_params)
+            if admitted is None:
+                return
+            started = time.perf_counter_ns()
+            canonical, record = admitted
+            self.ksteer.set_row(req_index, canonical, record["windows"])
+            self.ksteer_rows[new_req_data.req_id] = req_index
+            self.ksteer.counters.prepare_ns += time.perf_counter_ns() - started
 
-    def remove_request(self, req_id: str) -> None:
-        row = self.ksteer_rows.pop(req_id, None)
-        if row is not None:
-            self.ksteer.clear_row(row)
-        if self.ksteer.capture is not None:
-            self.ksteer.capture.remove_request(req_id)
-        super().remove_request(req_id)  # type: ignore[misc]
+        def remove_request(self, req_id: str) -> None:
+            row = self.ksteer_rows.pop(req_id, None)
+            if row is not None:
+                self.ksteer.clear_row(row)
+            if self.ksteer.capture is not None:
+                self.ksteer.capture.remove_request(req_id)
+            super().remove_request(req_id)
 
-    def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
-        inputs = super().prepare_inputs(input_batch, req_states)  # type: ignore[misc]
-        started = time.perf_counter_ns()
-        self.ksteer.counters.steps += 1
-        if self.ksteer_rows:
-            self.ksteer.begin_step(
-                input_batch.idx_mapping,
-                input_batch.query_start_loc,
-                input_batch.positions,
-                input_batch.num_tokens,
-            )
-        else:
+        def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
+            inputs = super().prepare_inputs(input_batch, req_states)
+            started = time.perf_counter_ns()
+            self.ksteer.counters.steps += 1
+            if self.ksteer_rows:
+                self.ksteer.begin_step(
+                    input_batch.idx_mapping,
+                    input_batch.query_start_loc,
+                    input_batch.positions,
+                    input_batch.num_tokens,
+                )
+            else:
+                self.ksteer.end_step()
+            if self.ksteer.capture is not None:
+                counts = input_batch.num_scheduled_tokens[: input_batch.num_reqs]
+                computed = input_batch.num_computed_tokens_np[: input_batch.num_reqs]
+                self.ksteer.capture.begin_step(input_batch.req_ids, counts.tolist(), computed.tolist())
+            self.ksteer.counters.prepare_ns += time.perf_counter_ns() - started
+            return inputs
+
+        def prepare_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
             self.ksteer.end_step()
-        if self.ksteer.capture is not None:
-            counts = input_batch.num_scheduled_tokens[: input_batch.num_reqs]
-            computed = input_batch.num_computed_tokens_np[: input_batch.num_reqs]
-            self.ksteer.capture.begin_step(input_batch.req_ids, counts.tolist(), computed.tolist())
-        self.ksteer.counters.prepare_ns += time.perf_counter_ns() - started
-        return inputs
+            return super().prepare_dummy_inputs(*args, **kwargs)
 
-    def prepare_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        self.ksteer.end_step()
-        return super().prepare_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
+    SteeredModelState.__name__ = f"Steered{original.__name__}"
+    return SteeredModelState
 
 
 def hook(runner: Any, state: SteeringState) -> None:
@@ -72,5 +76,4 @@ def hook(runner: Any, state: SteeringState) -> None:
     model_state = runner.model_state
     model_state.ksteer = state
     model_state.ksteer_rows = {}
-    original = type(model_state)
-    model_state.__class__ = type(f"Steered{original.__name__}", (SteeredModelState, original), {})
+    model_state.__class__ = _steered_class(type(model_state))

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import httpx
 
+MODEL_NAME = "tiny"
 START_LIMIT = 240.0
 STOP_LIMIT = 20.0
 
 SMALL = (
-    "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "16", "--enforce-eager",
-    "--gpu-memory-utilization", "0.2",
+    "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "16", "--enforce-eager", "--block-size", "32",
+    "--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(2 << 20),
 )  # fmt: skip
+"""A tiny engine: 64 cache blocks of 32 tokens, so that blocks are soon used again by other requests."""
 
 
 class Server:
@@ -60,30 +62,40 @@ class Server:
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a server process: one thread, a small KV cache, no settings of other tests."""
+    """The environment of a vLLM command: one thread, free to run on any core, no settings of other tests."""
     inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("VLLM_", "TRITON_"))
-    }  # fmt: skip
-    return {**inherited, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", **(extra or {})}
+        name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "TRITON_"))
+    }
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return {**inherited, **settings, **(extra or {})}
 
 
-def serve_command(model: Path, *arguments: str) -> list[str]:
-    """`vllm serve MODEL` with the interpreter that runs the tests."""
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *arguments]
+def vllm_command(*arguments: str) -> list[str]:
+    """The `vllm` command with the interpreter that runs the tests."""
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments]
 
 
 @contextlib.contextmanager
 def serve(
-    model: Path, log_file: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    model: Path,
+    log_file: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    command: tuple[str, ...] = ("serve",),
 ) -> Iterator[Server]:
     """A server on a free port, not waited for; stopped at the end of the block."""
     port = free_port()
-    command = serve_command(model, "--port", str(port), "--served-model-name", "tiny", *SMALL, *arguments)
+    own = ("--port", str(port), "--served-model-name", MODEL_NAME)
+    engine = SMALL if command == ("serve",) else ()
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            command,
+            vllm_command(*command, str(model), *own, *engine, *arguments),
             stdout=log,
             stderr=subprocess.STDOUT,
             env=child_environment(environment),
