@@ -12,7 +12,7 @@ from typing import Any
 from ksteer_vllm.host import requests
 from ksteer_vllm.host.ledger import Patch, apply
 from ksteer_vllm.host.prefix_cache import with_steering_keys
-from ksteer_vllm.host.requests import Admission, AdmissionError, asks_for_steering
+from ksteer_vllm.host.requests import Admission, AdmissionError, admitted_args, asks_for_steering
 from ksteer_vllm.host.settings import resolve_in_place
 from ksteer_vllm.server.flags import add_flags, merge_flags
 from ksteer_vllm.server.gate import with_gate
@@ -69,6 +69,15 @@ def _process_inputs(original: Function) -> Function:
         return request
 
     return process_inputs
+
+
+def _assign_request_id(original: Function) -> Function:
+    def assign_request_id(request: Any) -> Any:
+        if asks_for_steering(request.sampling_params) and admitted_args(request.sampling_params) is None:
+            raise AdmissionError("this request was not admitted: pass the prompt, not a request object")
+        return original(request)
+
+    return assign_request_id
 
 
 def _async_generate(original: Function) -> Function:
@@ -160,6 +169,12 @@ FRONT_END: tuple[Patch, ...] = (
         _process_inputs,
         why="the gate every request passes (LLM, AsyncLLM, server)",
         delete_when="vLLM lets plugins validate requests",
+    ),
+    Patch(
+        ("vllm.v1.engine.input_processor:InputProcessor.assign_request_id",),
+        _assign_request_id,
+        why="ready-made request objects do not pass process_inputs, and would run unsteered",
+        delete_when="vLLM stops taking EngineCoreRequests from callers (deprecated)",
     ),
     Patch(
         ("vllm.v1.engine.async_llm:AsyncLLM.__init__",),

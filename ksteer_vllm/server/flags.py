@@ -59,13 +59,34 @@ def add_flags(parser: Any) -> Any:
         "--ksteer-kernels", dest="ksteer_kernels", choices=["auto", "torch", "triton"],
         help=f"Kernel path. Default: {defaults.kernels} (Triton on a GPU, torch on a CPU).",
     )  # fmt: skip
+    _merge_after_parsing(parser)
     return parser
+
+
+def _merge_after_parsing(parser: Any) -> None:
+    """Have the parser leave the merged configuration in the arguments themselves: `vllm serve` hands them to
+    further API servers, in processes that read them before any plugin is loaded there."""
+    parse = parser.parse_known_args
+
+    def parse_known_args(*args: Any, **kwargs: Any) -> Any:
+        namespace, rest = parse(*args, **kwargs)
+        given = getattr(namespace, "additional_config", None)
+        try:
+            merged = merge_flags(namespace, given)
+        except ConfigError as error:
+            parser.error(str(error))
+        if merged is not given:
+            namespace.additional_config = merged
+        return namespace, rest
+
+    parser.parse_known_args = parse_known_args
 
 
 def merge_flags(args: argparse.Namespace, additional_config: Any) -> Any:
     """`additional_config` with our flags merged in; flags win over the same key there.
 
-    Raises ConfigError, naming the flag. Returns the value unchanged when no flag of ours was given.
+    Raises ConfigError, naming the flag. Returns the value unchanged when steering is not asked for; merging
+    twice changes nothing.
     """
     options = {
         key: value for dest, key in _OPTIONS.items() if (value := getattr(args, dest, None)) is not None

@@ -1,0 +1,36 @@
+"""Concurrent requests to AsyncLLM, each with its own spec: `python examples/async_engine.py [MODEL] [PROBE]`."""
+
+import asyncio
+import sys
+
+import ksteer_vllm
+from ksteer_vllm import SteeringSpec
+
+
+async def main(model: str = "demo-out/model", probe: str = "demo-out/probe") -> None:
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    steering = ksteer_vllm.enable(probes={"tones": probe})
+    engine = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(model=model, max_model_len=256, additional_config=steering)
+    )
+    prompt = "<|user|>How do I clean my kettle?<|end|><|assistant|>"  # the demo model's chat template
+
+    async def reply(target: list[str]) -> str:
+        spec = SteeringSpec.parse({"probe": "tones", "target": target}) if target else None
+        sampling = SamplingParams(max_tokens=96, extra_args=spec.extra_args() if spec else None)
+        async for output in engine.generate(prompt, sampling, request_id=f"request {target}"):
+            text = output.outputs[0].text
+        return f"{' + '.join(target) or 'unsteered'}: {text}"
+
+    try:
+        targets = [[], ["casual"], ["concise"], ["expert", "cautious"]]
+        print(*await asyncio.gather(*map(reply, targets)), sep="\n")
+    finally:
+        engine.shutdown()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

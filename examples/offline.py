@@ -1,0 +1,33 @@
+"""One batch, every request its own spec: `python examples/offline.py [MODEL] [PROBE]` after `make demo`."""
+
+import sys
+
+import ksteer_vllm
+from ksteer_vllm import SteeringSpec
+
+
+def main(model: str = "demo-out/model", probe: str = "demo-out/probe") -> None:
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(model, max_model_len=256, additional_config=ksteer_vllm.enable(probes={"tones": probe}))
+    specs = {
+        "unsteered": None,
+        "casual": SteeringSpec.parse({"probe": "tones", "target": ["casual"]}),
+        "expert, not casual": SteeringSpec.parse(
+            {"probe": "tones", "target": ["expert"], "avoid": ["casual", "concise"]}
+        ),
+        "mostly cautious, a little empathetic": SteeringSpec.parse(
+            {"probe": "tones", "target": {"cautious": 2, "empathetic": 1}, "num_steps": 16}
+        ),
+    }
+    question = [{"role": "user", "content": "How do I clean my kettle?"}]
+    sampling = [
+        SamplingParams(temperature=0.7, max_tokens=96, extra_args=spec.extra_args() if spec else None)
+        for spec in specs.values()
+    ]
+    for name, output in zip(specs, llm.chat([question] * len(specs), sampling), strict=True):
+        print(f"{name}: {output.outputs[0].text}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,19 @@
+"""From labelled text to a probe: read rows, take activations from the vLLM engine, train, evaluate."""
+
+from ksteer_vllm.fit.activations import Activations, collect_activations
+from ksteer_vllm.fit.data import DataError, LabelledRow, labels_of, read_rows, write_rows
+from ksteer_vllm.fit.pipeline import fit_probe_to_rows
+from ksteer_vllm.fit.train import FitPlan, fit_probe
+
+__all__ = [
+    "Activations",
+    "DataError",
+    "FitPlan",
+    "LabelledRow",
+    "collect_activations",
+    "fit_probe",
+    "fit_probe_to_rows",
+    "labels_of",
+    "read_rows",
+    "write_rows",
+]

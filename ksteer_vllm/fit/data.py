@@ -1,0 +1,143 @@
+"""Labelled text: JSON Lines of prompt, reply and the labels the reply shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ksteer_vllm.errors import listing
+
+__all__ = ["DataError", "LabelledRow", "Message", "data_digest", "labels_of", "read_rows", "write_rows"]
+
+
+class DataError(ValueError):
+    """Labelled text a probe cannot be fitted on; the message names the row and the field."""
+
+
+class Message(BaseModel):
+    """One message of a chat, in the form chat templates take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Annotated[str, Field(min_length=1)]
+    content: str
+
+
+class LabelledRow(BaseModel):
+    """One conversation: a prompt, the reply to it, and every label the reply shows (possibly none).
+
+    prompt: a list of chat messages, which goes through the model's chat template, or a text, which is
+    taken as it is. A label that is not listed counts as not shown.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str | tuple[Message, ...]
+    reply: str
+    labels: tuple[Annotated[str, Field(min_length=1)], ...]
+
+    @field_validator("prompt")
+    @classmethod
+    def _some_prompt(cls, prompt: str | tuple[Message, ...]) -> str | tuple[Message, ...]:
+        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+            raise ValueError("empty")
+        return prompt
+
+    @field_validator("reply")
+    @classmethod
+    def _some_reply(cls, reply: str) -> str:
+        if not reply.strip():
+            raise ValueError("empty")
+        return reply
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels):
+            raise ValueError("a label is named twice")
+        return labels
+
+
+def read_rows(path: str | Path) -> list[LabelledRow]:
+    """The rows of a JSON Lines file; blank lines are skipped.
+
+    Raises DataError, naming the file, the line and the field.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(LabelledRow.model_validate_json(line))
+        except ValidationError as error:
+            raise DataError(f"{path}, line {number}: {_problem(error)}") from None
+    if not rows:
+        raise DataError(f"{path}: no rows")
+    return rows
+
+
+def write_rows(path: str | Path, rows: Iterable[LabelledRow]) -> Path:
+    """Write rows in the form `read_rows` takes. Returns the path."""
+    path = Path(path)
+    path.write_text("".join(_line(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def labels_of(rows: Sequence[LabelledRow], wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """The labels to fit: `wanted` in its order, else every label of the data, sorted.
+
+    Raises DataError if there is none, or if a wanted one never occurs or is named twice.
+    """
+    found = sorted({label for row in rows for label in row.labels})
+    if not wanted:
+        if not found:
+            raise DataError("labels: no row has a label")
+        return tuple(found)
+    absent = [label for label in wanted if label not in found]
+    if absent:
+        raise DataError(f"labels: {listing(absent)} in no row; the data has: {listing(found, 100)}")
+    if len(set(wanted)) != len(wanted):
+        raise DataError(f"labels: a label is named twice in {listing(wanted)}")
+    return tuple(wanted)
+
+
+def data_digest(rows: Iterable[LabelledRow]) -> str:
+    """SHA-256 of the rows in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(_line(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _line(row: LabelledRow) -> str:
+    return json.dumps(row.model_dump(mode="json"), ensure_ascii=False)
+
+
+def _problem(error: ValidationError) -> str:
+    """The first problem pydantic found, as one phrase that names the field."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    field = first["loc"][0] if first["loc"] else None
+    if first["type"] == "json_invalid":
+        return f"not valid JSON: {first['ctx']['error']}"
+    if field is None:
+        return f"expected an object with prompt, reply and labels, got {type(first['input']).__name__}"
+    if first["type"] == "missing" and len(first["loc"]) == 1:
+        return f"{field}: required"
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        return f"{field}: unknown field; allowed: {listing(LabelledRow.model_fields)}"
+    if field == "prompt" and first["type"] != "value_error":
+        nested = next((p for p in problems if len(p["loc"]) > 2), None)
+        where = f" (message {nested['loc'][2]}: {nested['msg']})" if nested else ""
+        return f"prompt: expected a text or a list of messages with role and content{where}"
+    return f"{field}: {first['msg'].removeprefix('Value error, ')} (got {str(first['input'])[:80]!r})"

@@ -1,0 +1,72 @@
+"""Labelled text: what is read, and what is refused by row and field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksteer_vllm.fit import DataError, LabelledRow, labels_of, read_rows, write_rows
+from ksteer_vllm.fit.data import data_digest
+
+GOOD: dict[str, Any] = {"prompt": "How?", "reply": "So.", "labels": ["dry"]}
+
+
+def _write(path: Path, *lines: Any) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_rows_survive_a_round_trip(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": ""}, {"role": "user", "content": "Wie geht’s?"}]
+    path = _write(tmp_path / "in.jsonl", GOOD, "", {"prompt": chat, "reply": "…", "labels": []})
+    rows = read_rows(path)
+    assert [row.labels for row in rows] == [("dry",), ()]
+    assert rows[1].prompt[1].content == "Wie geht’s?"  # type: ignore[union-attr]
+    assert read_rows(write_rows(tmp_path / "out.jsonl", rows)) == rows
+    assert data_digest(rows) == data_digest(read_rows(tmp_path / "out.jsonl")) != data_digest(rows[::-1])
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("{", "not valid JSON"),
+        ([1], "expected an object"),
+        ({**GOOD, "reply": "  "}, "reply: empty"),
+        ({**GOOD, "prompt": ""}, "prompt: empty"),
+        ({**GOOD, "prompt": []}, "prompt: empty"),
+        ({**GOOD, "prompt": [{"role": "user"}]}, "message 0: Field required"),
+        ({**GOOD, "prompt": 3}, "prompt: expected a text or a list of messages"),
+        ({**GOOD, "labels": "dry"}, "labels: "),
+        ({**GOOD, "labels": ["dry", "dry"]}, "labels: a label is named twice"),
+        ({**GOOD, "labels": [""]}, "labels: "),
+        ({**GOOD, "label": "dry"}, "label: unknown field; allowed: prompt, reply, labels"),
+        ({"prompt": "How?", "labels": []}, "reply: required"),
+    ],
+)
+def test_a_bad_row_is_named_by_line_and_field(tmp_path: Path, row: Any, problem: str) -> None:
+    path = _write(tmp_path / "bad.jsonl", GOOD, row)
+    with pytest.raises(DataError, match="line 2: ") as caught:
+        read_rows(path)
+    assert problem in str(caught.value)
+
+
+def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        read_rows(tmp_path / "absent.jsonl")
+    with pytest.raises(DataError, match="no rows"):
+        read_rows(_write(tmp_path / "empty.jsonl", ""))
+
+
+def test_labels_are_sorted_or_as_given() -> None:
+    rows = [LabelledRow(prompt="a", reply="b", labels=labels) for labels in (("dry", "warm"), ("cold",))]
+    assert labels_of(rows) == ("cold", "dry", "warm")
+    assert labels_of(rows, ["warm", "cold"]) == ("warm", "cold")
+    with pytest.raises(DataError, match="hot in no row; the data has: cold, dry, warm"):
+        labels_of(rows, ["hot"])
+    with pytest.raises(DataError, match="named twice"):
+        labels_of(rows, ["dry", "dry"])
+    with pytest.raises(DataError, match="no row has a label"):
+        labels_of([LabelledRow(prompt="a", reply="b", labels=())])

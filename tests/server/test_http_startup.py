@@ -1,0 +1,156 @@
+"""Starting `vllm serve`: what must not start and says why, help, other plugins, several API servers."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.conftest import Folders
+from tests.server.other_plugin import NAME, install_other_plugin, processes_it_ran_in
+from tests.server.parsing import serve_flags
+from tests.server.replies import COMPLETIONS, ROUTES, Reply, reply_of, request_body, spellings
+from tests.server.serving import SMALL, START_LIMIT, Server, child_environment, free_port, serve, vllm_command
+from tests.server.specs import MOODS, OPEN_LAYERS, STEERED, spec
+from tests.support.compare import assert_same
+from tests.support.probes import random_probe
+
+pytestmark = pytest.mark.slow
+
+SEVERAL = 2
+
+
+@pytest.fixture(scope="module")
+def ended(folders: Folders) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Commands that end by themselves, run side by side."""
+    misfit = random_probe(hidden_size=32).save(folders.work / "misfit")
+    model = str(folders.model)
+    commands = {
+        "bad layers": ("serve", model, "--plugin", "ksteer", "--ksteer-layers", "nope"),
+        "not enabled": ("serve", model, "--ksteer-max-steps", "5"),
+        "misfit": ("serve", model, *SMALL, "--port", str(free_port()), "--ksteer-probe", f"big={misfit}"),
+        "help": ("serve", "--help=ksteer"),
+    }
+    results: dict[str, subprocess.CompletedProcess[str]] = {}
+
+    def run(name: str) -> None:
+        results[name] = subprocess.run(
+            vllm_command(*commands[name]),
+            env=child_environment(),
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=START_LIMIT,
+        )
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in commands]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_a_bad_flag_is_a_usage_error(ended: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    result = ended["bad layers"]
+    assert result.returncode == 2
+    assert "argument --ksteer-layers: expected probe, all or a list of layers such as 3,5" in result.stderr
+
+
+def test_a_flag_without_the_plugin_is_an_error(ended: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    result = ended["not enabled"]
+    assert result.returncode == 2
+    assert "error: --ksteer-max-steps needs --plugin ksteer" in result.stderr
+
+
+def test_a_probe_that_does_not_fit_stops_the_start(ended: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    result = ended["misfit"]
+    assert result.returncode not in (0, None)
+    assert "probe 'big' was fitted on 'tiny' with hidden_size 32" in result.stderr
+    assert "this engine's model" in result.stderr
+    assert "has 64" in result.stderr
+
+
+def test_help_lists_the_flags(ended: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    result = ended["help"]
+    assert result.returncode == 0, result.stderr[-2000:]
+    for flag in ("--plugin", "--ksteer-probe", "--ksteer-layers", "--ksteer-max-steps"):
+        assert flag in result.stdout
+
+
+@pytest.fixture(scope="module")
+def other(folders: Folders) -> dict[str, str]:
+    folder = folders.work / "several"
+    folder.mkdir()
+    return install_other_plugin(folder)
+
+
+@pytest.fixture(scope="module")
+def several(folders: Folders, other: dict[str, str]) -> Iterator[Server]:
+    """Two API servers before one engine; VLLM_PLUGINS names both plugins; vLLM's own config flag comes last."""
+    flags = (
+        *folders.probe_flags, "--ksteer-layers", "all", "--api-server-count", str(SEVERAL), "--plugin", "ksteer",
+        "--additional-config", '{"other": 1}',
+    )  # fmt: skip
+    environment = {**other, "VLLM_PLUGINS": f"{NAME},ksteer"}
+    with serve(folders.model, folders.work / "several.log", *flags, environment=environment) as server:
+        server.wait_until_healthy()
+        yield server
+
+
+def test_several_api_servers_steer_and_refuse(several: Server, offline: dict[str, dict[str, Reply]]) -> None:
+    """A new connection per request, so that the kernel spreads them over the API servers."""
+    for _ in range(6):
+        for route in ROUTES:
+            for name in ("plain", "generation", "default alpha"):
+                fields = spellings(STEERED[name])["xargs"] if name in STEERED else {}
+                response = httpx.post(several.url + route, json=request_body(route, **fields), timeout=60)
+                assert response.status_code == 200, response.text
+                assert_same(reply_of(route, response.json()["choices"]), offline[route][name], name)
+            bad = request_body(route, stream=True, ksteer=spec(target=["hot"]))
+            assert httpx.post(several.url + route, json=bad, timeout=60).status_code == 400
+        refused = httpx.post(f"{several.url}/tokenize", json={"prompt": "w5", "ksteer": spec()}, timeout=60)
+        assert "does not support steering" in refused.json()["error"]["message"]
+    assert several.log.count("Application startup complete") == SEVERAL
+
+
+def test_every_layer_is_open(several: Server) -> None:
+    closed_elsewhere = [layer for layer in range(4) if layer not in OPEN_LAYERS]
+    body = request_body(COMPLETIONS, ksteer={"probe": MOODS, "target": ["calm"], "layers": closed_elsewhere})
+    assert httpx.post(several.url + COMPLETIONS, json=body, timeout=60).status_code == 200
+    body["ksteer"]["layers"] = [4]
+    error = httpx.post(several.url + COMPLETIONS, json=body, timeout=60).json()["error"]
+    assert "open: 0, 1, 2, 3" in error["message"]
+
+
+def test_other_plugins_load_too(several: Server, other: dict[str, str], folders: Folders, server: Server) -> None:
+    """In more processes than one: those of the API servers, the engine and the worker; VLLM_PLUGINS set or not."""
+    assert several.process.poll() is None
+    assert len(processes_it_ran_in(other)) > SEVERAL
+    assert server.process.poll() is None
+    assert len(processes_it_ran_in(install_other_plugin(folders.work))) > 1
+
+
+@pytest.fixture(scope="module")
+def render_server(folders: Folders) -> Iterator[Server]:
+    if "--enable-scale-out" not in serve_flags():
+        pytest.skip("this vLLM has no `vllm launch render`")
+    with serve(folders.model, folders.work / "render.log", command=("launch", "render")) as server:
+        server.wait_until_healthy()
+        yield server
+
+
+def test_a_server_without_an_engine_refuses_specs(render_server: Server) -> None:
+    """`vllm launch render` only turns text into tokens; a spec would not come out again."""
+    for route in ROUTES:
+        body = {"model": "tiny", "prompt": "w5", "messages": [{"role": "user", "content": "w5"}]}
+        path = f"{render_server.url}{route}/render"
+        assert httpx.post(path, json=body, timeout=60).status_code == 200
+        for fields in spellings(spec()).values():
+            refused = httpx.post(path, json={**body, **fields}, timeout=60)
+            assert refused.status_code == 400
+            assert "does not support steering" in refused.json()["error"]["message"]
