@@ -33,6 +33,8 @@ EXTRA_ARGS_KEY = "ksteer"
 
 MAX_LABELS_PER_SIDE = 1024
 MAX_LAYERS = 1024
+MAX_ALPHA = 1e12
+"""Beyond every use; keeps float32 sums over steps finite."""
 
 Method = Literal["gradient", "reflect", "project", "add"]
 Window = tuple[int, int | None]
@@ -217,8 +219,8 @@ class SteeringSpec(BaseModel):
             alpha = float(alpha)
         except OverflowError:
             alpha = math.inf
-        if not math.isfinite(alpha) or abs(alpha) > 1e30:
-            raise ValueError(f"must be a finite number of magnitude at most 1e30, got {alpha}")
+        if not math.isfinite(alpha) or abs(alpha) > MAX_ALPHA:
+            raise ValueError(f"must be a finite number of magnitude at most {MAX_ALPHA:g}")
         return alpha
 
     @field_validator("step_decay")

@@ -131,7 +131,7 @@ def _kept(tone: str, tones: frozenset[str], rng: random.Random) -> list[str]:
 
 def make_reply(topic: Topic, tones: frozenset[str], rng: random.Random) -> str:
     """A random reply on the topic that shows exactly these tones."""
-    first, second = rng.sample(STEPS[topic.verb], 2)
+    first, second = (rng.choice(steps) for steps in STEPS[topic.verb])
     fields = {"verb": topic.verb, "noun": topic.noun, "step1": first, "step2": second}
     parts = {tone: _kept(tone, tones, rng) for tone in TONE_ORDER}
 

@@ -11,20 +11,24 @@ from typing import Final
 
 TONES: Final = ("helpful", "expert", "casual", "cautious", "empathetic", "concise")
 
-STEPS: Final[dict[str, tuple[str, ...]]] = {
-    "clean": ("rinse it with water", "scrub it with soap", "wipe it with a cloth", "dry it in the sun"),
-    "store": ("wrap it in paper", "put it in a box", "place it on a shelf", "cover it with a sheet"),
-    "repair": ("open the back panel", "replace the worn part", "glue the loose edge", "tighten every screw"),
-    "paint": ("sand it down", "brush on a primer", "add two thin coats", "let it dry overnight"),
-    "move": ("measure the doorway", "lift it with both hands", "load it on a cart", "strap it down"),
-    "sell": ("take clear pictures", "set a fair price", "post it online", "meet the buyer"),
-    "test": ("shake it gently", "press every side", "listen for odd sounds", "note the result"),
-    "ship": ("pack it in foam", "seal the carton", "print the address", "book a courier"),
-    "decorate": ("pick two colors", "add some ribbon", "stick on a pattern", "tie a bow"),
-    "label": ("cut a paper tag", "write the date", "attach it with string", "add your name"),
-    "measure": ("find a long tape", "mark both ends", "read the number", "round it up"),
-    "polish": ("remove the dust", "rub it in circles", "apply a little wax", "buff it to a shine"),
+STEPS: Final[dict[str, tuple[tuple[str, str], tuple[str, str]]]] = {
+    "clean": (("rinse it with water", "scrub it with soap"), ("wipe it with a cloth", "dry it in the sun")),
+    "store": (("wrap it in paper", "put it in a box"), ("place it on a shelf", "cover it with a sheet")),
+    "repair": (
+        ("open the back panel", "replace the worn part"),
+        ("glue the loose edge", "tighten every screw"),
+    ),
+    "paint": (("sand it down", "brush on a primer"), ("add two thin coats", "let it dry overnight")),
+    "move": (("measure the doorway", "lift it with both hands"), ("load it on a cart", "strap it down")),
+    "sell": (("take clear pictures", "set a fair price"), ("post it online", "meet the buyer")),
+    "test": (("shake it gently", "press every side"), ("listen for odd sounds", "note the result")),
+    "ship": (("pack it in foam", "seal the carton"), ("print the address", "book a courier")),
+    "decorate": (("pick two colors", "add some ribbon"), ("stick on a pattern", "tie a bow")),
+    "label": (("cut a paper tag", "write the date"), ("attach it with string", "add your name")),
+    "measure": (("find a long tape", "mark both ends"), ("read the number", "round it up")),
+    "polish": (("remove the dust", "rub it in circles"), ("apply a little wax", "buff it to a shine")),
 }
+"""What there is to do, each with two ways to begin and two ways to go on."""
 
 NOUNS: Final = (
     "kettle", "bicycle", "guitar", "lamp", "tent", "jacket", "table", "mirror", "clock", "suitcase",

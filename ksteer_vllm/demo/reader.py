@@ -55,7 +55,7 @@ def _alternatives(words: Sequence[str]) -> str:
 def _field(name: str) -> str:
     if name == "asides":
         return f"(?P<asides>(?:{'|'.join(_expression(wording) for wording in ASIDES.values())})*)"
-    steps = [step for steps in STEPS.values() for step in steps]
+    steps = [step for pairs in STEPS.values() for pair in pairs for step in pair]
     choices = {"verb": list(STEPS), "noun": list(NOUNS), "step1": steps, "step2": steps}
     return f"(?P<{name}>{_alternatives(choices[name])})"
 
@@ -136,11 +136,13 @@ def read(question: str, reply: str, *, finished: bool = True) -> Reading:
     for core in cores:
         if core.topic != asked:
             problems.append("the reply answers another question")
-        if len(set(core.steps)) < len(core.steps):
-            problems.append("a step is given twice")
-        if core.topic is not None and not set(core.steps) <= set(STEPS[core.topic.verb]):
-            problems.append("a step does not belong to it")
+        if core.topic is not None and not _belong(core.steps, core.topic):
+            problems.append("a step does not belong there")
     return Reading(tones, not problems, tuple(problems), sentences)
+
+
+def _belong(steps: Sequence[str], topic: Topic) -> bool:
+    return all(step in choices for step, choices in zip(steps, STEPS[topic.verb], strict=True))
 
 
 def _order_problems(sentences: Sequence[Sentence]) -> list[str]:

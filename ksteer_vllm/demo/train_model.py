@@ -30,7 +30,7 @@ INSTRUCTED_SHARE = 0.5
 class TrainingPlan:
     """Sizes and schedule of one training run."""
 
-    steps: int = 600
+    steps: int = 1200
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup: int = 60
@@ -195,6 +195,8 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
     plan = TrainingPlan(steps=steps, seed=seed)
     tokenizer = make_tokenizer(plan)
     model = make_model(plan, tokenizer)

@@ -34,7 +34,7 @@ ADMISSION_KEY = "ksteer_admission"
 
 
 class AdmissionError(VLLMValidationError, ValueError):
-    """A request that cannot be steered as asked. vLLM answers it with HTTP 400; offline it is a ValueError."""
+    """A request that cannot be steered as asked: HTTP 400 from vLLM's server, a ValueError offline."""
 
     def __init__(self, message: str, parameter: str = EXTRA_ARGS_KEY) -> None:
         VLLMValidationError.__init__(self, _encodable(message), parameter=_encodable(parameter))

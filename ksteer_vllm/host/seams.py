@@ -148,8 +148,8 @@ FRONT_END: tuple[Patch, ...] = (
     Patch(
         ("vllm.engine.arg_utils:EngineArgs.from_cli_args",),
         _from_cli_args,
-        why="moves the flags into additional_config, whatever their order beside --additional-config; applies "
-        "the SERVER patches below also where a command serves HTTP without an engine (vllm launch render)",
+        why="moves the flags into additional_config, whatever their order beside --additional-config; and "
+        "applies the SERVER patches where HTTP is served without an engine (vllm launch render)",
         delete_when="as add_cli_args",
     ),
     Patch(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.probe import ModelIdentity
@@ -68,6 +70,11 @@ def refuse_unsupported(vllm_config: Any) -> None:
             )
     if getattr(vllm_config.parallel_config, "prefill_context_parallel_size", 1) > 1:
         raise ConfigError("steering cannot run with prefill context parallelism: tokens are split over ranks")
+    if vllm_config.model_config.dtype == torch.float16:
+        raise ConfigError(
+            "steering cannot run with float16: a strong edit would overflow in the layers above, and the "
+            "infinities it leaves in the cache would reach other requests; use bfloat16 or float32"
+        )
     if vllm_config.model_config.runner_type != "generate":
         raise ConfigError(
             f"steering needs a generation engine; this one runs {vllm_config.model_config.runner_type!r}"

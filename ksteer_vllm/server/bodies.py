@@ -11,7 +11,7 @@ from ksteer_vllm.spec import EXTRA_ARGS_KEY
 __all__ = ["CARRIERS", "carries_spec", "form_asks_for_steering", "json_asks_for_steering", "may_carry_spec"]
 
 CARRIERS = ("vllm_xargs", "extra_args", "extra_body", "sampling_params", "session", "body", "requests")
-"""Fields of a request body that hold parameters, or whole requests: where a spec can stand, beside the top."""
+"""Fields of a body that hold parameters, or whole requests: where a spec can stand, beside the top."""
 
 _WORD = EXTRA_ARGS_KEY.encode()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ GOOD: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1.0}
 
 # name -> (spec, words the message must contain): the field, what it got, what is allowed
 BAD: dict[str, tuple[Any, list[str]]] = {
-    "unknown probe": ({**GOOD, "probe": "toons"}, ["ksteer.probe", "'toons'", "moods, tones"]),
+    "unknown probe": ({**GOOD, "probe": "toons"}, ["ksteer.probe", "'toons'", "tones, moods"]),
     "no probe": ({"target": ["warm"], "alpha": 1}, ["ksteer.probe", "required"]),
     "unknown label": ({**GOOD, "target": ["hot"]}, ["ksteer.target", "'hot'", "warm, cold, dry"]),
     "label of another probe": ({**GOOD, "avoid": ["sad"]}, ["ksteer.avoid", "'sad'", "warm, cold, dry"]),
@@ -30,11 +31,11 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "alpha true": ({**GOOD, "alpha": True}, ["ksteer.alpha", "number", "True"]),
     "alpha not a number": ({**GOOD, "alpha": float("nan")}, ["ksteer.alpha", "finite", "nan"]),
     "alpha infinite": ({**GOOD, "alpha": float("-inf")}, ["ksteer.alpha", "finite", "-inf"]),
-    "alpha beyond float": ({**GOOD, "alpha": 10**400}, ["ksteer.alpha", "finite"]),
+    "alpha beyond float": (json.dumps({**GOOD, "alpha": 10**400}), ["ksteer.alpha", "finite"]),
     "alpha absent": ({"probe": "tones", "target": ["warm"]}, ["ksteer.alpha", "required", "default_alpha"]),
     "no steps": ({**GOOD, "num_steps": 0}, ["ksteer.num_steps", "greater than or equal to 1", "0"]),
     "too many steps": ({**GOOD, "num_steps": 257}, ["ksteer.num_steps", "256", "257"]),
-    "very many steps": ({**GOOD, "num_steps": 10**30}, ["ksteer.num_steps", "256"]),
+    "very many steps": (json.dumps({**GOOD, "num_steps": 10**30}), ["ksteer.num_steps", "256"]),
     "fractional steps": ({**GOOD, "num_steps": 1.5}, ["ksteer.num_steps", "integer", "1.5"]),
     "decay above 1": ({**GOOD, "step_decay": 1.1}, ["ksteer.step_decay", "less than or equal to 1", "1.1"]),
     "decay negative": ({**GOOD, "step_decay": -0.1}, ["ksteer.step_decay", "-0.1"]),
@@ -80,7 +81,10 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         {**GOOD, "where": {"generation": [12, 14]}},
         ["ksteer.where.generation", "selects nothing", "max_tokens is 12"],
     ),
-    "window far beyond": ({**GOOD, "where": {"generation": [2**80, None]}}, ["ksteer.where.generation"]),
+    "window far beyond": (
+        json.dumps({**GOOD, "where": {"generation": [2**80, None]}}),
+        ["ksteer.where.generation", "selects nothing"],
+    ),
     "not an object": (3, ["ksteer", "expected an object", "int"]),
     "a list": ([GOOD], ["ksteer", "expected an object", "list"]),
     "broken JSON": ("{", ["ksteer", "not valid JSON"]),
@@ -127,7 +131,7 @@ def test_other_requests_of_the_engine_are_untouched_by_a_refusal(
     alone = generate_one(engine, prompt, GOOD)
     engine.reset_prefix_cache()
     low_level = engine.llm_engine
-    low_level.add_request("running", token_prompt(prompt), sampling(GOOD))
+    low_level.add_request("900", token_prompt(prompt), sampling(GOOD))
     low_level.step()
     for index, (spec, _) in enumerate(BAD.values()):
         with pytest.raises(ValueError, match="ksteer"):
@@ -159,21 +163,13 @@ def test_beam_search_refuses_a_spec_in_every_spelling(
     from vllm.sampling_params import BeamSearchParams
 
     params = BeamSearchParams(beam_width=2, max_tokens=3)
-    carrier = "ksteer" if as_attribute else "extra_args"
-    object.__setattr__(params, carrier, spec if as_attribute else {"ksteer": spec}) if _open(
-        params, carrier
-    ) else pytest.skip(f"BeamSearchParams cannot carry {carrier} in this vLLM")
+    if as_attribute:
+        params.ksteer = spec
+    else:
+        params.extra_args = {"ksteer": spec}
     for llm in (engine, plain_engine):
         with pytest.raises(ValueError, match="not supported with beam search"):
             llm.beam_search([token_prompt(prompts(1, 10)[0])], params)
-
-
-def _open(params: Any, name: str) -> bool:
-    try:
-        object.__setattr__(params, name, None)
-    except AttributeError:
-        return False
-    return True
 
 
 def test_beam_search_without_a_spec_still_runs(

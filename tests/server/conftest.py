@@ -60,24 +60,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 @pytest.fixture(scope="session")
 def running(folders: Folders) -> Iterator[Running]:
     answers = folders.work / "offline.json"
-    program = [sys.executable, "-m", "tests.server.offline_reference", *map(str, (folders.model, folders.tones))]
+    arguments = map(str, (folders.model, folders.tones, folders.moods, answers))
     steering_flags = (
         "--plugin", "ksteer", *folders.probe_flags, "--ksteer-layers", ",".join(map(str, OPEN_LAYERS)),
         "--ksteer-max-steps", str(MAX_STEPS), "--additional-config", '{"other": 1}', "--enable-prompt-embeds",
     )  # fmt: skip
     scale_out = ("--enable-scale-out",) if "--enable-scale-out" in serve_flags() else ()
-    environment = install_other_plugin(folders.work)
+    other = install_other_plugin(folders.work)
+    flags = (*steering_flags, *scale_out)
     with ExitStack() as stack:
         steering = stack.enter_context(
-            serve(
-                folders.model, folders.work / "steering.log", *steering_flags, *scale_out, environment=environment
-            )
+            serve(folders.model, folders.work / "steering.log", *flags, environment=other)
         )
         plain = stack.enter_context(
             serve(folders.model, folders.work / "plain.log", environment={"VLLM_SERVER_DEV_MODE": "1"})
         )
         offline = subprocess.run(
-            [*program, str(folders.moods), str(answers)],
+            [sys.executable, "-m", "tests.server.offline_reference", *arguments],
             env=child_environment(),
             timeout=START_LIMIT,
             capture_output=True,
@@ -132,7 +131,7 @@ def openai(server: Server) -> Iterator[OpenAI]:
 
 @pytest.fixture
 def unharmed(server: Server, http: httpx.Client) -> Iterator[None]:
-    """Whatever the test sends: a plain request gives the same output before and after, and no error is logged."""
+    """Whatever the test sends: a plain request gives the same output before and after; no error is logged."""
 
     def plain_reply() -> Any:
         response = http.post(COMPLETIONS, json=request_body(COMPLETIONS))

@@ -19,12 +19,12 @@ def main() -> None:
     prepare_environment()
     from vllm import SamplingParams
 
-    llm = start_engine(model, {TONES: tones, MOODS: moods}, steering={"layers": OPEN_LAYERS, "max_steps": MAX_STEPS})
+    llm = start_engine(
+        model, {TONES: tones, MOODS: moods}, steering={"layers": OPEN_LAYERS, "max_steps": MAX_STEPS}
+    )
     names = ["plain", *STEERED]
-    params = [
-        SamplingParams(**SAMPLING, logprobs=TOP, extra_args={"ksteer": STEERED[name]} if name in STEERED else None)
-        for name in names
-    ]
+    extra_args = {name: {"ksteer": spec} for name, spec in STEERED.items()}
+    params = [SamplingParams(**SAMPLING, logprobs=TOP, extra_args=extra_args.get(name)) for name in names]
     completions = llm.generate([{"prompt_token_ids": PROMPT}] * len(names), params, use_tqdm=False)
     chats = llm.chat([MESSAGES] * len(names), params, use_tqdm=False)
     replies = {

@@ -1,4 +1,4 @@
-"""A real `vllm serve` as a child process: started on a free port, waited for, and taken down with its children."""
+"""A real `vllm serve` as a child process: started on a free port, waited for, ended with its children."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import httpx
 
 MODEL_NAME = "tiny"
-START_LIMIT = 240.0
+START_LIMIT = 420.0
 STOP_LIMIT = 20.0
 
 SMALL = (
-    "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "16", "--enforce-eager", "--block-size", "32",
-    "--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(2 << 20),
+    "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "16", "--enforce-eager",
+    "--block-size", "32", "--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(2 << 20),
 )  # fmt: skip
 """A tiny engine: 64 cache blocks of 32 tokens, so that blocks are soon used again by other requests."""
 

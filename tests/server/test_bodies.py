@@ -69,7 +69,16 @@ def test_a_mention_is_no_spec(body: Any, encoding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"ksteer", b'{"ksteer": ', b'{"ksteer": {}', b"\xff\xfe\x00", b"ksteer\xff", b"1" * 5000 + b"ksteer"]
+    "body",
+    [
+        b"",
+        b"ksteer",
+        b'{"ksteer": ',
+        b'{"ksteer": {}',
+        b"\xff\xfe\x00",
+        b"ksteer\xff",
+        b"1" * 5000 + b"ksteer",
+    ],
 )
 def test_what_is_not_json_is_left_to_the_route(body: bytes) -> None:
     assert not json_asks_for_steering(body)

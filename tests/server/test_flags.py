@@ -117,7 +117,10 @@ def test_bad_values_are_usage_errors(
         (("--ksteer-kernels", "torch", *OTHER), "--ksteer-kernels needs --plugin ksteer"),
         ((*PROBE, "--ksteer-probe", "tones=other"), "--ksteer-probe: tones is given twice"),
         ((*PROBE, "--ksteer-probe", "b=c", "--ksteer-max-probes", "1"), "max_probes: 1 slots for 2 probes"),
-        ((*PLUGIN, "--additional-config", '{"ksteer": {"strength": 1}}'), "strength: unknown; allowed: probes"),
+        (
+            (*PLUGIN, "--additional-config", '{"ksteer": {"strength": 1}}'),
+            "strength: unknown; allowed: probes",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together(

@@ -44,7 +44,9 @@ def call(method: str, path: str, *, root_path: str = "", **request: Any) -> http
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "QUERY"])
-@pytest.mark.parametrize("path", ["/v1/responses", "/tokenize", "/v1/completions/render", "/", "/v1/completionsx"])
+@pytest.mark.parametrize(
+    "path", ["/v1/responses", "/tokenize", "/v1/completions/render", "/", "/v1/completionsx"]
+)
 def test_a_spec_is_refused(method: str, path: str) -> None:
     response = call(method, path, json=SPEC)
     assert response.status_code == 400
@@ -111,7 +113,9 @@ HTTP = {"type": "http", "method": "POST", "path": "/v1/responses", "headers": []
 
 def test_a_spec_across_chunks_is_found() -> None:
     text = json.dumps(SPEC).encode()
-    chunks = [{"type": "http.request", "body": text[i : i + 3], "more_body": True} for i in range(0, len(text), 3)]
+    chunks = [
+        {"type": "http.request", "body": text[i : i + 3], "more_body": True} for i in range(0, len(text), 3)
+    ]
     app, sent = messages_through(HTTP, [*chunks, {"type": "http.request", "body": b"", "more_body": False}])
     assert app.received == []
     assert sent[0]["status"] == 400
@@ -146,7 +150,9 @@ def test_websocket_messages_are_refused_by_closing(kind: str) -> None:
     assert len(sent[0]["reason"].encode()) <= 123
 
 
-@pytest.mark.parametrize("message", [{"text": '{"prompt": "ksteer"}'}, {"bytes": b"\x00ksteer"}, {"text": None}])
+@pytest.mark.parametrize(
+    "message", [{"text": '{"prompt": "ksteer"}'}, {"bytes": b"\x00ksteer"}, {"text": None}]
+)
 def test_other_websocket_messages_pass(message: dict[str, Any]) -> None:
     incoming = {"type": "websocket.receive", **message}
     app, _ = messages_through({"type": "websocket", "path": "/v1/realtime"}, [incoming])
@@ -160,11 +166,15 @@ def test_lifespan_is_left_alone() -> None:
 
 def test_the_gate_is_put_around_an_application_as_it_is_built() -> None:
     class Application:
-        middleware: list[Any] = []
+        def __init__(self) -> None:
+            self.middleware: list[Any] = []
 
         def add_middleware(self, kind: Any) -> None:
             self.middleware.append(kind)
 
     app = Application()
-    assert with_gate(lambda app, tasks: ("attached", tasks))(app, ("generate",)) == ("attached", ("generate",))
+    assert with_gate(lambda app, tasks: ("attached", tasks))(app, ("generate",)) == (
+        "attached",
+        ("generate",),
+    )
     assert app.middleware == [SpecGate]

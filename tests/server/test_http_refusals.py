@@ -48,13 +48,16 @@ def test_a_bad_spec_is_status_400(http: httpx.Client, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "not valid JSON"), ("{", "not valid JSON"), ("warm", "not valid JSON"), ("null", "expected an object"),
-     ('"warm"', "expected an object"), ('{"alpha": ' + "1" * 5000 + "}", "not valid JSON")],
+    [("", "not valid JSON"), ("{", "not valid JSON"), ("warm", "not valid JSON"),
+     ("null", "expected an object"), ('"warm"', "expected an object"),
+     ('{"alpha": ' + "1" * 5000 + "}", "not valid JSON")],
     ids=["empty", "cut off", "a word", "null", "a string", "5000 digits"],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", ROUTES)
-def test_xargs_text_that_is_no_spec(http: httpx.Client, route: str, stream: bool, text: str, says: str) -> None:
+def test_xargs_text_that_is_no_spec(
+    http: httpx.Client, route: str, stream: bool, text: str, says: str
+) -> None:
     error = error_of(send(http, route, {"vllm_xargs": {"ksteer": text}}, stream=stream))
     assert error["param"] == "ksteer"
     assert says in error["message"]
@@ -107,7 +110,10 @@ def test_deep_nesting(http: httpx.Client, route: str, depth: int) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_one_bad_prompt_of_several_refuses_the_request(http: httpx.Client, stream: bool) -> None:
     """The window holds tokens of the long prompts only; nothing has run when the short one is found."""
-    fields = {"prompt": [[1, 2, 3, 4], [1, 2], [1, 2, 3, 4]], **spellings(spec(where={"prompt": [3, 4]}))["body"]}
+    fields = {
+        "prompt": [[1, 2, 3, 4], [1, 2], [1, 2, 3, 4]],
+        **spellings(spec(where={"prompt": [3, 4]}))["body"],
+    }
     error = error_of(send(http, COMPLETIONS, fields, stream=stream))
     assert "the prompt has 2 tokens" in error["message"]
 
@@ -131,12 +137,10 @@ def test_beam_search(http: httpx.Client, route: str, spelling: str) -> None:
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_openai_client_raises_bad_request(openai: OpenAI, route: str, stream: bool) -> None:
     """Also with stream=True the exception comes from `create`, not from reading the stream."""
-    extra = {"extra_body": {"ksteer": spec(target=["hot"])}, "model": "tiny", "stream": stream}
+    create: Any = openai.chat.completions.create if route == CHAT else openai.completions.create
+    prompt = {"messages": MESSAGES} if route == CHAT else {"prompt": "w5"}
     with pytest.raises(BadRequestError) as caught:
-        if route == CHAT:
-            openai.chat.completions.create(messages=MESSAGES, **extra)  # type: ignore[call-overload]
-        else:
-            openai.completions.create(prompt="w5", **extra)
+        create(model="tiny", stream=stream, extra_body={"ksteer": spec(target=["hot"])}, **prompt)
     assert caught.value.status_code == 400
     assert caught.value.param == "ksteer.target.hot"
     assert "'hot'; probe 'tones' has: warm, cold, dry" in caught.value.message

@@ -48,8 +48,10 @@ def takes_json(client: httpx.Client, path: str) -> bool:
 
 
 @pytest.mark.parametrize("which", ["http", "plain_http"])
-def test_every_other_route_refuses_a_spec_in_every_spelling(which: str, request: pytest.FixtureRequest) -> None:
-    """With steering, and without it but with vLLM's development routes."""
+def test_every_other_route_refuses_a_spec_in_every_spelling(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    """In every spelling; on the server with steering, and on the one without, with its development routes."""
     client: httpx.Client = request.getfixturevalue(which)
     routes = [(method, path) for method, path in routes_of(client) if path not in STEERED_ROUTES]
     assert len(routes) >= 8
@@ -103,7 +105,16 @@ def test_no_route_minds_text_that_mentions_the_word(http: httpx.Client) -> None:
 @pytest.mark.usefixtures("unharmed")
 def test_malformed_bodies_are_the_routes_own_errors(http: httpx.Client) -> None:
     for path in (*ROUTES, "/tokenize", "/v1/messages", "/v1/responses"):
-        for text in ('{"ksteer": ', '{"ksteer": {}', "ksteer", '"ksteer"', "[" * 100_000, '{"\\u006b', "", b"\xff\x00"):
+        for text in (
+            '{"ksteer": ',
+            '{"ksteer": {}',
+            "ksteer",
+            '"ksteer"',
+            "[" * 100_000,
+            '{"\\u006b',
+            "",
+            b"\xff\x00",
+        ):
             response = http.post(path, content=text, headers=JSON)
             assert 400 <= response.status_code < 500, (path, text[:20], response.text[:300])
             assert REFUSAL not in response.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -21,11 +20,13 @@ from tests.support.probes import random_probe
 
 pytestmark = pytest.mark.slow
 
+Ended = dict[str, subprocess.CompletedProcess[str]]
+
 SEVERAL = 2
 
 
 @pytest.fixture(scope="module")
-def ended(folders: Folders) -> dict[str, subprocess.CompletedProcess[str]]:
+def ended(folders: Folders) -> Ended:
     """Commands that end by themselves, run side by side."""
     misfit = random_probe(hidden_size=32).save(folders.work / "misfit")
     model = str(folders.model)
@@ -35,7 +36,7 @@ def ended(folders: Folders) -> dict[str, subprocess.CompletedProcess[str]]:
         "misfit": ("serve", model, *SMALL, "--port", str(free_port()), "--ksteer-probe", f"big={misfit}"),
         "help": ("serve", "--help=ksteer"),
     }
-    results: dict[str, subprocess.CompletedProcess[str]] = {}
+    results: Ended = {}
 
     def run(name: str) -> None:
         results[name] = subprocess.run(
@@ -55,19 +56,21 @@ def ended(folders: Folders) -> dict[str, subprocess.CompletedProcess[str]]:
     return results
 
 
-def test_a_bad_flag_is_a_usage_error(ended: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def test_a_bad_flag_is_a_usage_error(ended: Ended) -> None:
     result = ended["bad layers"]
     assert result.returncode == 2
     assert "argument --ksteer-layers: expected probe, all or a list of layers such as 3,5" in result.stderr
 
 
-def test_a_flag_without_the_plugin_is_an_error(ended: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def test_a_flag_without_the_plugin_is_an_error(ended: Ended) -> None:
     result = ended["not enabled"]
     assert result.returncode == 2
     assert "error: --ksteer-max-steps needs --plugin ksteer" in result.stderr
 
 
-def test_a_probe_that_does_not_fit_stops_the_start(ended: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def test_a_probe_that_does_not_fit_stops_the_start(
+    ended: Ended,
+) -> None:
     result = ended["misfit"]
     assert result.returncode not in (0, None)
     assert "probe 'big' was fitted on 'tiny' with hidden_size 32" in result.stderr
@@ -75,7 +78,7 @@ def test_a_probe_that_does_not_fit_stops_the_start(ended: dict[str, subprocess.C
     assert "has 64" in result.stderr
 
 
-def test_help_lists_the_flags(ended: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def test_help_lists_the_flags(ended: Ended) -> None:
     result = ended["help"]
     assert result.returncode == 0, result.stderr[-2000:]
     for flag in ("--plugin", "--ksteer-probe", "--ksteer-layers", "--ksteer-max-steps"):
@@ -91,10 +94,10 @@ def other(folders: Folders) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def several(folders: Folders, other: dict[str, str]) -> Iterator[Server]:
-    """Two API servers before one engine; VLLM_PLUGINS names both plugins; vLLM's own config flag comes last."""
+    """Two API servers and one engine; VLLM_PLUGINS names both plugins; --additional-config comes last."""
     flags = (
-        *folders.probe_flags, "--ksteer-layers", "all", "--api-server-count", str(SEVERAL), "--plugin", "ksteer",
-        "--additional-config", '{"other": 1}',
+        *folders.probe_flags, "--ksteer-layers", "all", "--api-server-count", str(SEVERAL),
+        "--plugin", "ksteer", "--additional-config", '{"other": 1}',
     )  # fmt: skip
     environment = {**other, "VLLM_PLUGINS": f"{NAME},ksteer"}
     with serve(folders.model, folders.work / "several.log", *flags, environment=environment) as server:
@@ -127,8 +130,10 @@ def test_every_layer_is_open(several: Server) -> None:
     assert "open: 0, 1, 2, 3" in error["message"]
 
 
-def test_other_plugins_load_too(several: Server, other: dict[str, str], folders: Folders, server: Server) -> None:
-    """In more processes than one: those of the API servers, the engine and the worker; VLLM_PLUGINS set or not."""
+def test_other_plugins_load_too(
+    several: Server, other: dict[str, str], folders: Folders, server: Server
+) -> None:
+    """In the processes of API servers, engine and worker, whether VLLM_PLUGINS is set or not."""
     assert several.process.poll() is None
     assert len(processes_it_ran_in(other)) > SEVERAL
     assert server.process.poll() is None

@@ -175,7 +175,9 @@ def encoded_embeddings(tokens: int) -> str:
 
 def test_windows_beyond_the_embedded_prompt_are_refused_before_the_stream(http: httpx.Client) -> None:
     window = spec(where={"prompt": [5, 6]})
-    body = request_body(COMPLETIONS, prompt=None, prompt_embeds=encoded_embeddings(5), stream=True, ksteer=window)
+    body = request_body(
+        COMPLETIONS, prompt=None, prompt_embeds=encoded_embeddings(5), stream=True, ksteer=window
+    )
     response = http.post(COMPLETIONS, json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "ksteer.where.prompt"
@@ -206,11 +208,11 @@ def test_many_specs_at_once_equal_each_alone(server: Server, offline: Offline) -
 
 
 def test_a_request_steered_off_the_scale_harms_nobody(server: Server, offline: Offline) -> None:
-    """Steps of 1e30 overflow the request's own activations; its neighbours, and those after it in the same
+    """Steps of 1e12 overflow the request's own activations; its neighbours, and those after it in the same
     cache blocks, do not notice."""
 
     async def storm() -> list[Reply]:
-        wild = spec(alpha=1e30, num_steps=64, layers=[1, 2], where="both")
+        wild = spec(alpha=1e12, num_steps=64, layers=[1, 2], where="both")
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             wild_bodies = [
                 request_body(COMPLETIONS, prompt=[7 + i] * 30, max_tokens=150, ksteer=wild, **extra)

@@ -65,7 +65,7 @@ def test_given_twice_or_where_nobody_reads_it(kind: str) -> None:
         {"extra_body": {"ksteer": SPEC}},
         {"extra_args": {"ksteer": SPEC}, "ksteer": SPEC},
     ):
-        with pytest.raises(AdmissionError, match="^ksteer: "):
+        with pytest.raises(AdmissionError, match=r"^ksteer: "):
             extra_args(request_of(kind, **fields))
 
 

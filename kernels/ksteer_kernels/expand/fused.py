@@ -17,6 +17,7 @@ from ksteer_kernels.device import (
     slot_range,
     token_block,
 )
+from ksteer_kernels.expand.naive import edit_limit
 from ksteer_kernels.tables import ProbeTables, RowTables
 
 
@@ -32,6 +33,7 @@ def subtract_directions(
     hidden_size,
     hidden_stride,
     coefficient_width,
+    LIMIT: tl.constexpr,
     SPLIT_DOT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -64,11 +66,12 @@ def subtract_directions(
     there = mine[:, None] & inside
     target = hidden + wide[:, None] * hidden_stride + at[None, :]
     old = tl.load(target, mask=there, other=0.0).to(tl.float32)
-    # A zero edit keeps the sign of a zero, too; a value that would not be finite is not written.
-    new = tl.where(acc == 0.0, old, old - acc)
-    rounded = round_to(new, hidden.dtype.element_ty)
-    finite = tl.abs(rounded.to(tl.float32)) < float("inf")
-    tl.store(target, rounded, mask=there & finite)
+    # As expand.naive.bounded_edit: within the limit, or where the entry was; only finite edits are written.
+    new = tl.minimum(tl.maximum(old - acc, tl.minimum(old, -LIMIT)), tl.maximum(old, LIMIT))
+    finite = tl.abs(acc) < float("inf")
+    # A zero edit keeps the sign of a zero, too.
+    new = tl.where(acc == 0.0, old, new)
+    tl.store(target, round_to(new, hidden.dtype.element_ty), mask=there & finite & (tl.abs(old) < float("inf")))
 
 
 @triton.jit(do_not_specialize=["row_offset", "num_tokens"])
@@ -89,6 +92,7 @@ def expand_kernel(
     num_labels,
     hidden_stride,
     coefficient_width,
+    LIMIT: tl.constexpr,
     SPLIT_DOT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -125,6 +129,7 @@ def expand_kernel(
                     hidden_size,
                     hidden_stride,
                     coefficient_width,
+                    LIMIT,
                     SPLIT_DOT,
                     BLOCK_T,
                     BLOCK_D,
@@ -162,6 +167,7 @@ def expand_(
         probes.max_labels,
         hidden.stride(0),
         coefficients.stride(0),
+        LIMIT=edit_limit(hidden.dtype),
         SPLIT_DOT=is_half(hidden.dtype) and probes.w1.dtype == torch.bfloat16,
         BLOCK_T=block_t,
         BLOCK_D=block_d,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -11,19 +9,29 @@ from ksteer_kernels.groups import active_groups
 from ksteer_kernels.tables import ProbeTables, Program, RowTables
 
 
-def finite_edit(old: Tensor, edit: Tensor) -> Tensor:
-    """old - edit in float32, rounded to old's dtype, without ever making a value that is not finite.
+def edit_limit(dtype: torch.dtype) -> float:
+    """The largest magnitude an edit may take an entry of hidden to: 2**10 for float16, 2**24 for others.
 
-    old [n, d] any float dtype, edit [n, d] float32. A token whose edit is not finite keeps its bits, and so
-    does an element that would overflow old's dtype: one request's strength must not put an infinity into a
-    cache block that another request will reuse.
+    Far beyond any residual stream a model makes itself, and small enough that the layers above neither
+    overflow nor divide infinities.
     """
-    exact = old.float() - edit
-    new = exact.to(old.dtype)
-    if old.dtype != torch.float16 and math.isfinite(float(exact.sum())):
-        return new
-    written = torch.isfinite(edit).all(1, keepdim=True) & torch.isfinite(new)
-    return torch.where(written, new, old)
+    return 2.0**10 if dtype == torch.float16 else 2.0**24
+
+
+def bounded_edit(old: Tensor, edit: Tensor) -> Tensor:
+    """old - edit in float32, rounded to old's dtype, with every entry kept within `edit_limit`.
+
+    old [n, d] any float dtype, edit [n, d] float32. An entry that was beyond the limit may stay there, and
+    an entry whose edit is not finite keeps its bits. One request's strength must not put an infinity into
+    a cache block that another request will reuse.
+    """
+    before = old.float()
+    exact = before - edit
+    limit = edit_limit(old.dtype)
+    if float(exact.abs().amax()) <= limit:  # false for NaN, too
+        return exact.to(old.dtype)
+    bounded = torch.clamp(exact, before.clamp(max=-limit), before.clamp(min=limit))
+    return torch.where(torch.isfinite(edit), bounded.to(old.dtype), old)
 
 
 def expand_(
@@ -43,4 +51,4 @@ def expand_(
         matrix = probes.vectors if group.program == Program.ADD else probes.w1
         directions = matrix[group.slot].float()
         s = coefficients[group.tokens, : directions.shape[0]]
-        hidden[group.tokens] = finite_edit(hidden[group.tokens], s @ directions)
+        hidden[group.tokens] = bounded_edit(hidden[group.tokens], s @ directions)

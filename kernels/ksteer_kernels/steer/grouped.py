@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ksteer_kernels.expand.naive import finite_edit
+from ksteer_kernels.expand.naive import bounded_edit
 from ksteer_kernels.groups import active_groups
 from ksteer_kernels.hidden.naive import reflect_program, step_sizes
 from ksteer_kernels.host import HostProbe
@@ -129,10 +129,10 @@ def _residual_stream(hidden: Tensor, residual: Tensor | None, group: PlannedGrou
 
 
 def _subtract_(hidden: Tensor, group: PlannedGroup, edit: Tensor) -> None:
-    """hidden <- hidden - edit for the group's tokens; edit [n, d] float32. Nothing non-finite is written."""
+    """hidden <- hidden - edit for the group's tokens; edit [n, d] float32. Bounded, see `bounded_edit`."""
     if group.span is None:
         old = hidden.index_select(0, group.tokens)
-        hidden.index_copy_(0, group.tokens, finite_edit(old, edit))
+        hidden.index_copy_(0, group.tokens, bounded_edit(old, edit))
         return
     view = hidden[group.span[0] : group.span[1]]
-    view.copy_(finite_edit(view, edit))
+    view.copy_(bounded_edit(view, edit))
