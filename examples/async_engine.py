@@ -1,4 +1,4 @@
-"""Concurrent requests to AsyncLLM, each with its own spec: `python examples/async_engine.py [MODEL] [PROBE]`."""
+"""Concurrent requests to AsyncLLM, each its own spec: `python examples/async_engine.py [MODEL] [PROBE]`."""
 
 import asyncio
 import sys
@@ -13,9 +13,10 @@ async def main(model: str = "demo-out/model", probe: str = "demo-out/probe") -> 
     from vllm.v1.engine.async_llm import AsyncLLM
 
     steering = ksteer_vllm.enable(probes={"tones": probe})
-    engine = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(model=model, max_model_len=256, additional_config=steering)
+    options = AsyncEngineArgs(
+        model=model, max_model_len=256, gpu_memory_utilization=0.3, additional_config=steering
     )
+    engine = AsyncLLM.from_engine_args(options)
     prompt = "<|user|>How do I clean my kettle?<|end|><|assistant|>"  # the demo model's chat template
 
     async def reply(target: list[str]) -> str:

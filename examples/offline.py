@@ -9,7 +9,8 @@ from ksteer_vllm import SteeringSpec
 def main(model: str = "demo-out/model", probe: str = "demo-out/probe") -> None:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model, max_model_len=256, additional_config=ksteer_vllm.enable(probes={"tones": probe}))
+    steering = ksteer_vllm.enable(probes={"tones": probe})
+    llm = LLM(model, max_model_len=256, gpu_memory_utilization=0.3, additional_config=steering)
     specs = {
         "unsteered": None,
         "casual": SteeringSpec.parse({"probe": "tones", "target": ["casual"]}),

@@ -1,6 +1,7 @@
 """Steering over HTTP with the openai client, also streamed: `python examples/openai_client.py [BASE_URL]`.
 
-The server: `vllm serve demo-out/model --plugin ksteer --ksteer-probe tones=demo-out/probe`.
+The server: `vllm serve demo-out/model --plugin ksteer --ksteer-probe tones=demo-out/probe
+--gpu-memory-utilization 0.3`.
 """
 
 import sys

@@ -170,9 +170,12 @@ def demo(
     """Fit, calibrate and steer the small model that comes with this package."""
     _quiet_vllm()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # two short-lived engines: no new processes
+    import torch
+
     from ksteer_vllm.demo import MODEL_DIR
     from ksteer_vllm.demo.run import DemoPlan, run_demo
 
+    torch.set_num_threads(1)  # in a model this small, threads only wait for each other
     with _clean_errors():
         plan = DemoPlan(test_questions=questions, seed=seed)
         holds = run_demo(out, plan, model=model or MODEL_DIR, console=_console())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,15 +20,17 @@ __all__ = ["METHODS", "RULE", "Calibration", "Point", "calibrate"]
 METHODS: tuple[Method, ...] = ("gradient", "add")
 
 RULE = (
-    "one alpha per method for all six tones: the one with the highest mean over tones of the share of "
-    "replies to calibration questions that show the tone and are well formed; a log-spaced grid, "
-    "extended while the best lies at an end, then refined once around the best; ties go to the smaller alpha"
+    "one alpha per method for all six tones; score: the mean over tones of the share of replies to "
+    "calibration questions that show the tone and are well formed; of a log-spaced grid, extended while the "
+    "best lies at an end and refined once, the middle one of the strengths around the best that score within "
+    "0.02 of it"
 )
 
-_GRID = tuple(2.0**k for k in range(-4, 4))
+_TOLERANCE = 0.02
+_GRID = tuple(2.0**k for k in range(-6, 2))
 _EXTENSION = 3
-_MAX_EXTENSIONS = 4
-_REFINEMENT = tuple(2.0 ** (k / 4) for k in (-3, -2, -1, 1, 2, 3))
+_MAX_EXTENSIONS = 3
+_REFINEMENT = 2.0**0.5
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,12 @@ def calibrate(llm: Any, probe: Probe, questions: Sequence[Question], *, seed: in
         wanted = {method: _beyond_the_end(tried[method]) for method in METHODS}
         if not any(wanted.values()):
             break
-    _try(
-        llm,
-        {method: [_best(tried[method]).alpha * factor for factor in _REFINEMENT] for method in METHODS},
-        tried,
-        questions,
-        seed,
-    )
+    _try(llm, {method: _refined(tried[method]) for method in METHODS}, tried, questions, seed)
     return [
         Calibration(
-            method, _best(tried[method]).alpha, tuple(point for _, point in sorted(tried[method].items()))
+            method,
+            _middle(_plateau(tried[method])),
+            tuple(point for _, point in sorted(tried[method].items())),
         )
         for method in METHODS
     ]
@@ -107,6 +106,35 @@ def _try(
 
 def _best(points: dict[float, Point]) -> Point:
     return max(points.values(), key=lambda point: (point.score, -point.alpha))
+
+
+def _plateau(points: dict[float, Point]) -> list[float]:
+    """The strengths, ascending and unbroken, around the best that score nearly as high."""
+    best = _best(points)
+    alphas = sorted(points)
+    first = last = alphas.index(best.alpha)
+    while first > 0 and points[alphas[first - 1]].score >= best.score - _TOLERANCE:
+        first -= 1
+    while last + 1 < len(alphas) and points[alphas[last + 1]].score >= best.score - _TOLERANCE:
+        last += 1
+    return alphas[first : last + 1]
+
+
+def _middle(alphas: list[float]) -> float:
+    """The one nearest to the geometric middle of the range."""
+    centre = math.sqrt(alphas[0] * alphas[-1])
+    return min(alphas, key=lambda alpha: abs(math.log(alpha / centre)))
+
+
+def _refined(points: dict[float, Point]) -> list[float]:
+    """A finer grid over the plateau and up to the coarse strengths next to it."""
+    plateau = _plateau(points)
+    alpha, found = plateau[0] / 2 * _REFINEMENT, []
+    while alpha < plateau[-1] * 2 / 1.01:
+        if all(abs(math.log(alpha / known)) > 0.01 for known in points):
+            found.append(alpha)
+        alpha *= _REFINEMENT
+    return found
 
 
 def _beyond_the_end(points: dict[float, Point]) -> list[float]:

@@ -95,8 +95,8 @@ def check_claims(rows: Sequence[Row]) -> list[Claim]:
 def results_table(rows: Sequence[Row]) -> Table:
     """The table of rates; a target tone's rate is bold."""
     title = f"share of replies, {rows[0].replies} test questions per row"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("towards", no_wrap=True)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("towards", max_width=22)
     table.add_column("method", no_wrap=True)
     for heading in (*TONES, "well\nformed", "all\ntargets"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -109,7 +109,7 @@ def results_table(rows: Sequence[Row]) -> Table:
             for tone, rate in row.tone_rates.items()
         ]
         targets = "" if row.all_targets is None else f"{row.all_targets:.2f}"
-        name = " + ".join(row.target) if row.target != previous or not row.target else ""
+        name = " + ".join(row.target) if row.target != previous else ""
         table.add_row(name, METHOD_NAMES[row.method], *rates, f"{row.well_formed:.2f}", targets)
         previous = row.target
     return table

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import random
 import shlex
 import shutil
 import time
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.demo.calibrate import METHODS, RULE, Calibration, calibrate
-from ksteer_vllm.demo.corpus import examples, held_out_questions, prompt_messages, train_questions
+from ksteer_vllm.demo.corpus import held_out_questions, make_example, prompt_messages, train_questions
 from ksteer_vllm.demo.generate import (
     ENGINE_OPTIONS,
     PROBE_NAME,
@@ -56,13 +56,13 @@ COMBINATIONS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """Sizes of one run. instructed_share: rows of the labelled text whose prompt asks for their tones."""
+    """Sizes of one run. Replies of the labelled text show one, two or three tones, equally often."""
 
-    rows: int = 2500
-    instructed_share: float = 0.5
-    layer: int | None = None
-    noise: float = 0.0
-    calibration_questions: int = 25
+    rows: int = 1500
+    layer: int = 2
+    epochs: int = 12
+    noise: float = 1.0
+    calibration_questions: int = 20
     test_questions: int = 100
     seed: int = 0
 
@@ -84,7 +84,7 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
         rows,
         labels=TONES,
         layer=plan.layer,
-        plan=FitPlan(seed=plan.seed, noise=plan.noise),
+        plan=FitPlan(seed=plan.seed, epochs=plan.epochs, noise=plan.noise),
         engine_options=ENGINE_OPTIONS,
         console=console,
     )
@@ -100,12 +100,13 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
         console.print(f"rule: {RULE}", calibration_table(calibrations))
         calibrated = time.perf_counter()
         with console.status("answering the test questions, all rows in one batch"):
-            replies = generate_replies(llm, test_asks(plan, alphas), seed=plan.seed)
+            replies = generate_replies(llm, final_asks(plan, alphas), seed=plan.seed)
     finally:
         shut_down(llm)
     probe = probe.with_metadata(default_alpha=alphas)
     probe.save(out / "probe")
-    table, claims = summarise(replies), check_claims(summarise(replies))
+    table = summarise(replies)
+    claims = check_claims(table)
     seconds = {
         "fit": fitted - started,
         "calibrate": calibrated - fitted,
@@ -122,21 +123,26 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
 
 
 def labelled_text(plan: DemoPlan) -> list[LabelledRow]:
-    """Replies to training questions, labelled with the tones they show."""
-    stream = examples(train_questions(), plan.seed + 1, instructed_share=plan.instructed_share)
-    return [
-        LabelledRow.model_validate(
-            {
-                "prompt": prompt_messages(example.question.text, example.instruction),
-                "reply": example.reply,
-                "labels": [tone for tone in TONES if tone in example.tones],
-            }
+    """Chats on training questions; the instruction asks for the tones the reply shows: its labels."""
+    rng = random.Random(plan.seed + 1)
+    questions = train_questions()
+    rows = []
+    for _ in range(plan.rows):
+        tones = frozenset(rng.sample(TONES, rng.choice((1, 2, 3))))
+        example = make_example(rng.choice(questions), rng, instructed=True, tones=tones)
+        rows.append(
+            LabelledRow.model_validate(
+                {
+                    "prompt": prompt_messages(example.question.text, example.instruction),
+                    "reply": example.reply,
+                    "labels": [tone for tone in TONES if tone in tones],
+                }
+            )
         )
-        for example in itertools.islice(stream, plan.rows)
-    ]
+    return rows
 
 
-def test_asks(plan: DemoPlan, alphas: dict[Method, float]) -> list[Ask]:
+def final_asks(plan: DemoPlan, alphas: dict[Method, float]) -> list[Ask]:
     """Every row of the final table on the same test questions."""
     questions = held_out_questions("test")[: plan.test_questions]
     asks = [Ask(question) for question in questions]
@@ -191,7 +197,7 @@ def _print_next_steps(out: Path, question: str, seconds: float, console: Console
     model, probe = shlex.quote(str(out / "model")), shlex.quote(f"{PROBE_NAME}={out / 'probe'}")
     console.print(f"all figures: {out / 'results.json'} ({seconds:.0f} s)\nserve it:\n")
     for line in (
-        f"  vllm serve {model} --plugin ksteer --ksteer-probe {probe}",
+        f"  vllm serve {model} --plugin ksteer --ksteer-probe {probe} --gpu-memory-utilization 0.3",
         "  curl -s http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
         f"    -d {shlex.quote(json.dumps(body))}",
     ):

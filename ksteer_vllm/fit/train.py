@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,10 +36,6 @@ class FitPlan(BaseModel):
     ] = 512
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    standardise: Annotated[
-        Literal["feature", "global"],
-        Field(description="divide by each feature's deviation, or all by their root mean square"),
-    ] = "feature"
     noise: Annotated[float, Field(ge=0, description="Gaussian input noise, in input deviations")] = 0.0
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
@@ -85,8 +81,6 @@ def fit_probe(
     train_x, train_y = x[of["train"]].float(), token_targets[of["train"]]
     mean = train_x.double().mean(0)
     std = (train_x.double() - mean).pow(2).mean(0).sqrt().clamp_min(1e-6)
-    if plan.standardise == "global":
-        std = std.pow(2).mean().sqrt().expand_as(std)
     mean32, std32 = mean.float(), std.float()
     fitted = _train(
         (train_x - mean32) / std32,

@@ -13,7 +13,7 @@ from ksteer_vllm.host import requests
 from ksteer_vllm.host.ledger import Patch, apply
 from ksteer_vllm.host.prefix_cache import with_steering_keys
 from ksteer_vllm.host.requests import Admission, AdmissionError, admitted_args, asks_for_steering
-from ksteer_vllm.host.settings import resolve_in_place
+from ksteer_vllm.host.settings import refuse_rust_front_end, resolve_in_place
 from ksteer_vllm.server.flags import add_flags, merge_flags
 from ksteer_vllm.server.gate import with_gate
 from ksteer_vllm.server.protocol import refuse_beam_search, with_spec
@@ -44,6 +44,7 @@ def _from_cli_args(original: Function) -> Function:
         apply(SERVER)
         engine_args = original(cls, args)
         engine_args.additional_config = merge_flags(args, engine_args.additional_config)
+        refuse_rust_front_end(engine_args.additional_config)
         return engine_args
 
     return from_cli_args

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from vllm import envs
 
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.probe import ModelIdentity
 from ksteer_vllm.registry import resolve_config
 
-__all__ = ["engine_config", "model_identity", "resolve_in_place"]
+__all__ = ["engine_config", "model_identity", "refuse_rust_front_end", "resolve_in_place"]
 
 # Engine features under which a decoder layer sees only some of the tokens, or not in order.
 _UNSUPPORTED: dict[str, tuple[str, ...]] = {
@@ -56,6 +57,14 @@ def model_identity(model_config: Any) -> ModelIdentity:
         hidden_size=int(model_config.get_hidden_size()),
         num_layers=int(text.num_hidden_layers),
     )
+
+
+def refuse_rust_front_end(additional_config: Any) -> None:
+    """Raise ConfigError if steering is configured and vLLM would serve through its Rust front end."""
+    if CONFIG_KEY in (additional_config or {}) and getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
+        raise ConfigError(
+            "steering cannot run with vLLM's Rust front end (VLLM_USE_RUST_FRONTEND=1), which checks no spec"
+        )
 
 
 def refuse_unsupported(vllm_config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every bad spec is a ValueError that names the field, what it got and what is allowed; nothing else changes."""
+"""Every bad spec is a ValueError naming the field, what it got and what is allowed; nothing else changes."""
 
 from __future__ import annotations
 
@@ -172,9 +172,7 @@ def test_beam_search_refuses_a_spec_in_every_spelling(
             llm.beam_search([token_prompt(prompts(1, 10)[0])], params)
 
 
-def test_beam_search_without_a_spec_still_runs(
-    engine: Any, prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_beam_search_without_a_spec_still_runs(engine: Any, prompts: Callable[..., list[list[int]]]) -> None:
     from vllm.sampling_params import BeamSearchParams
 
     output = engine.beam_search(

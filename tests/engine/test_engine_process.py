@@ -57,26 +57,35 @@ def test_async_llm(
 ) -> None:
     """Steered, plain, refused and aborted requests at once; streaming-input sessions refuse a spec."""
     asked = prompts(6, 40, seed=1)
-    specs = [SPEC, None, SPEC.canonical(), None, {"probe": "tones", "avoid": ["dry"], "method": "project"}, SPEC]
+    specs = [
+        SPEC,
+        None,
+        SPEC.canonical(),
+        None,
+        {"probe": "tones", "avoid": ["dry"], "method": "project"},
+        SPEC,
+    ]
     engine.reset_prefix_cache()
     expected = generate(engine, asked, specs)
     outputs = asyncio.run(_drive(llama, probes, asked, specs))
     assert_all_same(outputs, expected, "AsyncLLM")
 
 
-async def _drive(
-    llama: Path, probes: dict[str, Path], asked: list[list[int]], specs: list[Any]
-) -> list[Any]:
+async def _drive(llama: Path, probes: dict[str, Path], asked: list[list[int]], specs: list[Any]) -> list[Any]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     enabled = ksteer_vllm.enable(probes=probes, layers="all")
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(llama), **OPTIONS, additional_config=enabled))
     try:
-        running = [_last(llm, p, spec, f"run-{i}") for i, (p, spec) in enumerate(zip(asked, specs, strict=True))]
+        running = [
+            _last(llm, p, spec, f"run-{i}") for i, (p, spec) in enumerate(zip(asked, specs, strict=True))
+        ]
         aborted = [_stop_after(llm, asked[0], spec, f"stop-{i}", 2 + i) for i, spec in enumerate(specs)]
         outputs = await asyncio.gather(*running, *aborted, _refused(llm, asked[0]), _sessions(llm, asked[0]))
-        later = await asyncio.gather(*(_last(llm, p, s, f"later-{i}") for i, (p, s) in enumerate(zip(asked, specs, strict=True))))
+        later = await asyncio.gather(
+            *(_last(llm, p, s, f"later-{i}") for i, (p, s) in enumerate(zip(asked, specs, strict=True)))
+        )
         assert_all_same(list(later), list(outputs[: len(asked)]), "the same requests again")
         return list(outputs[: len(asked)])
     finally:
@@ -100,7 +109,9 @@ async def _stop_after(llm: Any, prompt: list[int], spec: Any, request_id: str, s
 
 async def _refused(llm: Any, prompt: list[int]) -> None:
     """At the call, before anything is streamed."""
-    for index, bad in enumerate(({"probe": "x", "target": ["warm"]}, {**SPEC.canonical(), "where": {"prompt": [99, None]}})):
+    for index, bad in enumerate(
+        ({"probe": "x", "target": ["warm"]}, {**SPEC.canonical(), "where": {"prompt": [99, None]}})
+    ):
         with pytest.raises(ValueError, match=r"ksteer\."):
             llm.generate(token_prompt(prompt), sampling(bad), f"bad-{index}")
 

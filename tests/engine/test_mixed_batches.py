@@ -38,7 +38,14 @@ def random_spec(source: random.Random) -> dict[str, Any]:
     if source.random() < 0.5:
         spec["layers"] = sorted(source.sample(range(4), source.randint(1, 3)))
     spec["where"] = source.choice(
-        ["generation", "prompt", "both", {"prompt": [3, 9]}, {"generation": [0, 4]}, {"prompt": [1, 4], "generation": [2, None]}]
+        [
+            "generation",
+            "prompt",
+            "both",
+            {"prompt": [3, 9]},
+            {"generation": [0, 4]},
+            {"prompt": [1, 4], "generation": [2, None]},
+        ]
     )
     return spec
 
@@ -66,9 +73,7 @@ def test_64_different_specs_and_plain_requests_in_one_batch_equal_each_alone(
         specs += [random_spec(source), *([None] if source.random() < 0.3 else [])]
     asked = [prompt[: source.randint(10, 17)] for prompt in prompts(len(specs), 17)]
     together = generate(large_engine, asked, specs, max_tokens=8)
-    alone = [
-        generate_one(large_engine, p, spec, max_tokens=8) for p, spec in zip(asked, specs, strict=True)
-    ]
+    alone = [generate_one(large_engine, p, spec, max_tokens=8) for p, spec in zip(asked, specs, strict=True)]
     assert len({repr(spec) for spec in specs if spec}) == NUM_STEERED
     assert_all_same(together, alone, "64 specs in one batch and each alone")
 
@@ -98,9 +103,7 @@ def test_plain_requests_of_a_steered_batch_equal_a_plain_engine_bit_for_bit(
     """Same requests, same schedule: rows of -1 keep the very bits of hidden_states."""
     asked = prompts(8, 16)
     spec = {"probe": "tones", "target": ["warm"], "alpha": 1.0, "where": "both", "layers": [0, 1, 2, 3]}
-    steered = generate(
-        start_engine(llama, probes, steering={"layers": "all"}), asked, [None, spec] * 4
-    )
+    steered = generate(start_engine(llama, probes, steering={"layers": "all"}), asked, [None, spec] * 4)
     plain = generate(start_engine(llama), asked, [None] * 8)
     for index in range(0, 8, 2):
         assert exact(steered[index]) == exact(plain[index])

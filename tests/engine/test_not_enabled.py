@@ -45,7 +45,9 @@ def test_installed_but_not_enabled_touches_no_layer_class_and_no_runner(
 def test_the_enabled_engine_differs_in_all_that(engine: Any) -> None:
     """So the facts above are the right ones to look at."""
     runner = worker(engine).model_runner
-    assert any(type(module).__qualname__ == "SteeredLlamaDecoderLayer" for module in runner.get_model().modules())
+    assert any(
+        type(module).__qualname__ == "SteeredLlamaDecoderLayer" for module in runner.get_model().modules()
+    )
     assert "ksteer" in runner.compilation_config.static_forward_context
     assert worker(engine).ksteer_state is runner.compilation_config.static_forward_context["ksteer"]
 

@@ -46,7 +46,9 @@ def test_bfloat16(
         tokens = output.outputs[0].token_ids
         steered, _ = oracle.log_probs(prompt, tokens, spec)
         plain, _ = oracle.log_probs(prompt, tokens, None)
-        reported = [step[token].logprob for step, token in zip(output.outputs[0].logprobs, tokens, strict=True)]
+        reported = [
+            step[token].logprob for step, token in zip(output.outputs[0].logprobs, tokens, strict=True)
+        ]
         error = max(abs(value - float(steered[j, tokens[j]])) for j, value in enumerate(reported))
         effect = max(abs(float(plain[j, token] - steered[j, token])) for j, token in enumerate(tokens))
         print(f"bfloat16, {spec.method}: error {error:.3f}, effect {effect:.2f}")
@@ -54,11 +56,8 @@ def test_bfloat16(
         assert effect > 2 * BFLOAT16_TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [(f, d) for f in ("llama", "olmo2", "gpt2") for d in ("float32", "bfloat16", "float16")]
-    + [("gemma2", "float32"), ("gemma2", "bfloat16")],
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "olmo2", "gpt2", "gemma2"])
 def test_huge_strength_reaches_nobody_else(
     family: str,
     dtype: str,
@@ -79,9 +78,7 @@ def test_huge_strength_reaches_nobody_else(
     asked = prompts(len(HUGE) + 1, 40)
     reference = generate(llm, asked, [None] * len(asked), max_tokens=10)
     for where, layers in (("both", [0, 1, 2, 3]), ("generation", [1])):
-        specs = [
-            {"probe": "tones", "where": where, "layers": layers, **fields} for fields in HUGE.values()
-        ]
+        specs = [{"probe": "tones", "where": where, "layers": layers, **fields} for fields in HUGE.values()]
         mixed = generate(llm, asked, [None, *specs], max_tokens=10)
         assert all(len(output.outputs[0].token_ids) == 10 for output in mixed)
         assert exact(mixed[0]) == exact(reference[0]), "a neighbour in the batch changed"
@@ -93,9 +90,7 @@ def test_huge_strength_reaches_nobody_else(
             assert not any(math.isnan(value) for value in values), f"{name}: not a number"
 
 
-def test_huge_probe_weights(
-    llama: Path, tmp_path: Path, prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_huge_probe_weights(llama: Path, tmp_path: Path, prompts: Callable[..., list[list[int]]]) -> None:
     """Finite weights whose products are not: the edit is dropped, never written."""
     from dataclasses import replace
 

@@ -142,7 +142,7 @@ def test_equal_specs_written_differently_share_blocks(cached: Any, prompt: list[
 def test_turn_two_of_a_chat_equals_a_cold_engine(
     cached: Any, cold: Any, prompt: list[int], prompts: Callable[..., list[list[int]]], where: Any
 ) -> None:
-    """The reply of turn one, steered by the generation window, is prompt in turn two, with its own windows."""
+    """The reply of turn one, steered by the generation window, is prompt in turn two."""
     spec = {**GRADIENT, "where": where}
     reply = generate_one(cached, prompt, spec, max_tokens=2 * BLOCK_SIZE).outputs[0].token_ids
     turn_two = [*prompt, *reply, *prompts(1, 9, seed=2)[0]]

@@ -13,9 +13,7 @@ from tests.support.engines import GREEDY, generate_one, sampling, token_prompt
 FIELDS: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 0.9, "where": "both"}
 
 
-def test_every_spelling_of_a_spec_steers_alike(
-    engine: Any, prompts: Callable[..., list[list[int]]]
-) -> None:
+def test_every_spelling_of_a_spec_steers_alike(engine: Any, prompts: Callable[..., list[list[int]]]) -> None:
     prompt = prompts(1, 16)[0]
     spec = SteeringSpec(**FIELDS)
     plain = generate_one(engine, prompt)
@@ -60,7 +58,10 @@ def test_other_extra_args_reach_the_engine_beside_the_spec(
 
     params = SamplingParams(**GREEDY, extra_args=spec.extra_args({"theirs": 5}))
     request = engine.llm_engine.input_processor.process_inputs(
-        "extra", {"type": "token", "prompt_token_ids": prompts(1, 16)[0]}, params, supported_tasks=("generate",)
+        "extra",
+        {"type": "token", "prompt_token_ids": prompts(1, 16)[0]},
+        params,
+        supported_tasks=("generate",),
     )
     extra = request.sampling_params.extra_args
     assert extra["theirs"] == 5

@@ -139,6 +139,16 @@ def test_parsed_arguments_carry_the_configuration_themselves() -> None:
     assert set(parsed.additional_config) == {"other", "more", "ksteer"}
 
 
+def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would send requests to the engine past every check."""
+    from ksteer_vllm.errors import ConfigError
+
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ConfigError, match="Rust front end"):
+        engine_additional_config(*PLUGIN)
+    assert engine_additional_config(*OTHER) == json.loads(OTHER[1])
+
+
 def test_flags_are_added_once_and_vllms_own_stay() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser

@@ -109,7 +109,6 @@ def test_malformed_bodies_are_the_routes_own_errors(http: httpx.Client) -> None:
             '{"ksteer": ',
             '{"ksteer": {}',
             "ksteer",
-            '"ksteer"',
             "[" * 100_000,
             '{"\\u006b',
             "",

@@ -11,7 +11,6 @@ import pytest
 
 from tests.server.conftest import Folders
 from tests.server.other_plugin import NAME, install_other_plugin, processes_it_ran_in
-from tests.server.parsing import serve_flags
 from tests.server.replies import COMPLETIONS, ROUTES, Reply, reply_of, request_body, spellings
 from tests.server.serving import SMALL, START_LIMIT, Server, child_environment, free_port, serve, vllm_command
 from tests.server.specs import MOODS, OPEN_LAYERS, STEERED, spec
@@ -142,8 +141,6 @@ def test_other_plugins_load_too(
 
 @pytest.fixture(scope="module")
 def render_server(folders: Folders) -> Iterator[Server]:
-    if "--enable-scale-out" not in serve_flags():
-        pytest.skip("this vLLM has no `vllm launch render`")
     with serve(folders.model, folders.work / "render.log", command=("launch", "render")) as server:
         server.wait_until_healthy()
         yield server

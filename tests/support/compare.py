@@ -17,7 +17,9 @@ VISIBLE = 1e-2
 def sampled_log_probs(output: Any, index: int = 0) -> list[float]:
     """The log-probability of every generated token of one completion."""
     completion = output.outputs[index]
-    return [step[token].logprob for step, token in zip(completion.logprobs, completion.token_ids, strict=True)]
+    return [
+        step[token].logprob for step, token in zip(completion.logprobs, completion.token_ids, strict=True)
+    ]
 
 
 def largest_difference(left: Any, right: Any, index: int = 0) -> tuple[float, bool]:
@@ -27,7 +29,9 @@ def largest_difference(left: Any, right: Any, index: int = 0) -> tuple[float, bo
     """
     a, b = left.outputs[index], right.outputs[index]
     largest = 0.0
-    for token_a, token_b, step_a, step_b in zip(a.token_ids, b.token_ids, a.logprobs, b.logprobs, strict=False):
+    for token_a, token_b, step_a, step_b in zip(
+        a.token_ids, b.token_ids, a.logprobs, b.logprobs, strict=False
+    ):
         common = [token for token in step_a if token in step_b]
         largest = max([largest, *(abs(step_a[t].logprob - step_b[t].logprob) for t in common)])
         if token_a != token_b:
@@ -54,7 +58,9 @@ def assert_same(left: Any, right: Any, message: str = "") -> int:
 def assert_all_same(left: list[Any], right: list[Any], message: str = "") -> None:
     """Pairwise `assert_same`; prints how many greedy tokens differed at a near-tie."""
     assert len(left) == len(right)
-    ties = sum(assert_same(a, b, f"{message} [{i}]") for i, (a, b) in enumerate(zip(left, right, strict=True)))
+    ties = sum(
+        assert_same(a, b, f"{message} [{i}]") for i, (a, b) in enumerate(zip(left, right, strict=True))
+    )
     print(f"{message or 'comparison'}: {len(left)} requests, {ties} with a differing token at a near-tie")
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ksteer_kernels.steer import naive
 from torch import Tensor
 
+from ksteer_kernels.steer import naive
 from ksteer_vllm import Probe, SteeringSpec
 
 KINK = 5e-6
@@ -21,20 +21,21 @@ KINK = 5e-6
 
 
 class Oracle:
-    """One tiny model of transformers and the probes requests may name.
-
-    Make it before the engine: vLLM's transformers backend (OLMo 2) changes the constructor of the class.
-    """
+    """One tiny model of transformers and the probes requests may name."""
 
     def __init__(self, model: Path, probes: Mapping[str, Probe]) -> None:
         import transformers
+        from vllm.config import set_current_vllm_config
+        from vllm.engine.arg_utils import EngineArgs
 
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        eager = EngineArgs(model=str(model), enforce_eager=True).create_engine_config()
+        with set_current_vllm_config(eager):  # vLLM's transformers backend changes the classes it runs
+            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+                model, dtype=torch.float32, attn_implementation="eager"
+            ).eval()
         self.probes = probes
         inner = self.model.transformer if hasattr(self.model, "transformer") else self.model.model
-        inner.do_not_compile = True  # vLLM's transformers backend gives the class a __call__ that asks
+        inner.do_not_compile = True
         self.layers = inner.h if hasattr(inner, "h") else inner.layers
 
     @torch.no_grad()
@@ -60,7 +61,7 @@ class Oracle:
 
 
 def steered_positions(spec: SteeringSpec, num_prompt: int, length: int) -> Tensor:
-    """Steered absolute positions, ascending: prompt index i is i, generation index j is num_prompt - 1 + j."""
+    """Absolute positions, ascending: prompt index i is i, generation index j is num_prompt - 1 + j."""
     chosen: set[int] = set()
     if spec.where.prompt is not None:
         start, end = spec.where.prompt

@@ -26,7 +26,9 @@ def main(model: str) -> None:
     facts = {
         "plugin": any(name == "ksteer_vllm" or name.startswith("ksteer_vllm.host") for name in sys.modules),
         "layer_classes": sorted({type(module).__qualname__ for module in model_loaded.modules()}),
-        "hooks": sorted(name for name, value in vars(runner).items() if callable(value) and name.startswith("_")),
+        "hooks": sorted(
+            name for name, value in vars(runner).items() if callable(value) and name.startswith("_")
+        ),
         "model_state": type(getattr(runner, "model_state", None)).__name__,
         "static_forward_context": sorted(runner.compilation_config.static_forward_context),
         "worker": sorted(name for name in vars(worker(llm)) if "ksteer" in name),

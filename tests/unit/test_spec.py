@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from ksteer_vllm import SpecError, SteeringSpec, Where
-from ksteer_vllm.spec import NO_END
+from ksteer_vllm.spec import MAX_ALPHA, NO_END
 
 GOOD: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1.0}
 
@@ -149,7 +149,7 @@ def test_a_spec_cannot_be_changed_after_its_validation() -> None:
         ({**GOOD, "alpha": "NaN"}, "alpha"),
         ('{"probe": "p", "target": ["a"], "alpha": NaN}', "alpha"),
         ('{"probe": "p", "target": ["a"], "alpha": 1e999}', "alpha"),
-        ({**GOOD, "alpha": 1e31}, "alpha"),
+        ({**GOOD, "alpha": 2 * MAX_ALPHA}, "alpha"),
         ({**GOOD, "step_decay": float("nan")}, "step_decay"),
         ({**GOOD, "target": {"warm": 1e308, "cold": 1e308}}, "target"),
         ({**GOOD, "target": {"warm": 5e-324, "cold": 1e308}}, "target"),

@@ -6,11 +6,13 @@ import json
 import math
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksteer_vllm import SpecError, SteeringSpec
 from ksteer_vllm.fingerprint import fingerprint
+from ksteer_vllm.spec import MAX_ALPHA
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -41,7 +43,7 @@ def good_specs(draw: st.DrawFn) -> dict[str, Any]:
     else:
         spec["target"] = {name: both[name] for name in names[:cut]}
         spec["avoid"] = {name: both[name] for name in names[cut:]}
-        spec["alpha"] = draw(st.floats(-1e30, 1e30) | st.integers(-5, 5))
+        spec["alpha"] = draw(st.floats(-MAX_ALPHA, MAX_ALPHA) | st.integers(-5, 5))
     if method == "gradient":
         spec["num_steps"] = draw(st.integers(1, 300))
         spec["step_decay"] = draw(st.floats(0, 1) | st.integers(0, 1))
@@ -50,26 +52,30 @@ def good_specs(draw: st.DrawFn) -> dict[str, Any]:
     return spec
 
 
+def parsed(value: Any) -> tuple[Any, SpecError | None]:
+    """(spec, None) or (None, the refusal); any other exception is a failure."""
+    try:
+        return SteeringSpec.parse(value), None
+    except SpecError as error:
+        return None, error
+
+
 @given(json_values | almost_specs)
 @settings(deadline=None, max_examples=500)
 def test_arbitrary_json_never_raises_anything_but_spec_error(value: Any) -> None:
     for spelling in (value, json.dumps(value)):
-        try:
-            spec = SteeringSpec.parse(spelling)
-        except SpecError as error:
+        spec, error = parsed(spelling)
+        if error is None:
+            json.dumps(spec.canonical(), allow_nan=False)
+        else:
             assert error.field
             assert str(error).startswith("ksteer")
-        else:
-            json.dumps(spec.canonical(), allow_nan=False)
 
 
 @given(st.text() | st.binary())
 @settings(deadline=None, max_examples=300)
 def test_arbitrary_text_never_raises_anything_but_spec_error(value: str | bytes) -> None:
-    try:
-        SteeringSpec.parse(value)
-    except SpecError:
-        pass
+    parsed(value)
 
 
 @given(good_specs())
@@ -113,11 +119,13 @@ def test_positions_lie_inside_the_request_or_are_refused(
     value: dict[str, Any], num_prompt: int, max_tokens: int
 ) -> None:
     where = SteeringSpec.parse(value).where
-    try:
-        first, last, start, end = where.positions(num_prompt, max_tokens)
-    except SpecError as error:
-        assert error.field in ("where.prompt", "where.generation")
+    if (where.prompt and where.prompt[0] >= num_prompt) or (
+        where.generation and where.generation[0] >= max_tokens
+    ):
+        with pytest.raises(SpecError, match="selects nothing"):
+            where.positions(num_prompt, max_tokens)
         return
+    first, last, start, end = where.positions(num_prompt, max_tokens)
     assert 0 <= first <= last <= num_prompt
     assert (first < last) == (where.prompt is not None)
     assert start <= end

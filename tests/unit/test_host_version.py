@@ -1,0 +1,160 @@
+"""The version guard and the ledger of patches."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from ksteer_vllm import HostVersionError
+from ksteer_vllm.host import ledger
+from ksteer_vllm.host.ledger import Patch, apply, missing
+from ksteer_vllm.host.version import OLDEST, TESTED_RANGE, check_version, installed_version
+
+
+@pytest.mark.parametrize("version", ["0.25.0", "0.25.9+cpu", "0.9.2", "0.26.0rc1.dev5"])
+def test_an_older_vllm_is_refused(version: str) -> None:
+    if Version(Version(version).base_version) >= OLDEST:
+        assert check_version(Version(version))
+        return
+    with pytest.raises(HostVersionError, match=f"needs vLLM {OLDEST} .*{TESTED_RANGE}.*found {version[:4]}"):
+        check_version(Version(version))
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.26.1+cu130", "0.27.1+cpu", "0.32.0", "0.32.9"])
+def test_the_tested_range(version: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="vllm.ksteer"):
+        assert check_version(Version(version))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.33.0.dev3", "1.0"])
+def test_a_newer_vllm_is_warned_about(version: str) -> None:
+    """vLLM's loggers do not propagate, so a handler of our own listens."""
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("vllm.ksteer")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        assert not check_version(Version(version))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    (message,) = heard
+    assert TESTED_RANGE in message
+    assert version in message
+
+
+def test_the_installed_vllm_is_in_the_range() -> None:
+    assert installed_version() >= OLDEST
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module to patch, which counts how often its functions were wrapped."""
+    module = ModuleType("host_of_the_ledger_test")
+    module.__spec__ = sys.modules[__name__].__spec__
+
+    class Thing:
+        def method(self, value: int) -> int:
+            return value
+
+        @classmethod
+        def of_class(cls, value: int) -> int:
+            return value
+
+        @staticmethod
+        def alone(value: int) -> int:
+            return value
+
+    class Heir(Thing):
+        pass
+
+    module.Thing, module.Heir, module.function = Thing, Heir, lambda value: value  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def plus_one(original: Any) -> Any:
+    return lambda *args: original(*args) + 1
+
+
+def patch(*targets: str) -> Patch:
+    return Patch(tuple(f"host_of_the_ledger_test:{target}" for target in targets), plus_one, "why", "when")
+
+
+def test_every_kind_of_symbol_is_replaced_once(host: Any) -> None:
+    patches = [patch(name) for name in ("function", "Thing.method", "Thing.of_class", "Thing.alone")]
+    apply(patches)
+    apply(patches)
+    assert host.function(1) == 2
+    assert (host.Thing().method(1), host.Thing.of_class(1), host.Thing.alone(1)) == (2, 2, 2)
+
+
+def test_of_several_spellings_those_there_are_replaced(host: Any) -> None:
+    other = Patch(
+        ("no_such_package.module:name", "host_of_the_ledger_test:function"), plus_one, "why", "when"
+    )
+    assert missing([other]) == []
+    apply([other])
+    assert host.function(1) == 2
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "no_such_package:f",
+        "no_such_package.module:f",
+        "host_of_the_ledger_test:gone",
+        "host_of_the_ledger_test:Thing.gone",
+        "host_of_the_ledger_test:Gone.method",
+        "host_of_the_ledger_test:Heir.method",
+    ],
+)
+def test_a_missing_seam_is_named_and_nothing_is_replaced(host: Any, target: str) -> None:
+    lost = Patch((target, "also.not:there"), plus_one, "why", "when")
+    with pytest.raises(HostVersionError) as refusal:
+        apply([patch("function"), lost])
+    assert f"{target} or also.not:there" in str(refusal.value)
+    assert TESTED_RANGE in str(refusal.value)
+    assert host.function(1) == 1
+
+
+def test_the_real_ledger_is_complete_here_and_says_why() -> None:
+    from ksteer_vllm.host.seams import FRONT_END, SERVER
+
+    assert missing([*FRONT_END, *SERVER]) == []
+    for entry in (*FRONT_END, *SERVER):
+        assert entry.why
+        assert entry.delete_when
+        assert all(":" in target and target.startswith("vllm.") for target in entry.targets)
+
+
+def test_a_vllm_without_a_seam_stops_the_plugin_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start-up self-check, as vLLM runs it through the entry point."""
+    from vllm.v1.core import kv_cache_utils
+
+    from ksteer_vllm.plugin import register
+
+    monkeypatch.delattr(kv_cache_utils, "generate_block_hash_extra_keys")
+    with pytest.raises(HostVersionError, match=r"kv_cache_utils:generate_block_hash_extra_keys"):
+        register()
+
+
+def test_registering_twice_wraps_once() -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from ksteer_vllm.plugin import register
+
+    register()
+    first = InputProcessor.process_inputs
+    register()
+    assert InputProcessor.process_inputs is first
+    assert getattr(first, ledger._MARK)

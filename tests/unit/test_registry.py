@@ -1,0 +1,127 @@
+"""What one engine can steer with: probes, layers, limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksteer_vllm import ConfigError, ModelIdentity, ProbeError, SpecError, SteeringSpec
+from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.registry import Registry, resolve_config
+from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
+from tests.support.probes import random_probe
+
+MODEL = ModelIdentity(name="served", model_type="llama", hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
+GOOD: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, str]:
+    random_probe(layer=1, default_alpha={"gradient": 3.0}).save(tmp_path / "tones")
+    random_probe(layer=3, labels=("glad", "sad"), default_alpha={"add": 0.5}).save(tmp_path / "moods")
+    return {name: str(tmp_path / name) for name in ("tones", "moods")}
+
+
+@pytest.fixture
+def registry(folders: dict[str, str]) -> Registry:
+    config = EngineConfig.parse({"probes": folders, "max_steps": 16})
+    return Registry.from_config(resolve_config(config, MODEL))
+
+
+def test_open_layers(folders: dict[str, str]) -> None:
+    def opened(layers: Any) -> Any:
+        return resolve_config(EngineConfig.parse({"probes": folders, "layers": layers}), MODEL).layers
+
+    assert opened("probe") == (1, 3)
+    assert opened("all") == (0, 1, 2, 3)
+    assert opened([2, 0]) == (0, 2)
+
+
+def test_a_resolved_configuration_is_complete_and_stays_as_it_is(folders: dict[str, str]) -> None:
+    resolved = resolve_config(EngineConfig.parse({"probes": folders}), MODEL)
+    assert resolved.resolved
+    assert all(len(source.digest) == 64 for source in resolved.probes.values())
+    assert EngineConfig.parse(resolved.as_json()) == resolved
+
+
+def test_a_registry_needs_a_resolved_configuration() -> None:
+    with pytest.raises(ConfigError, match="resolved"):
+        Registry({}, EngineConfig())
+
+
+def test_defaults_come_from_the_probe(registry: Registry) -> None:
+    admitted = registry.admit({"probe": "tones", "target": ["warm"]})
+    assert admitted.canonical["alpha"] == 3.0
+    assert admitted.canonical["layers"] == [1]
+    assert admitted.spec.layers == (1,)
+    explicit = registry.admit({"probe": "tones", "target": {"warm": 2}, "alpha": 3, "layers": [1]})
+    assert admitted.fingerprint == explicit.fingerprint
+    assert registry.admit({"probe": "moods", "target": ["glad"], "method": "add"}).canonical["alpha"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"probe": "moods", "target": ["glad"]}, ["ksteer.alpha", "required", "'moods'", "'gradient'"]),
+        ({"probe": "tones", "target": ["warm"], "method": "add"}, ["ksteer.alpha", "required", "'add'"]),
+        ({**GOOD, "probe": "none"}, ["ksteer.probe", "'none'", "tones, moods"]),
+        ({**GOOD, "target": ["glad"]}, ["ksteer.target", "'glad'", "warm, cold, dry"]),
+        ({**GOOD, "avoid": ["x", "y"]}, ["ksteer.avoid", "'x', 'y'", "warm, cold, dry"]),
+        ({**GOOD, "layers": [0, 1]}, ["ksteer.layers", "layer 0", "1, 3"]),
+        ({**GOOD, "num_steps": 17}, ["ksteer.num_steps", "16", "17"]),
+    ],
+    ids=str,
+)
+def test_refusals(registry: Registry, spec: dict[str, Any], words: list[str]) -> None:
+    for spelling in (spec, SteeringSpec.parse(spec)):
+        with pytest.raises(SpecError) as refusal:
+            registry.admit(spelling)
+        assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_reflect_needs_no_alpha(registry: Registry) -> None:
+    canonical = registry.admit({"probe": "moods", "avoid": ["sad"], "method": "reflect"}).canonical
+    assert canonical["layers"] == [3]
+    assert "alpha" not in canonical
+
+
+def test_one_probe_may_steer_several_open_layers(registry: Registry) -> None:
+    assert registry.admit({**GOOD, "layers": [3, 1]}).canonical["layers"] == [1, 3]
+
+
+def test_fingerprints_tell_probes_with_equal_labels_apart(folders: dict[str, str], tmp_path: Path) -> None:
+    random_probe(layer=1, seed=4).save(tmp_path / "other")
+    config = EngineConfig.parse({"probes": {**folders, "other": str(tmp_path / "other")}})
+    registry = Registry.from_config(resolve_config(config, MODEL))
+    tones, other = (registry.admit({**GOOD, "probe": name}).fingerprint for name in ("tones", "other"))
+    assert tones != other
+
+
+def test_one_folder_under_two_names_is_the_same_edit(folders: dict[str, str]) -> None:
+    config = EngineConfig.parse({"probes": {**folders, "again": folders["tones"]}})
+    registry = Registry.from_config(resolve_config(config, MODEL))
+    tones, again = (registry.admit({**GOOD, "probe": name}).fingerprint for name in ("tones", "again"))
+    assert tones == again
+
+
+def test_a_probe_folder_that_changed_since(folders: dict[str, str]) -> None:
+    resolved = resolve_config(EngineConfig.parse({"probes": folders}), MODEL)
+    random_probe(layer=1, seed=8).save(folders["tones"])
+    with pytest.raises(ProbeError, match=r"'tones'.* has changed"):
+        Registry.from_config(resolved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("hidden_size", 128), ("model_type", "gemma2"), ("num_layers", 6)]
+)
+def test_a_probe_of_another_model(folders: dict[str, str], field: str, value: Any) -> None:
+    other = MODEL.model_copy(update={field: value})
+    with pytest.raises(ProbeError, match=f"'tones' was fitted on 'tiny' with {field} .* has {value}"):
+        resolve_config(EngineConfig.parse({"probes": folders}), other)
+
+
+def test_the_name_of_a_model_may_differ(folders: dict[str, str]) -> None:
+    renamed = MODEL.model_copy(update={"name": "somewhere/else"})
+    assert resolve_config(EngineConfig.parse({"probes": folders}), renamed).resolved
