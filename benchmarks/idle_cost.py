@@ -1,7 +1,7 @@
 """What steering costs while nobody uses it: plain and idle engines in alternating processes, and the time
 inside our host preparation and op from counters.
 
-    python benchmarks/idle_cost.py --pairs 6 --runs 10
+    python -m benchmarks.idle_cost --pairs 6 --runs 10
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def main(
 
 def spawn(kind: str, shape: str, batch: int, runs: int, tokens: int, eager: bool) -> dict:
     command = [
-        sys.executable, "-m", "benchmarks.idle_cost", "--worker", kind, "--shape", shape, "--batch", str(batch),
-        "--runs", str(runs), "--tokens", str(tokens), *(["--eager"] if eager else []),
+        sys.executable, "-m", "benchmarks.idle_cost", "--worker", kind, "--shape", shape,
+        "--batch", str(batch), "--runs", str(runs), "--tokens", str(tokens), *(["--eager"] if eager else []),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,7 +1,7 @@
 """What steering costs: every request steered at one layer with 1, 8 and 64 steps, against the same engine
 unsteered. Configurations take turns within a round, and every ratio is taken within its round.
 
-    python benchmarks/steered_cost.py --shape 135m --batches 8,32 --rounds 12
+    python -m benchmarks.steered_cost --shape 135m --batches 8,32 --rounds 12
 """
 
 from __future__ import annotations
@@ -59,10 +59,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         model = harness.write_model(shape, Path(folder) / "model")
         probe = harness.write_probe(shape, layer, Path(folder) / "probe")
-        llm = harness.engine(
-            model, max_num_seqs=max(sizes), eager=eager,
-            additional_config=ksteer_vllm.enable({"bench": probe}, layers="all" if layers == "all" else [layer]),
-        )  # fmt: skip
+        steering = ksteer_vllm.enable({"bench": probe}, layers="all" if layers == "all" else [layer])
+        llm = harness.engine(model, max_num_seqs=max(sizes), eager=eager, additional_config=steering)
         result: dict = {"shape": shape, "layer": layer, "layers": layers, "eager": eager, "tokens": tokens}
         result["batches"] = {}
         for batch in sizes:

@@ -50,8 +50,8 @@ def find_decoder_layers(model: nn.Module, num_layers: int, path: str = "") -> nn
     if len(stacks) == 1:
         return next(iter(stacks.values()))
     raise DecoderNotFoundError(
-        f"no decoder stack found in {type(model).__name__}: looked for a ModuleList of {num_layers} layers at "
-        f"{listing(KNOWN_PATHS)}, then for a single other one outside vision and audio towers; "
+        f"no decoder stack found in {type(model).__name__}: looked for a ModuleList of {num_layers} layers "
+        f"at {listing(KNOWN_PATHS)}, then for a single other one outside vision and audio towers; "
         f"candidates: {listing(stacks)}; all stacks: {listing(_stacks(model))}. "
         "Name it with --ksteer-decoder PATH (offline: enable(decoder=PATH))."
     )

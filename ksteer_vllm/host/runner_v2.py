@@ -18,7 +18,7 @@ __all__ = ["hook"]
 def _steered_class(original: Any) -> Any:
     """A subclass of the resolved state class. Single inheritance: an object can be given no other layout."""
 
-    class SteeredModelState(original):  # type: ignore[misc]
+    class SteeredModelState(original):
         ksteer: SteeringState
         ksteer_rows: dict[str, int]
 

@@ -71,7 +71,9 @@ def subtract_directions(
     finite = tl.abs(acc) < float("inf")
     # A zero edit keeps the sign of a zero, too.
     new = tl.where(acc == 0.0, old, new)
-    tl.store(target, round_to(new, hidden.dtype.element_ty), mask=there & finite & (tl.abs(old) < float("inf")))
+    tl.store(
+        target, round_to(new, hidden.dtype.element_ty), mask=there & finite & (tl.abs(old) < float("inf"))
+    )
 
 
 @triton.jit(do_not_specialize=["row_offset", "num_tokens"])
