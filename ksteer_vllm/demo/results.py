@@ -72,7 +72,8 @@ def check_claims(rows: Sequence[Row]) -> list[Claim]:
     singles = [row for row in rows if row.method == "gradient" and len(row.target) == 1]
     weakest = min(singles, key=lambda row: row.tone_rates[row.target[0]])
     tone, rate = weakest.target[0], weakest.tone_rates[weakest.target[0]]
-    formed = sum(row.well_formed * row.replies for row in singles) / sum(row.replies for row in singles)
+    steered = [row for row in rows if row.method == "gradient"]
+    formed = sum(row.well_formed * row.replies for row in steered) / sum(row.replies for row in steered)
     common = max(TONES, key=lambda tone: plain.tone_rates[tone])
     return [
         Claim(
@@ -80,7 +81,7 @@ def check_claims(rows: Sequence[Row]) -> list[Claim]:
             rate >= MIN_TONE_RATE,
         ),
         Claim(
-            f"at least {MIN_WELL_FORMED} of those replies well formed: {formed:.2f} "
+            f"at least {MIN_WELL_FORMED} of all K-Steering replies well formed: {formed:.2f} "
             f"(unsteered {plain.well_formed:.2f})",
             formed >= MIN_WELL_FORMED,
         ),
