@@ -81,6 +81,7 @@ class SteeringState:
             else None
         )
         self.token_row = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
+        self._planned_for = self.token_row.clone()
         self.capture = Capture(config.capture.layers) if config.capture is not None else None
         self.counters = Counters()
         self.active = False
@@ -117,8 +118,7 @@ class SteeringState:
         request_rows [num_reqs] int (-1: unsteered), query_start_loc [num_reqs + 1] int32,
         positions [>= num_tokens] int64: device tensors, read without a host synchronisation.
         """
-        self._write_pending_rows()
-        self._groups.clear()
+        rows_changed = self._write_pending_rows()
         self.active = True
         self._token_row_dirty = True
         self.counters.steered_steps += 1
@@ -131,6 +131,10 @@ class SteeringState:
             num_tokens,
             self.backend,
         )
+        if self.backend == "torch" and (rows_changed or not torch.equal(self.token_row, self._planned_for)):
+            # While the same tokens meet the same rows, as in steady decoding, the plans stay.
+            self._groups.clear()
+            self._planned_for.copy_(self.token_row)
 
     def end_step(self) -> None:
         """Nobody is steered from here on, until the next `begin_step`: idle steps and dummy runs."""
@@ -174,10 +178,13 @@ class SteeringState:
         self.counters.op_calls += 1
         self.counters.op_ns += time.perf_counter_ns() - started
 
-    def _write_pending_rows(self) -> None:
-        """Copy changed rows to the device: one indexed write per table, however many rows changed."""
+    def _write_pending_rows(self) -> bool:
+        """Copy changed rows to the device: one indexed write per table, however many rows changed.
+
+        Returns whether any row had changed.
+        """
         if not self._pending:
-            return
+            return False
         table = self.rows
         changed = self._to_device(torch.tensor(list(self._pending)))
         table.slot[:, changed] = NO_SLOT
@@ -187,7 +194,7 @@ class SteeringState:
         self._pending.clear()
         cells = [(self.layer_index[layer], row, p) for row, p in given.items() for layer in p.layers]
         if not cells:
-            return
+            return True
         at = (
             self._to_device(torch.tensor([layer for layer, _, _ in cells])),
             self._to_device(torch.tensor([row for _, row, _ in cells])),
@@ -204,6 +211,7 @@ class SteeringState:
         ):
             column[at] = self._to_device(torch.tensor(values, dtype=column.dtype))
         table.readout[at] = self._to_device(readout)
+        return True
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         """Pinned memory from torch's caching allocator: it is not reused before the copy is done."""

@@ -13,7 +13,15 @@ import pytest
 import ksteer_vllm
 from ksteer_vllm import SteeringSpec
 from tests.support.compare import assert_all_same, assert_differ, assert_same
-from tests.support.engines import OPTIONS, generate, generate_one, sampling, start_engine, token_prompt
+from tests.support.engines import (
+    OPTIONS,
+    counter,
+    generate,
+    generate_one,
+    sampling,
+    start_engine,
+    token_prompt,
+)
 
 SPEC = SteeringSpec(probe="tones", target=["warm"], avoid=["cold"], alpha=0.9, where="both")
 
@@ -47,6 +55,38 @@ def test_a_spec_object_reaches_an_engine_in_its_own_process(
         assert counters["requests"] == 2
         assert llm.reset_prefix_cache()
         assert_same(generate_one(llm, asked[0], SPEC), expected[0])
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.slow
+def test_speculation(
+    llama: Path,
+    probes: dict[str, Path],
+    engine: Any,
+    vllm_environment: Callable[..., None],
+    prompts: Callable[..., list[list[int]]],
+) -> None:
+    """Drafts from the prompt's own repetitions: accepted and rejected tokens, windows by true positions.
+
+    In a process of its own: drafting imports numba, after which vLLM 0.32 starts no other engine there.
+    """
+    wheres = ["generation", "prompt", "both", {"prompt": [10, 31]}, {"generation": [5, 17]}]
+    specs = [
+        None,
+        *({"probe": "tones", "target": ["warm"], "alpha": 0.8, "where": where} for where in wheres),
+    ]
+    asked = [prompt[:7] * 5 for prompt in prompts(len(specs), 7, seed=6)]
+    engine.reset_prefix_cache()
+    expected = [generate_one(engine, p, s, max_tokens=30) for p, s in zip(asked, specs, strict=True)]
+    vllm_environment(VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
+    llm = start_engine(llama, probes, steering={"layers": "all"}, speculative_config=ngram)
+    try:
+        drafted = generate(llm, asked, specs, max_tokens=30)
+        assert counter(llm, "vllm:spec_decode_num_draft_tokens") > 0, "nothing was drafted"
+        assert counter(llm, "vllm:spec_decode_num_accepted_tokens") > 0, "nothing was accepted"
+        assert_all_same(drafted, expected, "speculation")
     finally:
         llm.llm_engine.engine_core.shutdown()
 

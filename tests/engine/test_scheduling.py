@@ -184,25 +184,3 @@ def test_steered_and_plain_in_one_engine_step_by_step(
         finished.update({o.request_id: o for o in low_level.step() if o.finished})
     outputs = [finished[f"join-{index}"] for index in range(6)]
     assert_all_same(outputs, undisturbed(asked, specs), "joining requests")
-
-
-def test_speculation(
-    llama: Path,
-    probes: dict[str, Path],
-    prompts: Callable[..., list[list[int]]],
-    undisturbed: Callable[..., list[Any]],
-) -> None:
-    """Drafts from the prompt's own repetitions: accepted and rejected tokens, windows by true positions."""
-    if wants_v2_runner():
-        pytest.skip("vLLM's V2 runner has no n-gram drafts on a CPU")
-    llm = start_engine(
-        llama,
-        probes,
-        steering={"layers": "all"},
-        speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2},
-    )
-    asked = [prompt[:7] * 5 for prompt in prompts(len(SPECS) + 1, 7, seed=6)]
-    drafted = generate(llm, asked, [*SPECS, None], max_tokens=30)
-    assert counter(llm, "vllm:spec_decode_num_draft_tokens") > 0, "nothing was drafted"
-    assert counter(llm, "vllm:spec_decode_num_accepted_tokens") > 0, "nothing was accepted"
-    assert_all_same(drafted, undisturbed(asked, [*SPECS, None], max_tokens=30), "speculation")

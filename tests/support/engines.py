@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 import ksteer_vllm
 
 BLOCK_SIZE = 32
@@ -33,7 +35,13 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "logprobs": 5, "ig
 
 
 def prepare_environment() -> None:
-    """Engines in this process, few threads, quiet logs; for the V2 runner, what lets it start on a CPU."""
+    """Engines in this process, one thread, quiet logs; for the V2 runner, what lets it start on a CPU.
+
+    One thread: tiny models gain nothing from more, and threads that wait for each other on a busy machine
+    spin.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

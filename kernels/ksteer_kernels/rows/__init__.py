@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ksteer_kernels.rows import naive
+from ksteer_kernels.rows import host, naive
 
 __all__ = ["token_rows_"]
 
@@ -39,7 +39,8 @@ def token_rows_(
             f"query_start_loc: {query_start_loc.shape[0]} entries for {request_rows.shape[0]} requests"
         )
     if backend == "torch":
-        naive.token_rows_(out, positions, query_start_loc, request_rows, windows, num_tokens)
+        path = host if out.device.type == "cpu" else naive
+        path.token_rows_(out, positions, query_start_loc, request_rows, windows, num_tokens)
     elif backend == "triton":
         from ksteer_kernels.rows import fused
 

@@ -100,20 +100,25 @@ def _gradient_steps(z1: Tensor, readout: Tensor, probe: HostProbe, sizes: tuple[
     The step size multiplies the readout: the hidden gradient is linear in it, so no other place needs it.
     """
     h1 = torch.empty_like(z1)
+    upper = torch.empty_like(readout, memory_format=torch.contiguous_format)
+    step = torch.empty_like(z1)
+    total = step
     scaled = readout
-    total = step = z1
     last = len(sizes) - 1
     for t, size in enumerate(sizes):
         if t == 0 or size is not sizes[t - 1]:
             scaled = readout * size
         torch.clamp_min(z1, 0, out=h1)
-        upper = probe.second(h1, probe.b2)
+        upper = probe.second(h1, probe.b2, out=upper)
         _pass_where_positive(scaled, upper, 0, grad_input=upper)
-        step = probe.second_back(upper)
+        step = probe.second_back(upper, out=step)
         _pass_where_positive(step, z1, 0, grad_input=step)
-        total = step if t == 0 else total.add_(step)
+        if t == 0:
+            total = step.clone() if last else step
+        else:
+            total.add_(step)
         if t < last:
-            z1.sub_(probe.gram(step))
+            probe.gram.subtract_from_(z1, step)
     return total
 
 
