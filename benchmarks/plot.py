@@ -26,7 +26,7 @@ def main(result: Path) -> None:
             [c["p80"] - c["p50"] for c in shown.values()],
         ]
         labels = [name.replace(", all specs distinct", ",\nall distinct") for name in shown]
-        axis.bar(labels, medians, yerr=spread, capsize=4, color="#4c72b0")
+        axis.bar(labels, medians, yerr=[below, above], capsize=4, color="#4c72b0")
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_title(f"decode batch {batch}")
         axis.set_ylim(0, 1.1)
