@@ -21,10 +21,8 @@ def main(result: Path) -> None:
         names = sorted((name for name in ratios if name != "unsteered"), key=lambda n: (int(n.split()[0]), n))
         shown = {name: ratios[name] for name in names}
         medians = [case["p50"] for case in shown.values()]
-        spread = [
-            [c["p50"] - c["p20"] for c in shown.values()],
-            [c["p80"] - c["p50"] for c in shown.values()],
-        ]
+        below = [case["p50"] - case["p20"] for case in shown.values()]
+        above = [case["p80"] - case["p50"] for case in shown.values()]
         labels = [name.replace(", all specs distinct", ",\nall distinct") for name in shown]
         axis.bar(labels, medians, yerr=[below, above], capsize=4, color="#4c72b0")
         axis.axhline(1, color="black", linewidth=0.8)
