@@ -6,6 +6,8 @@ import functools
 import importlib
 from typing import Any
 
+from ksteer_vllm.demo import MODEL_DIR
+
 _PARSER_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
 
 
@@ -29,8 +31,12 @@ def serve_flags() -> set[str]:
 
 
 def engine_additional_config(*arguments: str) -> Any:
-    """`additional_config` of the engine that `vllm serve tiny ARGUMENTS` would start."""
+    """`additional_config` of the engine that `vllm serve MODEL ARGUMENTS` would start.
+
+    MODEL is a folder that exists: where the hub is offline, vLLM looks any other name up at once.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    parsed = serve_parser().parse_args(["tiny", *arguments])  # making the parser loads the plugins
+    parsed = serve_parser().parse_args([str(MODEL_DIR), *arguments])  # making the parser loads the plugins
+    parsed.model = parsed.model_tag  # as the serve command does
     return AsyncEngineArgs.from_cli_args(parsed).additional_config

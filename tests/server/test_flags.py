@@ -143,7 +143,9 @@ def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would send requests to the engine past every check."""
     from ksteer_vllm.errors import ConfigError
 
-    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    import vllm.envs  # set there and not in the environment, which vLLM reads once per process
+
+    monkeypatch.setattr(vllm.envs, "VLLM_USE_RUST_FRONTEND", True, raising=False)
     with pytest.raises(ConfigError, match="Rust front end"):
         engine_additional_config(*PLUGIN)
     assert engine_additional_config(*OTHER) == json.loads(OTHER[1])
