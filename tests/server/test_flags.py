@@ -141,9 +141,9 @@ def test_parsed_arguments_carry_the_configuration_themselves() -> None:
 
 def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would send requests to the engine past every check."""
-    from ksteer_vllm.errors import ConfigError
-
     import vllm.envs  # set there and not in the environment, which vLLM reads once per process
+
+    from ksteer_vllm.errors import ConfigError
 
     monkeypatch.setattr(vllm.envs, "VLLM_USE_RUST_FRONTEND", True, raising=False)
     with pytest.raises(ConfigError, match="Rust front end"):
