@@ -18,7 +18,7 @@ from ksteer_vllm.capture import CAPTURE_KEY, Capture
 from ksteer_vllm.errors import SpecError
 from ksteer_vllm.host.settings import engine_config
 from ksteer_vllm.registry import AdmittedSpec, Registry
-from ksteer_vllm.spec import EXTRA_ARGS_KEY, SteeringSpec
+from ksteer_vllm.spec import EXTRA_ARGS_KEY
 
 __all__ = [
     "ADMISSION_KEY",
@@ -153,9 +153,10 @@ def admit_into(request: Any, admitted: AdmittedSpec) -> None:
     The caller's SamplingParams and its extra_args dict are left alone: the copy may be shallow.
     """
     params = request.sampling_params
-    prompt = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
+    length = prompt_length(request)
+    assert length is not None  # a request object is tokenised
     try:
-        windows = admitted.spec.where.positions(len(prompt), params.max_tokens)
+        windows = admitted.spec.where.positions(length, params.max_tokens)
     except SpecError as error:
         raise AdmissionError.of(error) from None
     params.extra_args = {
@@ -163,8 +164,3 @@ def admit_into(request: Any, admitted: AdmittedSpec) -> None:
         EXTRA_ARGS_KEY: admitted.canonical,
         ADMISSION_KEY: {"fingerprint": admitted.fingerprint, "windows": list(windows)},
     }
-
-
-def plain_spec(value: Any) -> Any:
-    """A SteeringSpec object as plain JSON types, anything else as it is."""
-    return value.extra_args()[EXTRA_ARGS_KEY] if isinstance(value, SteeringSpec) else value
