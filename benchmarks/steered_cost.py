@@ -1,111 +1,105 @@
-"""What steering costs: every request steered at one layer with 1, 8 and 64 steps, against the same engine
-unsteered. Configurations take turns within a round, and every ratio is taken within its round.
+"""What does gradient steering cost when every request of a decode batch is steered: by steps, by how many
+distinct specs the batch holds, at one layer or at all, against the same engine unsteered?
 
-    python -m benchmarks.steered_cost --shape 135m --batches 8,32 --rounds 12
+    python -m benchmarks.steered_cost --batches 1,8,32 --rounds 12
+    python -m benchmarks.steered_cost --batches 8 --layers all --cases 1x1,8x1,64x1
+
+On a GPU: --shape 8b --batches 1,32,256 --cases 1x1,8x1,64x1,8x16,8x256
 """
 
 from __future__ import annotations
 
-import os
-import random
 import tempfile
-from collections import defaultdict
 from pathlib import Path
-from typing import Annotated
-
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 import ksteer_vllm
 from benchmarks import harness
+from benchmarks.artifacts import LABELS, write_artifact
+from benchmarks.paired import UNSTEERED, Load, measure, throughput_table
+from benchmarks.record import Table, paired_ratios, spread, wide_console
 from ksteer_vllm import SteeringSpec
 
-CASES = ("unsteered", "1 step", "8 steps", "64 steps", "8 steps, all specs distinct")
+BASE = "1 step, 1 spec"
 
 
-def specs_of(case: str, batch: int) -> list[dict | None]:
-    if case == "unsteered":
-        return [None] * batch
-    steps = int(case.split()[0])
-    distinct = case.endswith("distinct")
-    specs = []
+def case_name(steps: int, distinct: int) -> str:
+    return f"{steps} {'step' if steps == 1 else 'steps'}, {distinct} {'spec' if distinct == 1 else 'specs'}"
+
+
+def parse_cases(text: str, batch: int) -> dict[str, tuple[int, int]]:
+    """`8x16` is 8 steps and 16 distinct specs; a batch cannot hold more distinct specs than requests."""
+    cases = {}
+    for part in text.split(","):
+        steps, distinct = (int(number) for number in part.split("x"))
+        cases[case_name(steps, min(distinct, batch))] = (steps, min(distinct, batch))
+    return cases
+
+
+def specs_of(steps: int, distinct: int, batch: int, layers: list[int] | None) -> list[dict[str, Any] | None]:
+    """`distinct` target mixes in turn, each with an alpha of its own."""
+    specs: list[dict[str, Any] | None] = []
     for index in range(batch):
-        target = (
-            {f"label{index % 6}": 1.0, f"label{(index + 1) % 6}": 1.0 + index} if distinct else ["label0"]
+        kind = index % distinct
+        target = {LABELS[kind % 6]: 1.0, LABELS[(kind + 1) % 6]: 1.0 + kind}
+        fields: dict[str, Any] = {} if layers is None else {"layers": layers}
+        spec = SteeringSpec(
+            probe="bench", target=target, alpha=0.01 + 0.001 * kind, num_steps=steps, **fields
         )
-        specs.append(
-            SteeringSpec(probe="bench", target=target, alpha=0.01 + 0.001 * index * distinct, num_steps=steps)
-        )
-    return [spec.extra_args() for spec in specs]
+        specs.append(spec.extra_args())
+    return specs
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="model shape: 135m or 8b")] = "135m",
+    shape: Annotated[str, typer.Option(help=f"model shape: {', '.join(harness.SHAPES)}")] = "135m",
     batches: Annotated[str, typer.Option(help="decode batch sizes")] = "8,32",
+    cases: Annotated[str, typer.Option(help="STEPSxDISTINCT specs, comma separated")] = (
+        "1x1,8x1,64x1,8x16,8x32"
+    ),
     rounds: Annotated[int, typer.Option(help="rounds; each runs every case once")] = 12,
     tokens: Annotated[int, typer.Option(help="generated tokens per request")] = 48,
     layers: Annotated[str, typer.Option(help="steered layers: one (60 % depth) or all")] = "one",
     eager: Annotated[bool, typer.Option(help="no torch.compile, no CUDA graphs")] = False,
 ) -> None:
+    harness.run_in_process()
     sizes = [int(size) for size in batches.split(",")]
-    depth = harness.SHAPES[shape]["num_hidden_layers"]
-    layer = int(0.6 * depth)
-    console = Console()
+    layer, everywhere = harness.steered_layer(shape), layers == "all"
+    steered = list(range(harness.SHAPES[shape]["num_hidden_layers"])) if everywhere else None
+    console = wide_console()
+    tables: list[Table] = []
+    result: dict[str, Any] = {"shape": shape, "layer": layer, "layers": layers, "eager": eager, "batches": {}}
     with tempfile.TemporaryDirectory() as folder:
         model = harness.write_model(shape, Path(folder) / "model")
-        probe = harness.write_probe(shape, layer, Path(folder) / "probe")
-        steering = ksteer_vllm.enable({"bench": probe}, layers="all" if layers == "all" else [layer])
+        probe = write_artifact("mlp", shape, Path(folder) / "probe")
+        steering = ksteer_vllm.enable({"bench": probe}, layers="all" if everywhere else [layer])
         llm = harness.engine(model, max_num_seqs=max(sizes), eager=eager, additional_config=steering)
-        result: dict = {"shape": shape, "layer": layer, "layers": layers, "eager": eager, "tokens": tokens}
-        result["batches"] = {}
         for batch in sizes:
-            specs = {case: specs_of(case, batch) for case in CASES}
-            if layers == "all":
-                for case in CASES[1:]:
-                    for extra in specs[case]:
-                        extra["ksteer"]["layers"] = list(range(depth))
-            seconds: dict[str, list[float]] = defaultdict(list)
-            for case in CASES:
-                harness.decode_seconds(llm, batch, 8, specs[case])
-            counters = llm.collective_rpc("ksteer_counters")[0]
-            order = random.Random(batch)
-            for _ in track(range(rounds), f"batch {batch}", console=console):
-                for case in order.sample(CASES, len(CASES)):
-                    seconds[case].append(harness.decode_seconds(llm, batch, tokens, specs[case]))
-            after = llm.collective_rpc("ksteer_counters")[0]
-            result["batches"][batch] = {
-                "seconds": dict(seconds),
-                "throughput_vs_unsteered": ratios(seconds, "unsteered", inverse=True),
-                "time_vs_1_step": ratios(seconds, "1 step"),
-                "counters": {name: after[name] - counters[name] for name in after},
+            loads = {
+                name: Load(specs_of(steps, distinct, batch, steered), tokens)
+                for name, (steps, distinct) in parse_cases(cases, batch).items()
             }
-            show(console, batch, result["batches"][batch])
+            measured = measure(llm, loads, rounds, console, f"batch {batch}")
+            result["batches"][str(batch)] = measured
+            title = f"{shape}, {layers} layer{'s' * everywhere} steered, decode batch {batch}"
+            tables.append(cost_table(title, measured))
+            console.print(tables[-1].rich())
     name = f"steered_cost-{shape}-{layers}{'-eager' if eager else ''}"
-    console.print("written:", harness.write_result(name, result).name)
+    console.print("written:", harness.write_result(name, result, tables).name)
 
 
-def ratios(seconds: dict[str, list[float]], base: str, inverse: bool = False) -> dict[str, dict[str, float]]:
-    """Per case p20/p50/p80 over rounds of time / time of `base` (inverse: throughput ratio)."""
-    pairs = {
-        case: [b / a if inverse else a / b for a, b in zip(times, seconds[base], strict=True)]
-        for case, times in seconds.items()
-    }
-    return {case: harness.summary(values) for case, values in pairs.items()}
-
-
-def show(console: Console, batch: int, result: dict) -> None:
-    table = Table(title=f"decode batch {batch}: median (p20 to p80) over rounds")
-    for column in ("case", "throughput vs unsteered", "time vs 1 step"):
-        table.add_column(column)
-    for case in CASES:
-        cells = [result[key][case] for key in ("throughput_vs_unsteered", "time_vs_1_step")]
-        table.add_row(case, *(f"{c['p50']:.3f} ({c['p20']:.3f} to {c['p80']:.3f})" for c in cells))
-    console.print(table)
+def cost_table(title: str, measured: dict[str, Any]) -> Table:
+    table = throughput_table(title, measured)
+    seconds = measured["seconds"]
+    if BASE in seconds:
+        measured["time_vs_1_step"] = {case: paired_ratios(t, seconds[BASE]) for case, t in seconds.items()}
+        table.columns = (*table.columns, "time vs 1 step, 1 spec")
+        table.rows = [
+            (*row, "" if row[0].startswith(UNSTEERED) else spread(measured["time_vs_1_step"][row[0]]))
+            for row in table.rows
+        ]
+    return table
 
 
 if __name__ == "__main__":

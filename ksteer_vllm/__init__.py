@@ -3,6 +3,7 @@
 from ksteer_vllm.config import enable
 from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError
 from ksteer_vllm.probe import ModelIdentity, Probe, ProbeMetadata
+from ksteer_vllm.report import report
 from ksteer_vllm.spec import SteeringSpec, Where
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "SteeringSpec",
     "Where",
     "enable",
+    "report",
 ]
 
 __version__ = "0.1.0"

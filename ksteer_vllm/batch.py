@@ -6,7 +6,7 @@ Takes arrays, not vLLM objects; `ksteer_vllm.host` feeds it from either model ru
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,17 +14,22 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels import (
-    NO_SLOT,
+    EditRecord,
     PlannedGroup,
     RowTables,
     Workspace,
     plan_groups,
     steer_,
+    steer_groups_,
     token_rows_,
 )
+from ksteer_kernels.native import gradient_kernel
 from ksteer_vllm.capture import Capture
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.pool import ProbePool, RowProgram
+from ksteer_vllm.device_reports import DeviceReports
+from ksteer_vllm.pool import ProbePool, RequestRows
+from ksteer_vllm.report_store import ReportStore
+from ksteer_vllm.row_writer import RowWriter
 
 __all__ = ["Counters", "SteeringState"]
 
@@ -69,46 +74,71 @@ class SteeringState:
             self.backend = "triton" if device.type == "cuda" else "torch"
         else:
             self.backend = config.kernels
+        self._use_native = config.kernels == "auto" and device.type == "cpu"
+        if self._use_native:
+            gradient_kernel()  # built now, not at the first steered request
         self.layer_index = {layer: index for index, layer in enumerate(config.layers)}
         self.pool = ProbePool(config, hidden_size=hidden_size, weight_dtype=weight_dtype, device=device)
         tables = self.pool.tables
         self.rows = RowTables.allocate(
-            max(len(config.layers), 1), max_rows, tables.max_width, tables.max_labels, device
+            max(len(config.layers), 1),
+            max_rows,
+            tables.max_width,
+            tables.max_labels,
+            device,
+            config.max_stages,
         )
         self.workspace = (
-            Workspace.allocate(max_tokens, max(tables.max_width, tables.max_labels), device)
+            Workspace.allocate(max_tokens, tables.max_width, device, tables.max_labels)
             if self.backend == "triton"
             else None
         )
-        self.token_row = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
-        self._planned_for = self.token_row.clone()
+        shape = (config.max_stages, max_tokens)
+        self.token_row = torch.full(shape, -1, dtype=torch.int32, device=device)
+        self.gain = torch.ones(shape, device=device)
+        self._planned_for = (self.token_row.clone(), self.gain.clone())
         self.capture = Capture(config.capture.layers) if config.capture is not None else None
+        self.reports = ReportStore() if config.reports else None
+        self._device_reports = (
+            DeviceReports(self.rows, tables, self.layer_index, self.pool.probe_of_slot, max_tokens)
+            if config.reports and self.backend == "triton"
+            else None
+        )
         self.counters = Counters()
         self.active = False
-        self._steered_rows: set[int] = set()
+        self._writer = RowWriter(self.rows, self.layer_index, device)
+        self._requests: dict[int, RequestRows] = {}
         self._token_row_dirty = False
-        self._groups: dict[int, list[PlannedGroup]] = {}
-        self._pending: dict[int, tuple[RowProgram, tuple[int, ...]] | None] = {}
+        self._plans: dict[int, list[PlannedGroup]] = {}
+        self._plans_by_cells: dict[tuple[int, ...], list[PlannedGroup]] = {}
 
     @property
     def num_steered(self) -> int:
         """How many rows hold a steered request."""
-        return len(self._steered_rows)
+        return len(self._requests)
 
-    def set_row(self, row: int, canonical: Mapping[str, Any], windows: Sequence[int]) -> None:
-        """Give a row to a request: its program at each of its layers, and its absolute windows.
+    @property
+    def nbytes(self) -> int:
+        """Device bytes held by the tables, the scratch memory and the report buffers."""
+        parts = (self.pool.tables, self.rows, self.workspace)
+        held = sum(part.nbytes for part in parts if part is not None)
+        return held + (0 if self._device_reports is None else self._device_reports.buffers.nbytes)
+
+    def set_row(self, row: int, canonical: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Give a row to a request: its canonical spec and what admission recorded of it.
 
         Reaches the device with the next `begin_step`, together with every other change since the last.
         """
-        self._pending[row] = (self.pool.row_program(canonical), tuple(windows))
-        self._steered_rows.add(row)
+        report = bool(record.get("report"))
+        request = self.pool.request_rows(canonical, record["edits"], report)
+        self._writer.set(row, request)
+        self._requests[row] = request
         self.counters.requests += 1
 
     def clear_row(self, row: int) -> None:
         """The row's request has left. Closing its windows is enough: no token can name the row."""
-        if row in self._steered_rows:
-            self._steered_rows.discard(row)
-            self._pending[row] = None
+        if self._requests.pop(row, None) is not None:
+            self._writer.clear(row)
 
     def begin_step(
         self, request_rows: Tensor, query_start_loc: Tensor, positions: Tensor, num_tokens: int
@@ -118,32 +148,48 @@ class SteeringState:
         request_rows [num_reqs] int (-1: unsteered), query_start_loc [num_reqs + 1] int32,
         positions [>= num_tokens] int64: device tensors, read without a host synchronisation.
         """
-        rows_changed = self._write_pending_rows()
+        self.collect_reports()
+        rows_changed = self._writer.write()
         self.active = True
         self._token_row_dirty = True
         self.counters.steered_steps += 1
         token_rows_(
             self.token_row,
+            self.gain,
             positions,
             query_start_loc,
             request_rows,
-            self.rows.windows,
+            self.rows,
             num_tokens,
             self.backend,
         )
-        if self.backend == "torch" and (rows_changed or not torch.equal(self.token_row, self._planned_for)):
-            # While the same tokens meet the same rows, as in steady decoding, the plans stay.
-            self._groups.clear()
-            self._planned_for.copy_(self.token_row)
+        if self._device_reports is not None:
+            self._device_reports.begin_step(self._requests)
+        if self.backend == "torch":
+            row, gain = self._planned_for
+            if rows_changed or not (torch.equal(self.token_row, row) and torch.equal(self.gain, gain)):
+                # While the same tokens meet the same rows, as in steady decoding, the plans stay.
+                self._plans.clear()
+                self._plans_by_cells.clear()
+                row.copy_(self.token_row)
+                gain.copy_(self.gain)
 
     def end_step(self) -> None:
         """Nobody is steered from here on, until the next `begin_step`: idle steps and dummy runs."""
         self.active = False
+        self.collect_reports()
         if self.capture is not None:
             self.capture.end_step()
+        if self.reports is not None:
+            self.reports.end_step()
         if self._token_row_dirty:
             self.token_row.fill_(-1)
             self._token_row_dirty = False
+
+    def collect_reports(self) -> None:
+        """Bring the reports of the step before to the host, where a device wrote them."""
+        if self._device_reports is not None and self.reports is not None:
+            self._device_reports.collect(self.reports, self.token_row)
 
     def at_layer(self, hidden: Tensor, residual: Tensor | None, layer: int) -> None:
         """The decoder layer's step: record and edit the residual stream hidden + residual, in `hidden`.
@@ -158,63 +204,74 @@ class SteeringState:
         if index is None:
             return
         started = time.perf_counter_ns()
-        groups = None
         if self.backend == "torch":
-            groups = self._groups.get(index)
-            if groups is None:
-                groups = plan_groups(self.token_row, self.rows, index, hidden.shape[0])
-                self._groups[index] = groups
-        steer_(
-            hidden,
-            residual,
-            self.token_row,
-            self.pool.tables,
-            self.rows,
-            index,
-            workspace=self.workspace,
-            groups=groups,
-            backend=self.backend,
-        )
+            self._steer_in_groups(hidden, residual, layer, index)
+        else:
+            steer_(
+                hidden,
+                residual,
+                self.token_row,
+                self.pool.tables,
+                self.rows,
+                index,
+                gain=self.gain,
+                workspace=self.workspace,
+                reports=None if self._device_reports is None else self._device_reports.buffers,
+                backend=self.backend,
+            )
         self.counters.op_calls += 1
         self.counters.op_ns += time.perf_counter_ns() - started
 
-    def _write_pending_rows(self) -> bool:
-        """Copy changed rows to the device: one indexed write per table, however many rows changed.
+    def _steer_in_groups(self, hidden: Tensor, residual: Tensor | None, layer: int, index: int) -> None:
+        """The CPU path: stage by stage, with plans that last while the rows and their tokens stay."""
+        is_open = None
+        for stage in range(self.rows.num_stages):
+            entry = index * self.rows.num_stages + stage
+            groups = self._plans.get(entry)
+            if groups is None:
+                groups = self._plans[entry] = self._plan(layer, stage, entry, hidden.shape[0])
+            if groups:
 
-        Returns whether any row had changed.
-        """
-        if not self._pending:
-            return False
-        table = self.rows
-        changed = self._to_device(torch.tensor(list(self._pending)))
-        table.slot[:, changed] = NO_SLOT
-        windows = [change[1] if change else (0, 0, 0, 0) for change in self._pending.values()]
-        table.windows[changed] = self._to_device(torch.tensor(windows, dtype=torch.int64))
-        given = {row: change[0] for row, change in self._pending.items() if change is not None}
-        self._pending.clear()
-        cells = [(self.layer_index[layer], row, p) for row, p in given.items() for layer in p.layers]
-        if not cells:
-            return True
-        at = (
-            self._to_device(torch.tensor([layer for layer, _, _ in cells])),
-            self._to_device(torch.tensor([row for _, row, _ in cells])),
+                def record(done: EditRecord, stage: int = stage) -> None:
+                    self._report(done, layer, stage)
+
+                is_open = steer_groups_(
+                    hidden,
+                    residual,
+                    self.pool.tables,
+                    groups,
+                    is_open,
+                    record,
+                    use_native=self._use_native,
+                )
+            else:
+                is_open = None
+
+    def _plan(self, layer: int, stage: int, entry: int, num_tokens: int) -> list[PlannedGroup]:
+        """Layers at which every request asks for the same share one plan."""
+        cells = [request.cells.get((layer, stage)) for request in self._requests.values()]
+        if not any(cells):
+            return []
+        key = (stage, *map(id, cells))
+        groups = self._plans_by_cells.get(key)
+        if groups is None:
+            groups = plan_groups(self.token_row[stage], self.rows, entry, num_tokens, self.gain[stage])
+            self._plans_by_cells[key] = groups
+        return groups
+
+    def _report(self, done: EditRecord, layer: int, stage: int) -> None:
+        """Hand what was done to reporting requests' tokens to the report store."""
+        if self.reports is None or done.tokens.numel() == 0:
+            return
+        rows = self.token_row[stage][done.tokens].tolist()
+        edits = torch.tensor([self._requests[row].edit_at[layer, stage] for row in rows])
+        self.reports.record(
+            layer,
+            edits,
+            done.tokens,
+            done.shift.float(),
+            done.steps.int(),
+            None if done.before is None else torch.sigmoid(done.before),
+            None if done.after is None else torch.sigmoid(done.after),
+            self.pool.probe_of_slot[done.slot],
         )
-        readout = torch.zeros(len(cells), table.readout.shape[2])
-        for index, (_, _, p) in enumerate(cells):
-            readout[index, : p.readout.shape[0]] = p.readout
-        for column, values in (
-            (table.program, [int(p.program) for _, _, p in cells]),
-            (table.num_steps, [p.num_steps for _, _, p in cells]),
-            (table.strength, [p.strength for _, _, p in cells]),
-            (table.decay, [p.decay for _, _, p in cells]),
-            (table.slot, [p.slot for _, _, p in cells]),
-        ):
-            column[at] = self._to_device(torch.tensor(values, dtype=column.dtype))
-        table.readout[at] = self._to_device(readout)
-        return True
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        """Pinned memory from torch's caching allocator: it is not reused before the copy is done."""
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)

@@ -1,7 +1,8 @@
-"""The `ksteer` command: fit a probe, look at one, run the demo."""
+"""The `ksteer` command: fit or convert, choose a condition, look at an artifact, run the demo."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -12,15 +13,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import ksteer_vllm
+from ksteer_vllm.convert.command import convert
 from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError
+from ksteer_vllm.methods import fits
 
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="K-Steering in vLLM: fit probes, look at them, run the demo.",
+    help="Steering in vLLM: fit probes and vectors, look at them, run the demo.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -67,96 +69,140 @@ def main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """K-Steering in vLLM: fit probes, look at them, run the demo."""
+    """Steering in vLLM: fit probes and vectors, look at them, run the demo."""
+
+
+Model = Annotated[str, typer.Argument(help="A model folder, or a Hugging Face model name.")]
+Data = Annotated[
+    Path,
+    typer.Argument(help="JSON Lines of prompt, reply, labels; or of prompt, positive, negative, label."),
+]
+Dtype = Annotated[str, typer.Option(help="Of the engine, as in vLLM.")]
+MaxModelLen = Annotated[int | None, typer.Option(min=1, help="Of the engine, as in vLLM.")]
+GpuMemory = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Of the engine, as in vLLM.")]
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()
 def fit(
-    model: Annotated[str, typer.Argument(help="A model folder, or a Hugging Face model name.")],
-    data: Annotated[Path, typer.Argument(help="JSON Lines of prompt, reply and labels.")],
+    model: Model,
+    data: Data,
     out: Annotated[Path, typer.Option(help="The probe folder to write.")],
+    method: Annotated[str, typer.Option(help=f"One of: {', '.join(fits())}.")] = "mlp",
     layer: Annotated[
         int | None, typer.Option(min=0, help="Decoder block; default: 60 % of the depth.")
     ] = None,
     labels: Annotated[str, typer.Option(help="Labels to fit, a,b,c; default: all, sorted.")] = "",
-    width: Annotated[int, typer.Option(min=1, max=4096, help="Width of both hidden layers.")] = 256,
-    epochs: Annotated[int, typer.Option(min=1, help="At most; early stopping may end sooner.")] = 30,
-    weight_decay: Annotated[float, typer.Option(min=0.0, help="Of AdamW.")] = 0.01,
-    noise: Annotated[float, typer.Option(min=0.0, help="Input noise, in standard deviations.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the split, the weights and the batches.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the engine, as in vLLM.")] = "auto",
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Of the engine, as in vLLM.")] = None,
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Of the engine, as in vLLM.")
+    width: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="mlp: of both hidden layers; default: 256.")
     ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="At most; early stopping may end sooner; mlp: 30.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0.0, help="Of AdamW; mlp: 0.01.")] = None,
+    noise: Annotated[
+        float | None, typer.Option(min=0.0, help="mlp: input noise, in standard deviations; default: 0.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="loreft, lorest: of each label's edit.")] = None,
+    positions: Annotated[
+        int | None, typer.Option(min=1, help="actadd: how many first positions; default: 4.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and of all that is drawn.")] = 0,
+    dtype: Dtype = "auto",
+    max_model_len: MaxModelLen = None,
+    gpu_memory_utilization: GpuMemory = None,
 ) -> None:
-    """Fit a probe to labelled text, on activations of the vLLM engine itself."""
+    """Fit a probe, or another method, to labelled text, on activations of the vLLM engine itself."""
     from ksteer_vllm.fit.data import read_rows
-    from ksteer_vllm.fit.pipeline import fit_probe_to_rows
-    from ksteer_vllm.fit.report import report_table
-    from ksteer_vllm.fit.train import FitPlan
+    from ksteer_vllm.fit.describe import metrics_tables
+    from ksteer_vllm.fit.pipeline import fit_to_rows
 
     _quiet_vllm()
-    options: dict[str, Any] = {"dtype": dtype}
-    if max_model_len is not None:
-        options["max_model_len"] = max_model_len
-    if gpu_memory_utilization is not None:
-        options["gpu_memory_utilization"] = gpu_memory_utilization
     console = _console()
     with _clean_errors():
-        probe = fit_probe_to_rows(
+        artifact = fit_to_rows(
             model,
             read_rows(data),
+            method,
             labels=[label.strip() for label in labels.split(",") if label.strip()],
             layer=layer,
-            plan=FitPlan(width=width, epochs=epochs, weight_decay=weight_decay, noise=noise, seed=seed),
-            engine_options=options,
+            options=_given(
+                width=width,
+                epochs=epochs,
+                weight_decay=weight_decay,
+                noise=noise,
+                rank=rank,
+                positions=positions,
+                seed=seed,
+            ),
+            engine_options=_given(
+                dtype=dtype, max_model_len=max_model_len, gpu_memory_utilization=gpu_memory_utilization
+            ),
             console=console,
         )
-        probe.save(out)
-    console.print(report_table(probe.metadata.metrics), report_table(probe.metadata.metrics, "replies"))
-    console.print(f"probe of layer {probe.metadata.layer}, labels {', '.join(probe.labels)}: {out}")
+        artifact.save(out)
+    metadata = artifact.metadata
+    for table in metrics_tables(metadata.metrics):
+        console.print(table)
+    kind = "probe" if method == "mlp" else method
+    console.print(f"{kind} of layer {metadata.layer}, labels {', '.join(artifact.labels)}: {out}")
+
+
+@app.command()
+def condition(
+    model: Model,
+    data: Data,
+    folder: Annotated[Path, typer.Argument(help="A probe folder of family mlp, linear or vectors.")],
+    label: Annotated[str, typer.Option(help="The label of the probe to read.")],
+    steer: Annotated[
+        str, typer.Option(help="The label of the rows that are to be steered; default: the same.")
+    ] = "",
+    name: Annotated[str, typer.Option(help="The probe's name in requests; default: the folder's.")] = "",
+    dtype: Dtype = "auto",
+    max_model_len: MaxModelLen = None,
+    gpu_memory_utilization: GpuMemory = None,
+) -> None:
+    """Choose the threshold of a spec's condition (CAST) on labelled text, and print the condition."""
+    from ksteer_vllm.artifact import Artifact
+    from ksteer_vllm.fit.condition import condition_table, find_condition
+    from ksteer_vllm.fit.data import read_rows
+    from ksteer_vllm.fit.pipeline import progress_bar
+
+    _quiet_vllm()
+    console = _console()
+    options = _given(dtype=dtype, max_model_len=max_model_len, gpu_memory_utilization=gpu_memory_utilization)
+    with _clean_errors(), progress_bar(console) as progress:
+        found = find_condition(
+            model,
+            read_rows(data),
+            Artifact.load(folder),
+            label,
+            steer=steer,
+            engine_options=options,
+            progress=progress,
+        )
+    console.print(condition_table(found))
+    typer.echo(json.dumps(found.as_spec(name or folder.resolve().name), ensure_ascii=False))
+
+
+app.command()(convert)
 
 
 @app.command()
 def inspect(folder: Annotated[Path, typer.Argument(help="A probe folder.")]) -> None:
-    """Show a probe: what it was fitted on, how well it reads held-out text, and what it weighs."""
-    from ksteer_vllm.fit.report import report_table
-    from ksteer_vllm.probe import Probe
+    """Show a probe of any family: what it was fitted on, how it reads held-out text, what it weighs."""
+    from ksteer_vllm.artifact import Artifact
+    from ksteer_vllm.fit.describe import describe
 
     with _clean_errors():
-        probe = Probe.load(folder)
-    metadata, console = probe.metadata, _console()
-    facts = Table(show_header=False, box=None)
-    for name, value in (
-        ("labels", ", ".join(metadata.labels)),
-        ("site", f"{metadata.site} of decoder block {metadata.layer} of {metadata.model.num_layers}"),
-        (
-            "model",
-            f"{metadata.model.name} ({metadata.model.model_type}, hidden size {metadata.model.hidden_size})",
-        ),
-        ("hidden layers", f"{probe.w1.shape[0]} and {probe.w2.shape[0]}, {metadata.activation}"),
-        ("default alpha", ", ".join(f"{m} {a:.4g}" for m, a in metadata.default_alpha.items()) or "none"),
-        ("digest", f"{metadata.digest} (verified)"),
-    ):
-        facts.add_row(name, value)
-    console.print(facts)
-    if "tokens" in metadata.metrics:
-        console.print(report_table(metadata.metrics), report_table(metadata.metrics, "replies"))
-    norms = Table(title="norms", title_justify="left")
-    norms.add_column("tensor")
-    norms.add_column("shape")
-    norms.add_column("norm", justify="right")
-    for name, tensor in probe.tensors().items():
-        norms.add_row(name, " x ".join(map(str, tensor.shape)), f"{tensor.norm():.4g}")
-    for label, vector in zip(probe.labels, probe.label_vectors, strict=True):
-        norms.add_row(f"label vector {label}", str(len(vector)), f"{vector.norm():.4g}")
-    console.print(norms)
-    if metadata.training:
-        training = Table(title="training", title_justify="left", show_header=False)
-        for key, value in metadata.training.items():
-            training.add_row(key, str(value))
-        console.print(training)
+        artifact = Artifact.load(folder)
+    console = _console()
+    for table in describe(artifact):
+        console.print(table)
 
 
 @app.command()

@@ -61,11 +61,22 @@ class EngineConfig(BaseModel):
     layers: Annotated[
         LayerChoice, BeforeValidator(_layers), Field(description="open layers: probe, all or a list")
     ] = "probe"
-    max_probes: Annotated[int, Field(ge=1, le=4096, description="probe slots")] = 8
-    max_width: Annotated[int, Field(ge=1, le=4096, description="widest hidden layer of a probe")] = 256
+    max_probes: Annotated[int, Field(ge=1, le=4096, description="most artifacts")] = 8
+    max_width: Annotated[
+        int, Field(ge=1, le=4096, description="most rows of an artifact's basis, such as a probe's width")
+    ] = 256
     max_steps: Annotated[int, Field(ge=1, le=65536, description="largest num_steps of a request")] = 256
+    max_stages: Annotated[
+        int, Field(ge=1, le=64, description="edits in a row at one layer of one request, conditions included")
+    ] = 2
+    reports: Annotated[bool, Field(description="requests may ask for a report")] = True
     decoder: Annotated[str, Field(description="dotted path of the decoder stack, if it cannot be found")] = ""
-    kernels: Annotated[Literal["auto", "torch", "triton"], Field(description="kernel path")] = "auto"
+    kernels: Annotated[
+        Literal["auto", "torch", "triton"],
+        Field(
+            description="auto: Triton on a GPU; on a CPU torch, with the native kernel where it can be built"
+        ),
+    ] = "auto"
     capture: CaptureConfig | None = None
     resolved: Annotated[bool, Field(description="set by start-up: digests and layers are filled in")] = False
 
@@ -112,7 +123,7 @@ def enable(
 
     probes: name -> probe folder. layers: which layers requests may steer: `probe` (those of the named
     probes), `all`, or a list. options: the other keys of `EngineConfig` (max_probes, max_width, max_steps,
-    decoder, kernels), as the `--ksteer-*` flags. Raises ConfigError.
+    max_stages, reports, decoder, kernels), as the `--ksteer-*` flags. Raises ConfigError.
     """
     chosen: Any = layers if isinstance(layers, str) else list(layers)
     config = EngineConfig.parse({"probes": dict(probes or {}), "layers": chosen, **options})

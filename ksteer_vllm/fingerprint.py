@@ -1,4 +1,4 @@
-"""What the prefix cache must know of a steered request: one fingerprint, and which tokens it touches."""
+"""What the prefix cache must know of a steered request: what is done to a token, and to which tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 
 __all__ = ["block_key", "fingerprint", "steered_ranges"]
 
+_NAMES = ("where", "probe")
 
-def fingerprint(canonical_spec: Mapping[str, Any], probe_digest: str) -> str:
-    """SHA-256 of what is done to a steered token: the canonical spec without its where-clause, and the
-    probe's digest. Two requests with the same fingerprint change a token in the same way; the windows
-    enter the cache keys block by block (`block_key`)."""
-    edit = {field: value for field, value in canonical_spec.items() if field not in ("where", "probe")}
-    text = json.dumps(edit, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(f"{text}\0{probe_digest}".encode()).hexdigest()
+
+def fingerprint(edit: Mapping[str, Any], digest: str, condition_digest: str = "") -> str:
+    """SHA-256 of what an edit does to a steered token: the canonical edit without its where-clause and
+    names, and the artifacts' digests. Two requests with the same fingerprint change a token in the same way;
+    the windows enter the cache keys block by block (`block_key`)."""
+    fields = {field: value for field, value in edit.items() if field not in _NAMES}
+    if "condition" in fields:
+        fields["condition"] = {k: v for k, v in fields["condition"].items() if k != "probe"}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(f"{text}\0{digest}\0{condition_digest}".encode()).hexdigest()
 
 
 def steered_ranges(windows: Sequence[int], start: int, end: int) -> list[tuple[int, int]]:
@@ -37,14 +41,24 @@ def steered_ranges(windows: Sequence[int], start: int, end: int) -> list[tuple[i
     return ranges
 
 
-def block_key(digest: str, windows: Sequence[int], start: int, end: int) -> tuple[str, str] | None:
+def block_key(edits: Sequence[Mapping[str, Any]], start: int, end: int) -> tuple[str, str] | None:
     """The extra prefix-cache key of the block of token positions [start, end), or None.
 
-    A block without a steered token needs no key of its own: its keys and values depend on earlier
-    blocks only, and the hash chain carries those. A key of the spec alone would be wrong: under
-    where=generation the reply is steered in the turn that writes it and plain in the turn that reads it.
+    edits: the records of a request's edits in order, each with "fingerprint", "windows" and, if the strength
+    fades, "fade" (position where it starts, length). A block without a steered token needs no key of its own:
+    its keys and values depend on earlier blocks only, and the hash chain carries those. A key of the spec
+    alone would be wrong: under where=generation the reply is steered in the turn that writes it and plain in
+    the turn that reads it. Under a fade the strength depends on how far the block is from its start.
     """
-    ranges = steered_ranges(windows, start, end)
-    if not ranges:
-        return None
-    return ("ksteer", f"ksteer:{digest}:" + ",".join(f"{lo}-{hi}" for lo, hi in ranges))
+    parts = []
+    for edit in edits:
+        ranges = steered_ranges(edit["windows"], start, end)
+        if not ranges:
+            continue
+        text = ",".join(f"{lo}-{hi}" for lo, hi in ranges)
+        fade = edit.get("fade")
+        last_steered = start + ranges[-1][1] - 1
+        if fade is not None and last_steered > fade[0]:  # at its start the strength is still whole
+            text += f"@{start - fade[0]}"
+        parts.append(f"{edit['fingerprint']}:{text}")
+    return ("ksteer", "ksteer:" + ";".join(parts)) if parts else None

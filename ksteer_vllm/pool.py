@@ -1,95 +1,142 @@
-"""Resident probes: their weights in device tables, and the readout vector of a spec."""
+"""Resident artifacts: their weights in device tables, and the row of an edit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ksteer_kernels import ProbeTables, Program
+from ksteer_kernels import Flag, ProbeTables, Program, RowSettings, SlotWeights
+from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import ProbeError
-from ksteer_vllm.probe import Probe
+from ksteer_vllm.methods import FAMILIES, load
+from ksteer_vllm.methods.program import FamilyProgram, PlannedRow
+from ksteer_vllm.stages import assign_stages
 
-__all__ = ["ProbePool", "RowProgram"]
+__all__ = ["ProbePool", "RequestRows"]
 
-_PROGRAMS = {
-    "gradient": Program.GRADIENT,
-    "reflect": Program.REFLECT,
-    "project": Program.REFLECT,
-    "add": Program.ADD,
-}
-_REFLECTION_FACTOR = {"reflect": 2.0, "project": 1.0}
+MAX_KNOWN_EDITS = 4096
+"""Edits whose settings are kept for the next request that asks for the same; the oldest go first."""
 
 
 @dataclass(frozen=True)
-class RowProgram:
-    """What a request's row holds at each of its layers; readout: [width] float32 on the CPU."""
+class RequestRows:
+    """What a request's row holds.
 
-    slot: int
-    program: Program
-    num_steps: int
-    strength: float
-    decay: float
-    readout: Tensor
-    layers: tuple[int, ...]
+    cells: (layer, stage) -> settings. windows: stage -> four absolute positions; fades: stage -> (start,
+    length), length 0: none. edit_at: (layer, stage) -> index of the request's edit.
+    """
 
-
-@dataclass(frozen=True)
-class _Resident:
-    slot: int
-    labels: dict[str, int]
-    w3: Tensor  # [K, H2] float64
+    cells: dict[tuple[int, int], RowSettings]
+    windows: dict[int, tuple[int, ...]]
+    fades: dict[int, tuple[int, int]]
+    edit_at: dict[tuple[int, int], int]
 
 
 class ProbePool:
-    """Loads the configured probes into slots, once, and turns admitted specs into row programs.
+    """Loads the configured artifacts into slots, once, and turns admitted specs into rows.
 
-    A spec costs one [H] readout, whatever it targets: a thousand target/avoid mixes share the weights.
+    A spec costs its readouts, whatever it targets: a thousand target/avoid mixes share the weights.
     """
 
     def __init__(
         self, config: EngineConfig, *, hidden_size: int, weight_dtype: torch.dtype, device: torch.device
     ) -> None:
-        probes = {name: Probe.load(source.path) for name, source in config.probes.items()}
+        self._programs: dict[str, FamilyProgram] = {}
+        self._slots: dict[tuple[str, str], int] = {}
+        self._known_edits: dict[
+            tuple[str, str, bool], tuple[dict[int, RowSettings], dict[int, RowSettings]]
+        ] = {}
+        loaded: list[SlotWeights] = []
         for name, source in config.probes.items():
-            if probes[name].metadata.digest != source.digest:
+            artifact = Artifact.load(source.path)
+            if artifact.metadata.digest != source.digest:
                 raise ProbeError(f"probe {name!r}: {source.path} has changed since the engine was configured")
-        max_labels = max((len(probe.labels) for probe in probes.values()), default=1)
+            program: FamilyProgram = load(FAMILIES[artifact.metadata.family].program)(artifact)
+            self._programs[name] = program
+            for key, weights in program.slots().items():
+                self._slots[name, key] = len(loaded)
+                loaded.append(weights)
+        labels = max((weights.num_labels for weights in loaded), default=1)
         self.tables = ProbeTables.allocate(
-            config.max_probes, config.max_width, max_labels, hidden_size, weight_dtype, device
+            max(len(loaded), 1), config.max_width, max(labels, 1), hidden_size, weight_dtype, device
         )
-        self._resident: dict[str, _Resident] = {}
-        for slot, (name, probe) in enumerate(probes.items()):
-            folded = probe.folded()
-            self.tables.load(
-                slot, w1=folded.w1, b1=folded.b1, w2=folded.w2, b2=folded.b2, vectors=probe.label_vectors
-            )
-            labels = {label: index for index, label in enumerate(probe.labels)}
-            self._resident[name] = _Resident(slot, labels, folded.w3)
+        for slot, weights in enumerate(loaded):
+            self.tables.load(slot, weights)
+        self.probe_of_slot = {slot: name for (name, _), slot in self._slots.items()}
 
-    def row_program(self, canonical: Mapping[str, Any]) -> RowProgram:
-        """The row of an admitted, canonical spec.
+    def request_rows(
+        self, canonical: Mapping[str, Any], records: Sequence[Mapping[str, Any]], report: bool = False
+    ) -> RequestRows:
+        """The rows of an admitted request: its canonical spec, and per edit fingerprint, windows and fade."""
+        edits = canonical["edits"]
+        rows = RequestRows({}, {}, {}, {})
+        for index, (edit, record, stage) in enumerate(zip(edits, records, assign_stages(edits), strict=True)):
+            conditions, cells = self._edit_cells(edit, record["fingerprint"], report)
+            for used in (stage - 1, stage) if conditions else (stage,):
+                rows.windows[used] = tuple(record["windows"])
+                rows.fades[used] = tuple(record.get("fade", (0, 0)))
+            for layer, settings in cells.items():
+                rows.cells[layer, stage] = settings
+                rows.edit_at[layer, stage] = index
+            for layer, settings in conditions.items():
+                rows.cells[layer, stage - 1] = settings
+        return rows
 
-        gradient: u = W3^T c with c = +w on avoid and -w on target labels (the gradient of L in the logits).
-        reflect, project: c = +w on avoid. add: c = +w on target and -w on avoid, over the label vectors.
+    def _edit_cells(
+        self, edit: Mapping[str, Any], fingerprint: str, report: bool
+    ) -> tuple[dict[int, RowSettings], dict[int, RowSettings]]:
+        """Settings by layer of an edit's condition, if it has one, and of the edit itself.
+
+        Requests with the same edit share them, and so do layers wherever the artifact is the same there.
         """
-        resident = self._resident[canonical["probe"]]
-        method: str = canonical["method"]
-        coefficients = torch.zeros(len(resident.labels), dtype=torch.float64)
-        for side, sign in (("avoid", 1.0), ("target", -1.0)):
-            for label, weight in canonical.get(side, {}).items():
-                coefficients[resident.labels[label]] = sign * weight
-        readout = -coefficients if method == "add" else resident.w3.T @ coefficients
-        return RowProgram(
-            slot=resident.slot,
-            program=_PROGRAMS[method],
-            num_steps=canonical.get("num_steps", 1),
-            strength=_REFLECTION_FACTOR.get(method, canonical.get("alpha", 0.0)),
-            decay=canonical.get("step_decay", 1.0),
-            readout=readout.float(),
-            layers=tuple(canonical["layers"]),
-        )
+        key = (edit["probe"], fingerprint, report)
+        known = self._known_edits.get(key)
+        if known is None:
+            known = self._conditions(edit), self._cells(edit, report)
+            while len(self._known_edits) >= MAX_KNOWN_EDITS:
+                self._known_edits.pop(next(iter(self._known_edits)))
+            self._known_edits[key] = known
+        return known
+
+    def _cells(self, edit: Mapping[str, Any], report: bool) -> dict[int, RowSettings]:
+        program, cells = self._programs[edit["probe"]], {}
+        flags = Flag.REPORT if report else Flag(0)
+        if "condition" in edit:
+            flags |= Flag.GATED
+        if edit.get("preserve_norm"):
+            flags |= Flag.PRESERVE_NORM
+        settings: RowSettings | None = None
+        for layer in edit["layers"]:
+            if settings is None or program.differs_by_layer(edit):
+                placed = self._placed(edit["probe"], program.row_at(edit, layer))
+                settings = _projecting(
+                    replace(placed, flags=placed.flags | flags, cap=edit.get("cap", placed.cap))
+                )
+            cells[layer] = settings
+        return cells
+
+    def _conditions(self, edit: Mapping[str, Any]) -> dict[int, RowSettings]:
+        if "condition" not in edit:
+            return {}
+        condition = edit["condition"]
+        program = self._programs[condition["probe"]]
+        return {
+            layer: self._placed(condition["probe"], program.condition_at(condition, layer))
+            for layer in edit["layers"]
+        }
+
+    def _placed(self, name: str, row: PlannedRow) -> RowSettings:
+        return replace(row.settings, slot=self._slots[name, row.slot])
+
+
+def _projecting(settings: RowSettings) -> RowSettings:
+    """ADD never looks at x; with a cap, norm preservation or a report the same edit is an AFFINE one."""
+    needs_x = settings.flags & (Flag.PRESERVE_NORM | Flag.REPORT) or settings.cap != float("inf")
+    if settings.program != Program.ADD or not needs_x or settings.readout is None:
+        return settings
+    readout = -settings.strength * settings.readout
+    return replace(settings, program=Program.AFFINE, strength=float(settings.strength != 0), readout=readout)

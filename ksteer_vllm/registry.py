@@ -1,4 +1,4 @@
-"""What an engine can steer with: the loaded probes, the open layers and the limits.
+"""What an engine can steer with: the loaded artifacts, the open layers and the limits.
 
 One validator for every way a request can arrive. Pure: no vLLM; the same registry is built from the same
 configuration in the front end, the engine core and every worker.
@@ -6,33 +6,68 @@ configuration in the front end, the engine core and every worker.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ksteer_vllm.config import EngineConfig, ProbeSource
+from ksteer_vllm.artifact import Artifact, ProbeMetadata
+from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.edit import Condition, Edit
 from ksteer_vllm.errors import ConfigError, ProbeError, SpecError, listing
 from ksteer_vllm.fingerprint import fingerprint
-from ksteer_vllm.probe import ModelIdentity, Probe, ProbeMetadata
+from ksteer_vllm.methods import FAMILIES, Use
 from ksteer_vllm.spec import SteeringSpec
+from ksteer_vllm.stages import assign_stages
+from ksteer_vllm.where import GENERATION, Where
 
-__all__ = ["AdmittedSpec", "Registry", "resolve_config"]
+__all__ = ["AdmittedEdit", "AdmittedSpec", "Registry"]
+
+_PROBABILITY_FAMILIES = ("mlp", "linear")
+_CONDITION_FAMILIES = (*_PROBABILITY_FAMILIES, "vectors")
 
 
 @dataclass(frozen=True)
-class AdmittedSpec:
-    """A spec this engine can run: every default filled in.
+class AdmittedEdit:
+    """An edit this engine can run, every default filled in. canonical: plain JSON types."""
 
-    canonical: plain JSON types. fingerprint: see `ksteer_vllm.fingerprint`.
-    """
-
-    spec: SteeringSpec
+    where: Where
+    fade: int | None
     canonical: dict[str, Any]
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class AdmittedSpec:
+    """A spec this engine can run. is_stack: it was written as one, for the paths of refusals."""
+
+    edits: tuple[AdmittedEdit, ...]
+    report: bool
+    is_stack: bool = False
+
+    @property
+    def canonical(self) -> dict[str, Any]:
+        """Plain JSON types: {"edits": [...]}."""
+        return {"edits": [edit.canonical for edit in self.edits]}
+
+    def records(self, num_prompt_tokens: int, max_tokens: int | None) -> list[dict[str, Any]]:
+        """Per edit what the workers and the prefix cache need of a request: fingerprint, windows, fade.
+
+        Raises SpecError if a window starts beyond the request.
+        """
+        records: list[dict[str, Any]] = []
+        for index, edit in enumerate(self.edits):
+            try:
+                windows = edit.where.positions(num_prompt_tokens, max_tokens)
+            except SpecError as error:
+                raise _in_stack(error, index if self.is_stack else None) from None
+            records.append({"fingerprint": edit.fingerprint, "windows": list(windows)})
+            if edit.fade is not None:
+                records[-1]["fade"] = [num_prompt_tokens - 1, edit.fade]
+        return records
+
+
 class Registry:
-    """The probes by name, and what a request may ask of them."""
+    """The artifacts by name, and what a request may ask of them."""
 
     def __init__(self, probes: Mapping[str, ProbeMetadata], config: EngineConfig) -> None:
         if not config.resolved or not isinstance(config.layers, tuple):
@@ -43,10 +78,10 @@ class Registry:
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Registry:
-        """Read the metadata of every configured probe; raises ProbeError if a folder has changed."""
+        """Read the metadata of every configured artifact; raises ProbeError if a folder has changed."""
         probes = {}
         for name, source in config.probes.items():
-            probes[name] = Probe.load_metadata(source.path)
+            probes[name] = Artifact.load_metadata(source.path)
             if probes[name].digest != source.digest:
                 raise ProbeError(f"probe {name!r}: {source.path} has changed since the engine was configured")
         return cls(probes, config)
@@ -54,21 +89,85 @@ class Registry:
     def admit(self, value: Any) -> AdmittedSpec:
         """Check a spec (object, mapping or JSON string) against this engine. Raises SpecError."""
         spec = SteeringSpec.parse(value)
-        probe = self.probes.get(spec.probe)
-        if probe is None:
+        if spec.report and not self.config.reports:
+            raise SpecError("report", "this engine was started without reports", True)
+        edits = []
+        for index, edit in enumerate(spec.edits()):
+            try:
+                edits.append(self._admit_edit(edit))
+            except SpecError as error:
+                raise _in_stack(error, index if spec.stack is not None else None) from None
+        admitted = AdmittedSpec(tuple(edits), spec.report, spec.stack is not None)
+        stages = max(assign_stages([edit.canonical for edit in edits])) + 1
+        if stages > self.config.max_stages:
             raise SpecError(
-                "probe", f"no probe named {spec.probe[:80]!r}; loaded: {listing(self.probes)}", spec.probe
+                "stack" if spec.stack is not None else "condition",
+                f"needs {stages} edits in a row at one layer (a condition counts as one); the engine runs at "
+                f"most max_stages={self.config.max_stages}",
+                stages,
             )
-        for side in ("target", "avoid"):
-            unknown = [label for label in getattr(spec, side) if label not in probe.labels]
-            if unknown:
-                raise SpecError(
-                    f"{side}.{unknown[0][:80]}" if len(unknown) == 1 else side,
-                    f"unknown label {listing(repr(label[:80]) for label in unknown)}; probe {spec.probe!r} "
-                    f"has: {listing(probe.labels, 100)}",
-                    unknown,
-                )
-        layers = spec.layers if spec.layers is not None else (probe.layer,)
+        return admitted
+
+    def _admit_edit(self, edit: Edit) -> AdmittedEdit:
+        probe = self._probe("probe", edit.probe)
+        method, use = self._method(edit, probe)
+        for side in ("target", "avoid", "values"):
+            self._check_labels(side, getattr(edit, side), edit.probe, probe)
+        layers = edit.layers if edit.layers is not None else (probe.layers or (probe.layer,))
+        self._check_layers(edit, layers, probe)
+        if edit.num_steps > self.config.max_steps:
+            raise SpecError(
+                "num_steps", f"at most {self.config.max_steps}, got {edit.num_steps}", edit.num_steps
+            )
+        where = edit.where or (
+            GENERATION if probe.default_where is None else Where.model_validate(probe.default_where)
+        )
+        updates: dict[str, Any] = {"method": method, "layers": tuple(layers), "where": where}
+        if "alpha" in use.takes and edit.alpha is None:
+            updates["alpha"] = _default_alpha(edit, method, use, probe)
+        admitted = edit.model_copy(update=updates)
+        canonical = admitted.canonical(use.takes)
+        condition_digest = ""
+        if edit.condition is not None:
+            condition_digest = self._check_condition(edit.condition, layers)
+        return AdmittedEdit(
+            where, edit.fade, canonical, fingerprint(canonical, probe.digest, condition_digest)
+        )
+
+    def _probe(self, field: str, name: str) -> ProbeMetadata:
+        probe = self.probes.get(name)
+        if probe is None:
+            raise SpecError(field, f"no probe named {name[:80]!r}; loaded: {listing(self.probes)}", name)
+        return probe
+
+    def _method(self, edit: Edit, probe: ProbeMetadata) -> tuple[str, Use]:
+        methods = FAMILIES[probe.family].methods
+        unavailable = set(probe.settings.get("unavailable", ()))
+        available = [name for name in methods if name not in unavailable]
+        method = edit.method or next(
+            (name for name in available if edit.values and "values" in methods[name].takes),
+            next(iter(available), ""),
+        )
+        if method not in available:
+            raise SpecError(
+                "method",
+                f"probe {edit.probe!r} ({probe.family}) has: {listing(available)}; got {method!r}",
+                method,
+            )
+        edit.check_method(method, methods[method].takes)
+        return method, methods[method]
+
+    def _check_labels(self, side: str, labels: Mapping[str, float], name: str, probe: ProbeMetadata) -> None:
+        unknown = [label for label in labels if label not in probe.labels]
+        if unknown:
+            raise SpecError(
+                f"{side}.{unknown[0][:80]}" if len(unknown) == 1 else side,
+                f"unknown label {listing(repr(label[:80]) for label in unknown)}; probe {name!r} "
+                f"has: {listing(probe.labels, 100)}",
+                unknown,
+            )
+
+    def _check_layers(self, edit: Edit, layers: Sequence[int], probe: ProbeMetadata) -> None:
         closed = [layer for layer in layers if layer not in self.open_layers]
         if closed:
             raise SpecError(
@@ -76,71 +175,51 @@ class Registry:
                 f"layer {listing(closed)} is not open for steering; open: {listing(self.open_layers, 200)}",
                 closed,
             )
-        if spec.num_steps > self.config.max_steps:
+        absent = [layer for layer in layers if probe.layers and layer not in probe.layers]
+        if absent:
             raise SpecError(
-                "num_steps", f"at most {self.config.max_steps}, got {spec.num_steps}", spec.num_steps
-            )
-        updates: dict[str, Any] = {"layers": layers}
-        if spec.alpha is None and spec.method in ("gradient", "add"):
-            default = probe.default_alpha.get(spec.method)
-            if default is None:
+                "layers", f"probe {edit.probe!r} has nothing for layer {listing(absent)}; it has: "
+                f"{listing(probe.layers, 200)}", absent,
+            )  # fmt: skip
+        if edit.unit == "normalised":
+            unknown = [layer for layer in layers if layer not in probe.activation_scale]
+            if unknown:
                 raise SpecError(
-                    "alpha",
-                    f"required: probe {spec.probe!r} has no default_alpha for method {spec.method!r}",
-                )
-            updates["alpha"] = default
-        admitted = spec.model_copy(update=updates)
-        canonical = admitted.canonical()
-        return AdmittedSpec(admitted, canonical, fingerprint(canonical, probe.digest))
+                    "unit", f"probe {edit.probe!r} stores no activation scale of layer {listing(unknown)}; "
+                    f"it has: {listing(probe.activation_scale, 200)}", edit.unit,
+                )  # fmt: skip
 
-
-def resolve_config(config: EngineConfig, model: ModelIdentity) -> EngineConfig:
-    """Fill in probe digests and the open layers, and check that every probe fits the model.
-
-    Raises ProbeError (a folder is damaged or does not fit) or ConfigError (a layer does not exist).
-    The result is what travels to the workers and enters the compile-cache key, so a probe folder that
-    changes its layer can never meet a graph compiled for another one.
-    """
-    sources: dict[str, ProbeSource] = {}
-    own_layers: set[int] = set()
-    for name, source in config.probes.items():
-        try:
-            probe = Probe.load(source.path)
-        except ProbeError as error:
-            raise ProbeError(f"probe {name!r}: {error}") from None
-        check_fit(name, probe, config, model)
-        sources[name] = ProbeSource(path=source.path, digest=probe.metadata.digest)
-        own_layers.add(probe.metadata.layer)
-    if config.layers == "all":
-        layers: tuple[int, ...] = tuple(range(model.num_layers))
-    elif config.layers == "probe":
-        layers = tuple(sorted(own_layers))
-    else:
-        layers = tuple(config.layers)
-    beyond = [layer for layer in layers if layer >= model.num_layers]
-    if beyond:
-        raise ConfigError(
-            f"ksteer option layers: {listing(beyond)} of a model with layers 0 to {model.num_layers - 1}"
-        )
-    if config.capture is not None and max(config.capture.layers) >= model.num_layers:
-        raise ConfigError(
-            f"ksteer option capture.layers: {listing(config.capture.layers)} of a model with layers "
-            f"0 to {model.num_layers - 1}"
-        )
-    return config.model_copy(update={"probes": sources, "layers": layers, "resolved": True})
-
-
-def check_fit(name: str, probe: Probe, config: EngineConfig, model: ModelIdentity) -> None:
-    """Raise ProbeError unless the probe was made for this architecture and fits the tables."""
-    made_for = probe.metadata.model
-    for field in ("hidden_size", "model_type", "num_layers"):
-        wanted, found = getattr(made_for, field), getattr(model, field)
-        if wanted != found:
-            raise ProbeError(
-                f"probe {name!r} was fitted on {made_for.name!r} with {field} {wanted}; "
-                f"this engine's model {model.name!r} has {found}"
+    def _check_condition(self, condition: Condition, layers: Sequence[int]) -> str:
+        """The digest of the condition's artifact. Raises SpecError."""
+        probe = self._probe("condition.probe", condition.probe)
+        if probe.family not in _CONDITION_FAMILIES:
+            raise SpecError(
+                "condition.probe", f"{condition.probe!r} is of family {probe.family!r}; a condition takes "
+                f"{listing(_CONDITION_FAMILIES)}", condition.probe,
+            )  # fmt: skip
+        self._check_labels("condition.label", {condition.label: 1.0}, condition.probe, probe)
+        absent = [layer for layer in layers if probe.layers and layer not in probe.layers]
+        if absent:
+            raise SpecError(
+                "condition.probe", f"{condition.probe!r} has nothing for layer {listing(absent)}", absent
             )
-    if probe.width > config.max_width:
-        raise ProbeError(
-            f"probe {name!r} is {probe.width} wide; the engine holds at most max_width={config.max_width}"
-        )
+        side = "below" if condition.above is None else "above"
+        bound = getattr(condition, side)
+        if probe.family in _PROBABILITY_FAMILIES and not 0 < bound < 1:
+            raise SpecError(f"condition.{side}", f"a probability between 0 and 1, got {bound}", bound)
+        return probe.digest
+
+
+def _default_alpha(edit: Edit, method: str, use: Use, probe: ProbeMetadata) -> float:
+    default = probe.default_alpha.get(method, use.default_alpha)
+    if edit.unit == "normalised":
+        raise SpecError("alpha", "required with unit 'normalised'")
+    if default is None:
+        raise SpecError("alpha", f"required: probe {edit.probe!r} has no default_alpha for method {method!r}")
+    return default
+
+
+def _in_stack(error: SpecError, index: int | None) -> SpecError:
+    if index is None:
+        return error
+    return SpecError(f"stack.{index}.{error.field}", str(error).partition(": ")[2], error.got)

@@ -1,19 +1,29 @@
-"""K-Steering's arithmetic as torch and Triton programs. Needs torch; Triton only when asked for."""
+"""The arithmetic of every steering method in torch and in Triton. Needs torch; Triton only when asked."""
 
+from ksteer_kernels.reports import ReportBuffers
 from ksteer_kernels.rows import token_rows_
-from ksteer_kernels.steer import PlannedGroup, plan_groups, steer_
-from ksteer_kernels.tables import NO_ROW, NO_SLOT, ProbeTables, Program, RowTables
+from ksteer_kernels.settings import NO_ROW, Flag, Loss, Program, RowSettings, RowTables
+from ksteer_kernels.steer import EditRecord, PlannedGroup, plan_groups, steer_, steer_groups_
+from ksteer_kernels.tables import NO_SLOT, Activation, ProbeTables, SlotWeights
 from ksteer_kernels.workspace import Workspace
 
 __all__ = [
     "NO_ROW",
     "NO_SLOT",
+    "Activation",
+    "EditRecord",
+    "Flag",
+    "Loss",
     "PlannedGroup",
     "ProbeTables",
     "Program",
+    "ReportBuffers",
+    "RowSettings",
     "RowTables",
+    "SlotWeights",
     "Workspace",
     "plan_groups",
     "steer_",
+    "steer_groups_",
     "token_rows_",
 ]

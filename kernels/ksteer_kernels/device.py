@@ -7,14 +7,35 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-GRADIENT = tl.constexpr(0)
-REFLECT = tl.constexpr(1)
-ADD = tl.constexpr(2)
+from ksteer_kernels.settings import Flag, Loss, Program
+from ksteer_kernels.tables import Activation
+
+GRADIENT = tl.constexpr(int(Program.GRADIENT))
+REFLECT = tl.constexpr(int(Program.REFLECT))
+ADD = tl.constexpr(int(Program.ADD))
+AFFINE = tl.constexpr(int(Program.AFFINE))
+CONDITION = tl.constexpr(int(Program.CONDITION))
+MEAN = tl.constexpr(int(Loss.MEAN))
+SOFTMIN = tl.constexpr(int(Loss.SOFTMIN))
+HINGE = tl.constexpr(int(Loss.HINGE))
+NORMALISED = tl.constexpr(int(Flag.NORMALISED))
+PRESERVE_NORM = tl.constexpr(int(Flag.PRESERVE_NORM))
+GATED = tl.constexpr(int(Flag.GATED))
+REPORT = tl.constexpr(int(Flag.REPORT))
+COSINE = tl.constexpr(int(Flag.COSINE))
+RELU = tl.constexpr(int(Activation.RELU))
+SIGMOID = tl.constexpr(int(Activation.SIGMOID))
+JUMPRELU = tl.constexpr(int(Activation.JUMPRELU))
+NOT_PLAIN = tl.constexpr(int(Flag.NORMALISED | Flag.PRESERVE_NORM | Flag.GATED))
+NEEDS_SQUARE = tl.constexpr(int(Flag.PRESERVE_NORM | Flag.REPORT | Flag.COSINE))
 
 FLOAT32_DOT = "tf32x3"
 """How float32 operands are multiplied. Three TF32 tensor-core products carry 22 bits of each operand, as good
 as float32 once hundreds of products are summed. "ieee" would leave the tensor cores for scalar multiply-adds;
 plain "tf32" (11 bits) would flip ReLU masks and lose the accuracy of many steps."""
+
+GENERAL_TILES = {"BLOCK_T": 16, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2}
+"""Of the kernels with every program and setting: small, so that their registers suffice (Triton 3.9)."""
 
 FEW_TOKENS = 256
 """Up to here token blocks are as small as the tensor cores allow, so that more programs share the work."""
@@ -31,9 +52,9 @@ def is_half(dtype: torch.dtype) -> bool:
 
 @triton.jit
 def active_rows(token_row, slots, programs, num_steps, strengths, row_offset, tokens, num_tokens):
-    """Row, slot (-1 unless active) and program of each token of a block; -1 is masked, never an index.
+    """Address, slot (-1 unless active) and program of each token of a block; -1 is masked, never an index.
 
-    The row tables are addressed at row_offset = layer * R.
+    The row tables are addressed at row_offset + row, row_offset = entry * R.
     """
     row = tl.load(token_row + tokens, mask=tokens < num_tokens, other=-1)
     has_row = row >= 0
@@ -44,6 +65,41 @@ def active_rows(token_row, slots, programs, num_steps, strengths, row_offset, to
     strength = tl.load(strengths + entry, mask=has_row, other=0.0)
     active = (slot >= 0) & (strength != 0.0) & ((program != GRADIENT) | (steps > 0))
     return entry, tl.where(active, slot, -1), program
+
+
+@triton.jit
+def needs_square(caps, flags, entry, active):
+    """Whether anything asks for |x|^2 of a token, as `groups.needs_square`."""
+    cap = tl.load(caps + entry, mask=active, other=float("inf"))
+    flag = tl.load(flags + entry, mask=active, other=0)
+    return active & ((cap < float("inf")) | ((flag & NEEDS_SQUARE) != 0))
+
+
+@triton.jit
+def faded_strength(strengths, gain, tokens, entry, mine, HAS_GAIN: tl.constexpr):
+    """strength * gain of each token, [BLOCK_T]."""
+    strength = tl.load(strengths + entry, mask=mine, other=0.0)
+    if HAS_GAIN:
+        strength *= tl.load(gain + tokens, mask=mine, other=1.0)
+    return strength
+
+
+@triton.jit
+def is_plain(program, losses, flags, until_targets, until_avoids, caps, entry, active):
+    """Nothing but gradient steps of the mean loss: a token whose steps need neither logits nor lengths."""
+    loss = tl.load(losses + entry, mask=active, other=0)
+    flag = tl.load(flags + entry, mask=active, other=0)
+    target = tl.load(until_targets + entry, mask=active, other=float("-inf"))
+    avoid = tl.load(until_avoids + entry, mask=active, other=float("inf"))
+    cap = tl.load(caps + entry, mask=active, other=float("inf"))
+    endless = (tl.abs(target) == float("inf")) & (tl.abs(avoid) == float("inf")) & (cap == float("inf"))
+    return active & (program == GRADIENT) & (loss == MEAN) & ((flag & NOT_PLAIN) == 0) & endless
+
+
+@triton.jit
+def any_of(mask):
+    """Whether the mask holds anywhere in a block, a scalar."""
+    return tl.max(mask.to(tl.int32), axis=0) > 0
 
 
 @triton.jit

@@ -1,19 +1,25 @@
-"""Probe weights in the form the CPU path multiplies fastest, made once per loaded probe.
+"""A slot's weights in the form the CPU path multiplies fastest, made once per loaded slot.
 
 torch sends float32 GEMMs of a few rows to a general BLAS; oneDNN with weights packed beforehand takes half
 the time from about 16 rows on. Its operators are those that torch's own compiler emits for CPUs. Where they
-are missing, everything runs through torch.nn.functional.linear.
+are missing, everything runs through torch's plain GEMM.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ksteer_kernels.native import NativeSlot
+
 PACKED_FROM_ROWS = 16
 """With fewer rows the plain GEMM, which also writes in place, is faster than a packed one."""
+
+WIDE_PACKED_FROM_ROWS = 6
+"""The same for the two projections between hidden_size and a basis, which are larger."""
 
 _CAN_PACK = (
     torch.backends.mkldnn.is_available()
@@ -23,47 +29,106 @@ _CAN_PACK = (
 
 
 class Linear:
-    """x @ weight.T + bias in float32 for x [n, k] and a fixed weight [m, k]."""
+    """x @ weight.T + bias for x [n, k] and a fixed weight [m, k], in the weight's float dtype.
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.float()
-        self.transposed = self.weight.T
+    packed_from: rows from which the packed form is used.
+    """
+
+    def __init__(self, weight: Tensor, packed_from: int = PACKED_FROM_ROWS) -> None:
+        self.weight = weight
+        self.transposed = weight.T
+        self.packed_from = packed_from
         self.packed: Tensor | None = None
-        if _CAN_PACK and weight.device.type == "cpu" and weight.numel() > 0:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+        self._negative: Tensor | None = None
+        packable = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() > 0
+        if _CAN_PACK and packable:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """The product [n, m]; in `out` where that is possible."""
-        if self.packed is not None and x.shape[0] >= PACKED_FROM_ROWS:
+        if self.packed is not None and x.shape[0] >= self.packed_from:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
         if bias is None:
             return torch.mm(x, self.transposed, out=out)
         return torch.addmm(bias, x, self.transposed, out=out)
 
+    def relu(self, x: Tensor, bias: Tensor) -> Tensor:
+        """relu of the product [n, m]."""
+        if self.packed is not None and x.shape[0] >= self.packed_from:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "relu", [], "")
+        return torch.addmm(bias, x, self.transposed).clamp_min_(0)
+
+    def subtract_from(self, z: Tensor, x: Tensor) -> Tensor:
+        """z - x @ weight.T, [n, m]."""
+        if self.packed is None or x.shape[0] < self.packed_from:
+            return torch.addmm(z, x, self.transposed, alpha=-1)
+        if self._negative is None:  # a second packed copy, for the one product that needs it
+            self._negative = torch.ops.mkldnn._reorder_linear_weight((-self.weight).contiguous())
+        return torch.ops.mkldnn._linear_pointwise.binary(x, z, self._negative, None, "add")
+
     def subtract_from_(self, z: Tensor, x: Tensor) -> None:
         """z <- z - x @ weight.T, in place."""
-        if self.packed is not None and x.shape[0] >= PACKED_FROM_ROWS:
+        if self.packed is not None and x.shape[0] >= self.packed_from:
             z.sub_(self(x))
         else:
             z.addmm_(x, self.transposed, alpha=-1)
 
 
 @dataclass(frozen=True)
-class HostProbe:
-    """One probe at its true widths h1, h2.
+class HostSlot:
+    """One slot at its true sizes r, m, K.
 
-    first: d -> h1 and back; second: h1 -> h2 and back; gram: h1 -> h1; b1 [h1], b2 [h2] float32.
+    first: d -> r, and back; second: r -> m, and back; head: m -> K, and back; gram: r -> r.
+    bias, threshold [r], matrix_bias [m], head_bias [K] float; activation, gate_unit [r] int.
     """
 
     first: Linear
     first_back: Linear
     second: Linear
     second_back: Linear
+    head: Linear
+    head_back: Linear
     gram: Linear
-    b1: Tensor
-    b2: Tensor
+    bias: Tensor
+    matrix_bias: Tensor
+    head_bias: Tensor
+    activation: Tensor
+    threshold: Tensor
+    gate_unit: Tensor
+
+    @cached_property
+    def native(self) -> NativeSlot:
+        """What the native kernel reads of the slot."""
+        return NativeSlot(self)
 
     @classmethod
-    def of(cls, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gram: Tensor) -> HostProbe:
-        """w1 [h1, d], b1 [h1], w2 [h2, h1], b2 [h2], gram [h1, h1]."""
-        return cls(Linear(w1), Linear(w1.T), Linear(w2), Linear(w2.T), Linear(gram), b1, b2)
+    def of(
+        cls,
+        *,
+        basis: Tensor,
+        bias: Tensor,
+        matrix: Tensor,
+        matrix_bias: Tensor,
+        head: Tensor,
+        head_bias: Tensor,
+        gram: Tensor,
+        activation: Tensor,
+        threshold: Tensor,
+        gate_unit: Tensor,
+    ) -> HostSlot:
+        """Of one float dtype: basis [r, d], bias [r], matrix [m, r], head [K, m], gram [r, r], …"""
+        return cls(
+            first=Linear(basis, WIDE_PACKED_FROM_ROWS),
+            first_back=Linear(basis.T, WIDE_PACKED_FROM_ROWS),
+            second=Linear(matrix),
+            second_back=Linear(matrix.T),
+            head=Linear(head),
+            head_back=Linear(head.T),
+            gram=Linear(gram),
+            bias=bias,
+            matrix_bias=matrix_bias,
+            head_bias=head_bias,
+            activation=activation,
+            threshold=threshold,
+            gate_unit=gate_unit,
+        )

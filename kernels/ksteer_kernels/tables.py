@@ -1,62 +1,97 @@
-"""Persistent device tables: probe weights by slot, request settings by row.
+"""What is loaded, by slot: the persistent device tables of every method's weights.
 
 Nothing in here ever moves or grows after `allocate`, so captured CUDA graphs may keep the addresses.
-Shapes: num_tokens T, hidden_size d, probe width H, num_labels K, probe slots P, open layers L, rows R.
+Shapes: hidden_size d, rows of a basis r (at most the table's width H), num_labels K, slots P.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from ksteer_kernels.checks import check_weights
-from ksteer_kernels.host import HostProbe
+from ksteer_kernels.host import HostSlot
 
-NO_ROW = -1
 NO_SLOT = -1
 
 
-class Program(IntEnum):
-    """What is done in the hidden space of a probe to one token.
+class Activation(IntEnum):
+    """What a unit of an AFFINE slot does to its projection: q = act(p + bias).
 
-    GRADIENT: num_steps gradient steps on the linear loss (K-Steering, arXiv 2505.24535, Algorithm 1).
-    REFLECT: subtract factor * (x.v)/(v.v) v with v the gradient of the mean avoid logit; factor 2 is the
-        Householder reflection of Algorithm 2, factor 1 removes the component.
-    ADD: add strength * (signed sum of label vectors); contrastive activation addition.
+    JUMPRELU: q = z where z > threshold, else 0 (Rajamanoharan et al., arXiv 2407.14435).
     """
 
-    GRADIENT = 0
-    REFLECT = 1
-    ADD = 2
+    IDENTITY = 0
+    RELU = 1
+    SIGMOID = 2
+    JUMPRELU = 3
+
+
+@dataclass(frozen=True)
+class SlotWeights:
+    """What one slot holds, unpadded; any float dtype, any device.
+
+    basis: [r, d]; p = basis x is all a program sees of x, and x' = x - basis^T s all it does.
+    bias: [r], zero if None.
+    matrix [m, r], matrix_bias [m], head [K, m], head_bias [K]: a probe's further layers (GRADIENT, REFLECT,
+        CONDITION). matrix [r, r] alone: the linear map of AFFINE.
+    activation, threshold, gate_unit: [r], for AFFINE; gate_unit -1: not gated.
+    """
+
+    basis: Tensor
+    bias: Tensor | None = None
+    matrix: Tensor | None = None
+    matrix_bias: Tensor | None = None
+    head: Tensor | None = None
+    head_bias: Tensor | None = None
+    activation: Tensor | None = None
+    threshold: Tensor | None = None
+    gate_unit: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Room the slot needs: the larger of r and m."""
+        return max(self.basis.shape[0], 0 if self.matrix is None else self.matrix.shape[0])
+
+    @property
+    def num_labels(self) -> int:
+        return 0 if self.head is None else self.head.shape[0]
+
+    def given(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        named = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: tensor for name, tensor in named if tensor is not None}
 
 
 @dataclass
 class ProbeTables:
-    """Weights of all loaded probes, one slot each, zero padded to the largest allowed probe.
+    """Weights of all loaded slots, zero padded to the largest allowed one.
 
-    w1: [P, H, d] weight_dtype; first layer on the raw residual stream (standardisation folded in).
-    b1: [P, H] float32.
-    w2: [P, H, H] float32; row: unit of the second hidden layer, column: unit of the first.
-    b2: [P, H] float32.
-    gram: [P, H, H] float32; G = W1 W1^T computed in float64 from the stored (rounded) w1.
-    vectors: [P, K, d] weight_dtype; label vectors used by Program.ADD.
-    widths: host-side true widths (h1, h2) per slot, (0, 0) for an empty one; lets the CPU path skip padding.
-    num_labels: host-side count of label vectors per slot.
-    host_probes: the CPU path's form of the slots it has used, forgotten by `load` and `clear`.
+    basis: [P, H, d] weight_dtype, on the raw residual stream (standardisation folded in).
+    bias, threshold: [P, H] float32. matrix: [P, H, H] float32. matrix_bias: [P, H] float32.
+    head: [P, K, H] float32. head_bias: [P, K] float32.
+    gram: [P, H, H] float32; G = basis basis^T computed in float64 from the stored (rounded) basis.
+    activation, gate_unit: [P, H] int32. sizes: [P, 3] int32, the true (r, m, K) of each slot.
+    host_sizes: the same on the host, (0, 0, 0) for an empty slot.
+    host_slots: the CPU path's form of the slots it has used, forgotten by `load` and `clear`.
     """
 
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
+    basis: Tensor
+    bias: Tensor
+    matrix: Tensor
+    matrix_bias: Tensor
+    head: Tensor
+    head_bias: Tensor
     gram: Tensor
-    vectors: Tensor
-    widths: list[tuple[int, int]] = field(default_factory=list)
-    num_labels: list[int] = field(default_factory=list)
-    host_probes: dict[int, HostProbe] = field(default_factory=dict, repr=False)
+    activation: Tensor
+    threshold: Tensor
+    gate_unit: Tensor
+    sizes: Tensor
+    host_sizes: list[tuple[int, int, int]] = field(default_factory=list)
+    host_slots: dict[int, HostSlot] = field(default_factory=dict, repr=False)
 
     @classmethod
     def allocate(
@@ -68,177 +103,111 @@ class ProbeTables:
         weight_dtype: torch.dtype,
         device: torch.device | str,
     ) -> ProbeTables:
-        """Allocate zeroed tables for `num_slots` probes; raises ValueError on a size below 1."""
-        sizes = {
-            "num_slots": num_slots,
-            "max_width": max_width,
-            "max_labels": max_labels,
-            "hidden_size": hidden_size,
-        }
-        _require_positive(sizes)
+        """Allocate empty slots; raises ValueError on a size below 1."""
+        require_positive(
+            num_slots=num_slots, max_width=max_width, max_labels=max_labels, hidden_size=hidden_size
+        )
 
-        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
+        def table(*shape: int, dtype: torch.dtype = torch.float32, value: float = 0) -> Tensor:
+            return torch.full((num_slots, *shape), value, dtype=dtype, device=device)
 
         return cls(
-            w1=zeros(num_slots, max_width, hidden_size, dtype=weight_dtype),
-            b1=zeros(num_slots, max_width),
-            w2=zeros(num_slots, max_width, max_width),
-            b2=zeros(num_slots, max_width),
-            gram=zeros(num_slots, max_width, max_width),
-            vectors=zeros(num_slots, max_labels, hidden_size, dtype=weight_dtype),
-            widths=[(0, 0)] * num_slots,
-            num_labels=[0] * num_slots,
+            basis=table(max_width, hidden_size, dtype=weight_dtype),
+            bias=table(max_width),
+            matrix=table(max_width, max_width),
+            matrix_bias=table(max_width),
+            head=table(max_labels, max_width),
+            head_bias=table(max_labels),
+            gram=table(max_width, max_width),
+            activation=table(max_width, dtype=torch.int32),
+            threshold=table(max_width),
+            gate_unit=table(max_width, dtype=torch.int32, value=-1),
+            sizes=table(3, dtype=torch.int32),
+            host_sizes=[(0, 0, 0)] * num_slots,
         )
 
     @property
     def num_slots(self) -> int:
-        return self.w1.shape[0]
+        return self.basis.shape[0]
 
     @property
     def max_width(self) -> int:
-        return self.w1.shape[1]
+        return self.basis.shape[1]
 
     @property
     def hidden_size(self) -> int:
-        return self.w1.shape[2]
+        return self.basis.shape[2]
 
     @property
     def max_labels(self) -> int:
-        return self.vectors.shape[1]
+        return self.head.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every device table by name."""
+        named = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: value for name, value in named if isinstance(value, Tensor)}
 
     @property
     def nbytes(self) -> int:
         """Device bytes held by all tables."""
-        return sum(t.nbytes for t in (self.w1, self.b1, self.w2, self.b2, self.gram, self.vectors))
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
-    def load(
-        self, slot: int, *, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, vectors: Tensor | None = None
-    ) -> None:
-        """Copy one probe into a slot, in place, zero padding what it does not fill.
+    def load(self, slot: int, weights: SlotWeights) -> None:
+        """Copy weights into a slot, in place, zero padding what they do not fill.
 
-        w1 [h1, d], b1 [h1], w2 [h2, h1], b2 [h2], vectors [k, d] or None, any float dtype, any device.
         Raises ValueError naming the field whose shape, size or values do not fit; the slot is then unchanged.
         """
         self._check_slot(slot)
-        weights = {"w1": w1, "b1": b1, "w2": w2, "b2": b2}
-        if vectors is not None:
-            weights["vectors"] = vectors
-        h1, h2 = check_weights(weights, self.w1.shape[1:], self.max_labels, self.w1.dtype)
+        given = weights.given()
+        sizes = check_weights(given, (self.max_width, self.max_labels, self.hidden_size), self.basis.dtype)
         self.clear(slot)
-        self.w1[slot, :h1].copy_(w1)
-        self.b1[slot, :h1].copy_(b1)
-        self.w2[slot, :h2, :h1].copy_(w2)
-        self.b2[slot, :h2].copy_(b2)
-        stored = self.w1[slot, :h1].double()
-        self.gram[slot, :h1, :h1].copy_(stored @ stored.T)
-        if vectors is not None:
-            self.vectors[slot, : vectors.shape[0]].copy_(vectors)
-            self.num_labels[slot] = vectors.shape[0]
-        self.widths[slot] = (h1, h2)
+        for name, tensor in given.items():
+            place = getattr(self, name)[slot]
+            place[tuple(slice(0, size) for size in tensor.shape)].copy_(tensor)
+        r = sizes[0]
+        stored = self.basis[slot, :r].double()
+        self.gram[slot, :r, :r].copy_(stored @ stored.T)
+        self.sizes[slot] = torch.tensor(sizes, dtype=torch.int32)
+        self.host_sizes[slot] = sizes
 
     def clear(self, slot: int) -> None:
-        """Zero a slot; a zero probe edits nothing."""
+        """Empty a slot; an empty slot edits nothing."""
         self._check_slot(slot)
-        for table in (self.w1, self.b1, self.w2, self.b2, self.gram, self.vectors):
+        for table in self.tensors().values():
             table[slot].zero_()
-        self.widths[slot] = (0, 0)
-        self.num_labels[slot] = 0
-        self.host_probes.pop(slot, None)
+        self.gate_unit[slot].fill_(-1)
+        self.host_sizes[slot] = (0, 0, 0)
+        self.host_slots.pop(slot, None)
 
-    def host_probe(self, slot: int) -> HostProbe:
-        """The loaded probe of a slot for the CPU path; made at first use, which doubles its memory."""
-        if slot not in self.host_probes:
-            h1, h2 = self.widths[slot]
-            self.host_probes[slot] = HostProbe.of(
-                self.w1[slot, :h1],
-                self.b1[slot, :h1],
-                self.w2[slot, :h2, :h1],
-                self.b2[slot, :h2],
-                self.gram[slot, :h1, :h1],
-            )
-        return self.host_probes[slot]
+    def host_slot(self, slot: int) -> HostSlot:
+        """The loaded weights of a slot for the CPU path; made at first use, which doubles its memory."""
+        if slot not in self.host_slots:
+            self.host_slots[slot] = self.slot_as(slot, torch.float32)
+        return self.host_slots[slot]
+
+    def slot_as(self, slot: int, dtype: torch.dtype) -> HostSlot:
+        """The loaded weights of a slot, unpadded, in a float dtype."""
+        r, m, k = self.host_sizes[slot]
+        return HostSlot.of(
+            basis=self.basis[slot, :r].to(dtype),
+            bias=self.bias[slot, :r].to(dtype),
+            matrix=self.matrix[slot, :m, :r].to(dtype),
+            matrix_bias=self.matrix_bias[slot, :m].to(dtype),
+            head=self.head[slot, :k, :m].to(dtype),
+            head_bias=self.head_bias[slot, :k].to(dtype),
+            gram=self.gram[slot, :r, :r].to(dtype),
+            activation=self.activation[slot, :r],
+            threshold=self.threshold[slot, :r].to(dtype),
+            gate_unit=self.gate_unit[slot, :r].long(),
+        )
 
     def _check_slot(self, slot: int) -> None:
         if not 0 <= slot < self.num_slots:
             raise ValueError(f"slot: {slot} is not in 0..{self.num_slots - 1}")
 
 
-@dataclass
-class RowTables:
-    """What each request row does at each open layer.
-
-    slot: [L, R] int32; NO_SLOT (-1): this row does nothing at this layer.
-    program: [L, R] int32, a Program.
-    num_steps: [L, R] int32 (GRADIENT only).
-    strength: [L, R] float32; alpha for GRADIENT and ADD, the factor (2 or 1) for REFLECT; 0 edits nothing.
-    decay: [L, R] float32; step t of GRADIENT has the size strength * decay**t.
-    readout: [L, R, max(H, K)] float32; GRADIENT, REFLECT: u = W3^T c, zero padded;
-        ADD: signed label weights (+ target, - avoid) in the first K entries.
-    windows: [R, 4] int64 absolute positions; a token at pos is steered iff
-        windows[0] <= pos < windows[1] or windows[2] <= pos < windows[3].
-    """
-
-    slot: Tensor
-    program: Tensor
-    num_steps: Tensor
-    strength: Tensor
-    decay: Tensor
-    readout: Tensor
-    windows: Tensor
-
-    @classmethod
-    def allocate(
-        cls,
-        num_layers: int,
-        num_rows: int,
-        max_width: int,
-        max_labels: int,
-        device: torch.device | str,
-    ) -> RowTables:
-        """Allocate tables in which no row does anything; raises ValueError on a size below 1."""
-        sizes = {
-            "num_layers": num_layers,
-            "num_rows": num_rows,
-            "max_width": max_width,
-            "max_labels": max_labels,
-        }
-        _require_positive(sizes)
-        by_layer = (num_layers, num_rows)
-
-        def table(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full(by_layer, value, dtype=dtype, device=device)
-
-        return cls(
-            slot=table(NO_SLOT, torch.int32),
-            program=table(Program.GRADIENT, torch.int32),
-            num_steps=table(0, torch.int32),
-            strength=table(0.0, torch.float32),
-            decay=table(1.0, torch.float32),
-            readout=torch.zeros((*by_layer, max(max_width, max_labels)), device=device),
-            windows=torch.zeros((num_rows, 4), dtype=torch.int64, device=device),
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Device bytes held by all tables."""
-        by_layer = (self.slot, self.program, self.num_steps, self.strength, self.decay, self.readout)
-        return sum(t.nbytes for t in by_layer) + self.windows.nbytes
-
-    def reset_row(self, row: int) -> None:
-        """Make a row do nothing at every layer and at every position."""
-        if not 0 <= row < self.slot.shape[1]:
-            raise ValueError(f"row: {row} is not in 0..{self.slot.shape[1] - 1}")
-        self.slot[:, row] = NO_SLOT
-        self.program[:, row] = int(Program.GRADIENT)
-        self.num_steps[:, row] = 0
-        self.strength[:, row] = 0.0
-        self.decay[:, row] = 1.0
-        self.readout[:, row] = 0.0
-        self.windows[row] = 0
-
-
-def _require_positive(sizes: dict[str, int]) -> None:
+def require_positive(**sizes: int) -> None:
+    """Raise ValueError naming the first size below 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}: must be at least 1, got {size}")

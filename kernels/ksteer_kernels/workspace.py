@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -16,37 +16,65 @@ SPLIT_TOKENS = 1024
 
 @dataclass
 class Workspace:
-    """Scratch for one steering operation at a time. Contents are undefined between operations.
+    """Scratch for one stage of one layer at a time. Contents are undefined between operations, but for
+    is_open, which a CONDITION writes and the next stage of the same layer reads.
 
     partial: flat float32, room for num_partials(T) * T * width sums of shrink for any T up to max_tokens.
+    square: flat float32, room for num_partials(T) * T sums of |x|^2.
     pre_activation: [max_tokens, width] float32, z1.
     upper: [max_tokens, width] float32, the readout masked by the second hidden layer.
     step: [max_tokens, width] float32, one step's hidden gradient times its size.
-    coefficients: [max_tokens, width] float32, s: what expand multiplies the first layer's rows by.
+    logits: [max_tokens, num_labels] float32, logits and what the loss makes of them.
+    coefficients: [max_tokens, width] float32, s: what expand multiplies the basis's rows by.
+    keep: [max_tokens] float32, x' = keep * (x - basis^T s).
+    is_open: [max_tokens] int32, 1 where the next stage of a row is open.
+    steps: [max_tokens] int32, gradient steps taken, 0 where a condition shut the token out, else -1.
     """
 
     partial: Tensor
+    square: Tensor
     pre_activation: Tensor
     upper: Tensor
     step: Tensor
+    logits: Tensor
     coefficients: Tensor
+    keep: Tensor
+    is_open: Tensor
+    steps: Tensor
 
     @classmethod
-    def allocate(cls, max_tokens: int, width: int, device: torch.device | str) -> Workspace:
-        """Room for max_tokens tokens; width: max(H, K) of the tables. ValueError on a size below 1."""
-        if max_tokens < 1 or width < 1:
-            raise ValueError(f"max_tokens and width must be at least 1, got {max_tokens} and {width}")
+    def allocate(
+        cls, max_tokens: int, width: int, device: torch.device | str, num_labels: int = 1
+    ) -> Workspace:
+        """Room for max_tokens tokens at the tables' width and num_labels; ValueError on a size below 1."""
+        for name, size in (("max_tokens", max_tokens), ("width", width), ("num_labels", num_labels)):
+            if size < 1:
+                raise ValueError(f"{name}: must be at least 1, got {size}")
         sums = max(max_tokens, NUM_SPLITS * min(max_tokens, SPLIT_TOKENS))
+        if (
+            max(sums * width, max_tokens * num_labels) >= 2**31
+        ):  # offsets in it are 32-bit: registers are scarce
+            raise ValueError(
+                f"max_tokens: {max_tokens} at width {width} is more than the kernels can address"
+            )
 
-        def scratch() -> Tensor:
-            return torch.empty((max_tokens, width), dtype=torch.float32, device=device)
+        def scratch(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.float32, device=device)
+
+        def counts() -> Tensor:
+            return torch.zeros(max_tokens, dtype=torch.int32, device=device)
 
         return cls(
-            partial=torch.empty(sums * width, dtype=torch.float32, device=device),
-            pre_activation=scratch(),
-            upper=scratch(),
-            step=scratch(),
-            coefficients=scratch(),
+            partial=scratch(sums * width),
+            square=scratch(sums),
+            pre_activation=scratch(max_tokens, width),
+            upper=scratch(max_tokens, width),
+            step=scratch(max_tokens, width),
+            logits=scratch(max_tokens, num_labels),
+            coefficients=scratch(max_tokens, width),
+            keep=scratch(max_tokens),
+            is_open=counts(),
+            steps=counts(),
         )
 
     @property
@@ -60,21 +88,25 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         """Device bytes held."""
-        return sum(
-            t.nbytes for t in (self.partial, self.pre_activation, self.upper, self.step, self.coefficients)
-        )
+        return sum(getattr(self, f.name).nbytes for f in fields(self))
 
     def partial_sums(self, num_tokens: int) -> Tensor:
-        """View [num_partials(T), T, width] of the partial sums for a batch of num_tokens tokens."""
+        """View [num_partials(T), T, width] of the partial sums of W1 x for a batch of num_tokens tokens."""
         count = num_partials(num_tokens)
         return self.partial[: count * num_tokens * self.width].view(count, num_tokens, self.width)
 
-    def require(self, num_tokens: int, width: int) -> None:
-        """Raise ValueError unless num_tokens tokens of this width fit."""
-        if num_tokens > self.max_tokens or width > self.width:
+    def square_sums(self, num_tokens: int) -> Tensor:
+        """View [num_partials(T), T] of the partial sums of |x|^2 for a batch of num_tokens tokens."""
+        count = num_partials(num_tokens)
+        return self.square[: count * num_tokens].view(count, num_tokens)
+
+    def require(self, num_tokens: int, width: int, num_labels: int) -> None:
+        """Raise ValueError unless num_tokens tokens of this width with so many labels fit."""
+        room, need = (self.max_tokens, self.width, self.logits.shape[1]), (num_tokens, width, num_labels)
+        if any(n > limit for n, limit in zip(need, room, strict=True)):
             raise ValueError(
-                f"workspace holds {self.max_tokens} tokens of width {self.width}, "
-                f"need {num_tokens} of width {width}"
+                "workspace holds {} tokens of width {} with {} labels, ".format(*room)
+                + "need {} tokens of width {} with {} labels".format(*need)
             )
 
 

@@ -16,12 +16,65 @@ from ksteer_vllm.config import enable
 from ksteer_vllm.fit.data import DataError, LabelledRow
 from ksteer_vllm.probe import ModelIdentity
 
-__all__ = ["POSITIONS", "Activations", "collect_activations", "default_layer", "encode_row", "model_of"]
-
-POSITIONS = "P-1 to P-1+R: the forward passes that produce the R reply tokens and the one that ends the reply"
-"""Which positions of prompt (P tokens) and reply (R tokens) are recorded: those steering generation edits."""
+__all__ = [
+    "REPLY",
+    "Activations",
+    "FirstPositions",
+    "ReplyPositions",
+    "Window",
+    "collect_activations",
+    "default_layer",
+    "encode_row",
+    "model_of",
+]
 
 CHUNK_ROWS = 256
+
+
+@dataclass(frozen=True)
+class ReplyPositions:
+    """Prompt (P tokens) and reply (R tokens); recorded are the positions that steering generation edits."""
+
+    text: str = (
+        "P-1 to P-1+R: the forward passes that produce the R reply tokens and the one that ends the reply"
+    )
+
+    def of(self, tokenizer: Any, row: LabelledRow) -> tuple[list[int], int, int]:
+        """The tokens to run, and the half-open range of positions to record."""
+        prompt, reply = encode_row(tokenizer, row)
+        for name, tokens in (("prompt", prompt), ("reply", reply)):
+            if not tokens:
+                raise DataError(f"{name}: no tokens")
+        return prompt + reply, len(prompt) - 1, len(prompt) + len(reply)
+
+
+@dataclass(frozen=True)
+class FirstPositions:
+    """The reply's text alone, as a text prompt; recorded are its first `count` tokens.
+
+    Leading special tokens (a beginning-of-sequence token) are not counted and not recorded: they are the
+    same for every text, and so is the residual stream there. A trailing one is left off.
+    """
+
+    count: int
+
+    @property
+    def text(self) -> str:
+        return f"the first {self.count} tokens of the text alone, after leading special tokens"
+
+    def of(self, tokenizer: Any, row: LabelledRow) -> tuple[list[int], int, int]:
+        """The tokens to run, and the half-open range of positions to record."""
+        tokens = list(tokenizer.encode(row.reply))
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        own = [index for index, token in enumerate(tokens) if token not in special]
+        if not own:
+            raise DataError("reply: no tokens")
+        first, end = own[0], min(own[0] + self.count, own[-1] + 1)
+        return tokens[:end], first, end
+
+
+Window = ReplyPositions | FirstPositions
+REPLY = ReplyPositions()
 
 
 @dataclass(frozen=True)
@@ -29,10 +82,12 @@ class Activations:
     """The residual stream at the output of some layers, one vector per recorded position.
 
     streams: layer -> [N, d] float32. row: [N] int64, the row each vector comes from, ascending.
+    position: [N] int64, its position among the tokens that were run.
     """
 
     streams: dict[int, Tensor]
     row: Tensor
+    position: Tensor
     model: ModelIdentity
 
 
@@ -66,10 +121,11 @@ def collect_activations(
     rows: Sequence[LabelledRow],
     layers: Sequence[int],
     *,
+    window: Window = REPLY,
     engine_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Activations:
-    """Run prompt + reply of every row through a vLLM engine and keep the residual stream of the reply.
+    """Run every row through a vLLM engine and keep the residual stream at the positions of `window`.
 
     All layers are recorded in one pass. engine_options: further arguments of `vllm.LLM`. Raises DataError
     for a row that does not fit the engine or gives values that are not finite, ConfigError for a layer the
@@ -86,14 +142,11 @@ def collect_activations(
     try:
         identity = model_of_engine(llm)
         tokenizer = llm.get_tokenizer()
-        encoded = [encode_row(tokenizer, row) for row in rows]
-        _check_lengths(encoded, llm.llm_engine.model_config.max_model_len)
+        encoded = _encode(tokenizer, rows, window, llm.llm_engine.model_config.max_model_len)
         task = progress.add_task("recording activations", total=len(rows)) if progress else None
         pieces: dict[int, list[Tensor]] = {layer: [] for layer in sorted(set(layers))}
-        counts: list[int] = []
         for start in range(0, len(rows), CHUNK_ROWS):
             chunk = encoded[start : start + CHUNK_ROWS]
-            windows = [(len(prompt) - 1, len(prompt) + len(reply)) for prompt, reply in chunk]
             sampling = [
                 SamplingParams(
                     max_tokens=1,
@@ -101,21 +154,25 @@ def collect_activations(
                     detokenize=False,
                     extra_args={CAPTURE_KEY: {"id": str(index), "start": first, "end": end}},
                 )
-                for index, (first, end) in enumerate(windows)
+                for index, (_, first, end) in enumerate(chunk)
             ]
-            prompts = [{"prompt_token_ids": prompt + reply} for prompt, reply in chunk]
+            prompts = [{"prompt_token_ids": tokens} for tokens, _, _ in chunk]
             llm.generate(prompts, sampling, use_tqdm=False)
             captured = _merge(llm.collective_rpc("ksteer_take_captures"))
-            for index, (first, end) in enumerate(windows):
+            for index, (_, first, end) in enumerate(chunk):
                 for layer, collected in pieces.items():
                     collected.append(_checked(captured, layer, index, end - first, start + index))
-                counts.append(end - first)
             if progress is not None and task is not None:
                 progress.advance(task, len(chunk))
     finally:
         shut_down(llm)
-    row = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts))
-    return Activations({layer: torch.cat(streams) for layer, streams in pieces.items()}, row, identity)
+    counts = torch.tensor([end - first for _, first, end in encoded])
+    return Activations(
+        streams={layer: torch.cat(streams) for layer, streams in pieces.items()},
+        row=torch.repeat_interleave(torch.arange(len(rows)), counts),
+        position=torch.cat([torch.arange(first, end) for _, first, end in encoded]),
+        model=identity,
+    )
 
 
 def model_of_engine(llm: Any) -> ModelIdentity:
@@ -130,16 +187,23 @@ def shut_down(llm: Any) -> None:
     llm.llm_engine.engine_core.shutdown()
 
 
-def _check_lengths(encoded: Sequence[tuple[list[int], list[int]]], max_model_len: int) -> None:
-    for index, (prompt, reply) in enumerate(encoded):
-        for field, tokens in (("prompt", prompt), ("reply", reply)):
-            if not tokens:
-                raise DataError(f"row {index + 1}: {field}: no tokens")
-        if len(prompt) + len(reply) + 1 > max_model_len:
+def _encode(
+    tokenizer: Any, rows: Sequence[LabelledRow], window: Window, max_model_len: int
+) -> list[tuple[list[int], int, int]]:
+    """Per row its tokens and the positions to record. Raises DataError naming a row that does not fit."""
+    encoded = []
+    for index, row in enumerate(rows, start=1):
+        try:
+            found = window.of(tokenizer, row)
+        except DataError as error:
+            raise DataError(f"row {index}: {error}") from None
+        if len(found[0]) + 1 > max_model_len:
             raise DataError(
-                f"row {index + 1}: prompt and reply have {len(prompt) + len(reply)} tokens; "
+                f"row {index}: prompt and reply have {len(found[0])} tokens; "
                 f"the engine holds {max_model_len} with the one it generates"
             )
+        encoded.append(found)
+    return encoded
 
 
 def _merge(results: Sequence[bytes]) -> dict[str, Tensor]:

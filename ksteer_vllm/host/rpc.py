@@ -1,7 +1,8 @@
-"""Worker methods for `collective_rpc`: counters and captured activations."""
+"""Worker methods for `collective_rpc`: counters, captured activations and steering reports."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ksteer_vllm.host.loading import worker_state
@@ -20,7 +21,25 @@ def ksteer_take_captures(worker: Any) -> bytes:
     return b"" if capture is None else capture.take()
 
 
+def ksteer_take_reports(
+    worker: Any, wanted: Sequence[tuple[str, int]], abandoned: Sequence[str]
+) -> list[bytes]:
+    """The records of each wanted request (id, number of tokens), see `ksteer_vllm.report.ReportStore.take`.
+
+    Those of abandoned requests are dropped.
+    """
+    state = worker_state(worker)
+    state.collect_reports()
+    reports = state.reports
+    if reports is None:
+        return [b"" for _ in wanted]
+    for request_id in abandoned:
+        reports.take(request_id, 0)
+    return [reports.take(request_id, num_tokens) for request_id, num_tokens in wanted]
+
+
 def install(worker: Any) -> None:
     """Make the methods callable by name on this worker."""
     worker.ksteer_counters = lambda: ksteer_counters(worker)
     worker.ksteer_take_captures = lambda: ksteer_take_captures(worker)
+    worker.ksteer_take_reports = lambda wanted, abandoned: ksteer_take_reports(worker, wanted, abandoned)

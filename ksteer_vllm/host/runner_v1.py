@@ -38,10 +38,14 @@ class RowAllocator:
         admitted = admitted_args(sampling_params)
         if admitted is not None:
             self._specs[request_id] = admitted
+            if self._state.reports is not None:
+                self._state.reports.add_request(request_id, admitted[1])
 
     def finish(self, request_id: str) -> None:
         self.leave(request_id)
         self._specs.pop(request_id, None)
+        if self._state.reports is not None:
+            self._state.reports.remove_request(request_id)
 
     def leave(self, request_id: str) -> None:
         """Preempted or finished: the row is free; a preempted request gets another when it comes back."""
@@ -61,7 +65,7 @@ class RowAllocator:
         canonical, record = spec
         row = self._free.pop()
         self._rows[request_id] = row
-        self._state.set_row(row, canonical, record["windows"])
+        self._state.set_row(row, canonical, record)
         return row
 
 
@@ -114,6 +118,8 @@ def hook(runner: Any, state: SteeringState) -> None:
         if state.capture is not None:
             computed = runner.input_batch.num_computed_tokens_cpu[: len(request_ids)]
             state.capture.begin_step(request_ids, num_scheduled_tokens.tolist(), computed.tolist())
+        if state.reports is not None:
+            state.reports.begin_step(request_ids, num_scheduled_tokens, _on_device(runner.positions))
         state.counters.prepare_ns += time.perf_counter_ns() - started
         return prepared
 

@@ -31,7 +31,9 @@ def _steered_class(original: Any) -> Any:
                 return
             started = time.perf_counter_ns()
             canonical, record = admitted
-            self.ksteer.set_row(req_index, canonical, record["windows"])
+            self.ksteer.set_row(req_index, canonical, record)
+            if self.ksteer.reports is not None:
+                self.ksteer.reports.add_request(new_req_data.req_id, record)
             self.ksteer_rows[new_req_data.req_id] = req_index
             self.ksteer.counters.prepare_ns += time.perf_counter_ns() - started
 
@@ -41,6 +43,8 @@ def _steered_class(original: Any) -> Any:
                 self.ksteer.clear_row(row)
             if self.ksteer.capture is not None:
                 self.ksteer.capture.remove_request(req_id)
+            if self.ksteer.reports is not None:
+                self.ksteer.reports.remove_request(req_id)
             super().remove_request(req_id)
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
@@ -60,6 +64,9 @@ def _steered_class(original: Any) -> Any:
                 counts = input_batch.num_scheduled_tokens[: input_batch.num_reqs]
                 computed = input_batch.num_computed_tokens_np[: input_batch.num_reqs]
                 self.ksteer.capture.begin_step(input_batch.req_ids, counts.tolist(), computed.tolist())
+            if self.ksteer.reports is not None:
+                counts = input_batch.num_scheduled_tokens[: input_batch.num_reqs]
+                self.ksteer.reports.begin_step(input_batch.req_ids, counts, input_batch.positions)
             self.ksteer.counters.prepare_ns += time.perf_counter_ns() - started
             return inputs
 

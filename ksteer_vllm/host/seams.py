@@ -12,11 +12,11 @@ from typing import Any
 from ksteer_vllm.host import requests
 from ksteer_vllm.host.ledger import Patch, apply
 from ksteer_vllm.host.prefix_cache import with_steering_keys
+from ksteer_vllm.host.reporting import open_desk, wants_report
 from ksteer_vllm.host.requests import Admission, AdmissionError, admitted_args, asks_for_steering
+from ksteer_vllm.host.server_seams import SERVER
 from ksteer_vllm.host.settings import refuse_rust_front_end, resolve_in_place
 from ksteer_vllm.server.flags import add_flags, merge_flags
-from ksteer_vllm.server.gate import with_gate
-from ksteer_vllm.server.protocol import refuse_beam_search, with_spec
 
 __all__ = ["FRONT_END", "SERVER"]
 
@@ -97,8 +97,39 @@ def _async_llm_init(original: Function) -> Function:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         apply(SERVER)
         original(self, *args, **kwargs)
+        open_desk(self)
 
     return __init__
+
+
+def _llm_engine_init(original: Function) -> Function:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        open_desk(self)
+
+    return __init__
+
+
+def _output_processor_add_request(original: Function) -> Function:
+    def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        added = original(self, request, *args, **kwargs)
+        if wants_report(request):
+            self.ksteer_desk.watch(self, request)
+        return added
+
+    return add_request
+
+
+def _llm_engine_step(original: Function) -> Function:
+    def step(self: Any) -> Any:
+        outputs = original(self)
+        desk = self.output_processor.ksteer_desk
+        if desk.finished:
+            due, desk.finished = desk.finished, []
+            desk.deliver(due)
+        return outputs
+
+    return step
 
 
 def _streaming_input(original: Function) -> Function:
@@ -180,8 +211,27 @@ FRONT_END: tuple[Patch, ...] = (
     Patch(
         ("vllm.v1.engine.async_llm:AsyncLLM.__init__",),
         _async_llm_init,
-        why="applies the SERVER patches below, which import the HTTP modules, only where they are needed",
-        delete_when="SERVER is empty",
+        why="applies the SERVER patches below, which import the HTTP modules, only where they are needed; "
+        "opens the desk of steering reports",
+        delete_when="SERVER is empty, and vLLM lets a worker add to a request's output",
+    ),
+    Patch(
+        ("vllm.v1.engine.llm_engine:LLMEngine.__init__",),
+        _llm_engine_init,
+        why="opens the desk of steering reports",
+        delete_when="vLLM lets a worker add to a request's output",
+    ),
+    Patch(
+        ("vllm.v1.engine.output_processor:OutputProcessor.add_request",),
+        _output_processor_add_request,
+        why="follows the requests that want a steering report under the engine's own request ids",
+        delete_when="vLLM lets a worker add to a request's output",
+    ),
+    Patch(
+        ("vllm.v1.engine.llm_engine:LLMEngine.step",),
+        _llm_engine_step,
+        why="fetches the reports of finished requests before their outputs are returned",
+        delete_when="vLLM lets a worker add to a request's output",
     ),
     Patch(
         ("vllm.v1.engine.async_llm:AsyncLLM.generate",),
@@ -219,38 +269,5 @@ FRONT_END: tuple[Patch, ...] = (
         why="attaches steering after any loader has loaded the model, in enabled engines only; not in "
         "init_worker, which itself loads the plugins where a worker has a process of its own",
         delete_when="vLLM calls plugins with a loaded worker",
-    ),
-)
-
-_CHAT = "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest"
-_COMPLETION = "vllm.entrypoints.openai.completion.protocol:CompletionRequest"
-
-SERVER: tuple[Patch, ...] = (
-    *(
-        Patch(
-            (f"{request}.to_sampling_params",),
-            with_spec,
-            why="vllm_xargs takes scalars and lists only; a nested spec is an extra field of the body",
-            delete_when="vLLM passes nested extra fields on",
-        )
-        for request in (_CHAT, _COMPLETION)
-    ),
-    *(
-        Patch(
-            (f"{request}.to_beam_search_params",),
-            refuse_beam_search,
-            why="beam search drops the spec",
-            delete_when="vLLM's beam search keeps extra_args",
-        )
-        for request in (_CHAT, _COMPLETION)
-    ),
-    Patch(
-        (
-            "vllm.entrypoints.launchers.app:attach_endpoint_plugins",
-            "vllm.entrypoints.openai.api_server:_attach_endpoint_plugins",
-        ),
-        with_gate,
-        why="routes that would lose a spec refuse it, also where the endpoint plugin is not loaded",
-        delete_when="every route keeps extra_args",
     ),
 )

@@ -10,7 +10,7 @@ from vllm import envs
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.probe import ModelIdentity
-from ksteer_vllm.registry import resolve_config
+from ksteer_vllm.resolve import resolve_config
 
 __all__ = ["engine_config", "model_identity", "refuse_rust_front_end", "resolve_in_place"]
 

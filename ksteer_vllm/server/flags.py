@@ -17,9 +17,12 @@ _OPTIONS = {
     "ksteer_max_probes": "max_probes",
     "ksteer_max_width": "max_width",
     "ksteer_max_steps": "max_steps",
+    "ksteer_max_stages": "max_stages",
+    "ksteer_reports": "reports",
     "ksteer_decoder": "decoder",
     "ksteer_kernels": "kernels",
 }
+_NEGATED = {"ksteer-reports": "no-ksteer-reports"}
 
 
 def add_flags(parser: Any) -> Any:
@@ -42,9 +45,10 @@ def add_flags(parser: Any) -> Any:
         f"Default: {defaults.layers}.",
     )  # fmt: skip
     for flag, text in (
-        ("max-probes", "Probe slots"),
-        ("max-width", "Widest hidden layer of a probe"),
+        ("max-probes", "Most artifacts"),
+        ("max-width", "Most rows of an artifact's basis, such as a probe's width"),
         ("max-steps", "Largest num_steps of a request"),
+        ("max-stages", "Edits in a row at one layer of one request, conditions included"),
     ):
         name = flag.replace("-", "_")
         group.add_argument(
@@ -52,12 +56,17 @@ def add_flags(parser: Any) -> Any:
             help=f"{text}. Default: {getattr(defaults, name)}.",
         )  # fmt: skip
     group.add_argument(
+        "--no-ksteer-reports", dest="ksteer_reports", action="store_const", const=False,
+        help="Refuse requests that ask for a report, and keep no memory for them.",
+    )  # fmt: skip
+    group.add_argument(
         "--ksteer-decoder", dest="ksteer_decoder", metavar="PATH",
         help="Dotted path of the decoder stack, for a model family in which it cannot be found.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-kernels", dest="ksteer_kernels", choices=["auto", "torch", "triton"],
-        help=f"Kernel path. Default: {defaults.kernels} (Triton on a GPU, torch on a CPU).",
+        help=f"Kernel path. Default: {defaults.kernels} (Triton on a GPU; on a CPU torch, and a native "
+        "kernel where it can be built).",
     )  # fmt: skip
     _merge_after_parsing(parser)
     return parser
@@ -98,7 +107,7 @@ def merge_flags(args: argparse.Namespace, additional_config: Any) -> Any:
     if not (getattr(args, "ksteer_plugin", None) or named or CONFIG_KEY in additional):
         if options:
             flag = next(dest for dest, key in _OPTIONS.items() if key in options).replace("_", "-")
-            raise ConfigError(f"--{flag} needs --plugin ksteer")
+            raise ConfigError(f"--{_NEGATED.get(flag, flag)} needs --plugin ksteer")
         return additional_config
     repeated = sorted({name for name, _ in named if [other for other, _ in named].count(name) > 1})
     if repeated:

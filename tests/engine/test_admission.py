@@ -51,19 +51,19 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "target as text": ({**GOOD, "target": "warm"}, ["ksteer.target", "list of label names"]),
     "reflect with alpha": (
         {"probe": "tones", "avoid": ["warm"], "method": "reflect", "alpha": 1},
-        ["ksteer.alpha", "'reflect'", "avoid only"],
+        ["ksteer.alpha", "not used by method 'reflect'"],
     ),
     "reflect with target": (
         {"probe": "tones", "target": ["cold"], "avoid": ["warm"], "method": "reflect"},
         ["ksteer.target", "'reflect'", "avoid only"],
     ),
     "project with steps": (
-        {"probe": "tones", "avoid": ["warm"], "method": "project", "num_steps": 8},
-        ["ksteer.num_steps", "'project'", "avoid only"],
+        {"probe": "tones", "avoid": ["warm"], "method": "project", "num_steps": 9},
+        ["ksteer.num_steps", "not used by method 'project'"],
     ),
     "project with decay": (
-        {"probe": "tones", "avoid": ["warm"], "method": "project", "step_decay": 1.0},
-        ["ksteer.step_decay", "'project'", "avoid only"],
+        {"probe": "tones", "avoid": ["warm"], "method": "project", "step_decay": 0.5},
+        ["ksteer.step_decay", "not used by method 'project'"],
     ),
     "reflect without avoid": ({"probe": "tones", "method": "reflect"}, ["ksteer.avoid", "'reflect'"]),
     "add with steps": ({**GOOD, "method": "add", "num_steps": 2}, ["ksteer.num_steps", "'add'"]),
@@ -85,6 +85,62 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         json.dumps({**GOOD, "where": {"generation": [2**80, None]}}),
         ["ksteer.where.generation", "selects nothing"],
     ),
+    "method of another family": (
+        {**GOOD, "method": "ace"},
+        ["ksteer.method", "'tones' (mlp) has: gradient, reflect, project, add, random", "'ace'"],
+    ),
+    "unknown loss": ({**GOOD, "loss": "min"}, ["ksteer.loss", 'mean, softmin or {"hinge": p}', "'min'"]),
+    "hinge beyond": ({**GOOD, "loss": {"hinge": 1.5}}, ["ksteer.loss.hinge", "less than 1", "1.5"]),
+    "until certain": ({**GOOD, "until": {"target": 1}}, ["ksteer.until.target", "less than 1", "got 1"]),
+    "until without a label": ({**GOOD, "until": {"avoid": 0.2}}, ["ksteer.until.avoid", "no avoid label"]),
+    "unknown unit": ({**GOOD, "unit": "std"}, ["ksteer.unit", "'raw' or 'normalised'", "'std'"]),
+    "unit without a scale": (
+        {**GOOD, "unit": "normalised"},
+        ["ksteer.unit", "'tones' stores no activation scale of layer 1", "it has: none"],
+    ),
+    "cap of nothing": ({**GOOD, "cap": 0}, ["ksteer.cap", "greater than 0", "got 0"]),
+    "cap and norm": ({**GOOD, "cap": 0.1, "preserve_norm": True}, ["ksteer.preserve_norm", "with cap"]),
+    "norm as a number": ({**GOOD, "preserve_norm": 1}, ["ksteer.preserve_norm", "boolean", "1"]),
+    "fade of nothing": ({**GOOD, "fade": 0}, ["ksteer.fade", "greater than or equal to 1", "got 0"]),
+    "values of a probe": (
+        {"probe": "tones", "values": {"warm": 1}},
+        ["ksteer.values", "not used by method 'gradient'", "target, avoid only"],
+    ),
+    "condition of nobody": (
+        {**GOOD, "condition": {"probe": "gate", "label": "warm", "above": 0.5}},
+        ["ksteer.condition.probe", "'gate'", "tones, moods"],
+    ),
+    "condition on another label": (
+        {**GOOD, "condition": {"probe": "moods", "label": "warm", "above": 0.5}},
+        ["ksteer.condition.label", "'warm'", "'moods' has: glad, sad"],
+    ),
+    "condition that is certain": (
+        {**GOOD, "condition": {"probe": "moods", "label": "sad", "above": 1}},
+        ["ksteer.condition.above", "between 0 and 1", "1.0"],
+    ),
+    "condition both ways": (
+        {**GOOD, "condition": {"probe": "moods", "label": "sad", "above": 0.2, "below": 0.8}},
+        ["ksteer.condition", "either above or below"],
+    ),
+    "empty stack": ({"stack": []}, ["ksteer.stack", "1 to 64 edits", "0"]),
+    "stack beside an edit": ({**GOOD, "stack": [GOOD]}, ["ksteer.probe", "not beside stack"]),
+    "deep in a stack": (
+        {"stack": [GOOD, {**GOOD, "until": {"target": "high"}}]},
+        ["ksteer.stack.1.until.target", "number", "'high'"],
+    ),
+    "label in a stack": (
+        {"stack": [GOOD, {**GOOD, "target": ["hot"]}]},
+        ["ksteer.stack.1.target.hot", "'hot'", "warm, cold, dry"],
+    ),
+    "stack of three": (
+        {"stack": [GOOD, GOOD, GOOD]},
+        ["ksteer.stack", "needs 3 edits in a row", "max_stages=2"],
+    ),
+    "window of a stack beyond": (
+        {"stack": [GOOD, {**GOOD, "where": {"generation": [12, None]}}]},
+        ["ksteer.stack.1.where.generation", "max_tokens is 12"],
+    ),
+    "report as text": ({**GOOD, "report": "yes"}, ["ksteer.report", "boolean", "'yes'"]),
     "not an object": (3, ["ksteer", "expected an object", "int"]),
     "a list": ([GOOD], ["ksteer", "expected an object", "list"]),
     "broken JSON": ("{", ["ksteer", "not valid JSON"]),
@@ -194,7 +250,7 @@ def test_pooling_parameters_with_a_spec_are_refused(
 def test_reserved_keys_are_refused(
     engine: Any, plain_engine: Any, prompts: Callable[..., list[list[int]]]
 ) -> None:
-    record = {"fingerprint": "0" * 64, "windows": [0, 0, 9, 99]}
+    record = {"edits": [{"fingerprint": "0" * 64, "windows": [0, 0, 9, 99]}], "report": False}
     capture = {"id": "x", "start": 0, "end": 4}
     for llm in (engine, plain_engine):
         for other in ({"ksteer_admission": record}, {"ksteer_admission": None}):

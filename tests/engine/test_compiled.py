@@ -34,6 +34,7 @@ def test_the_compile_cache_key_covers_what_steering_changes(llama: Path, probes:
         key(probes=probes, layers=[1, 2]),
         key(probes=probes, layers="all"),
         key(probes={"tones": probes["tones"]}, layers="probe"),
+        key(probes=probes, layers=[1], max_stages=3),
     ]
     assert len(set(keys)) == len(keys)
     assert key(probes=probes, layers=[1]) == keys[1]

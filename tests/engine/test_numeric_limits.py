@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import Probe, SteeringSpec
+from tests.support.artifacts import write_artifacts
 from tests.support.compare import TOLERANCE, VISIBLE, assert_same, exact
 from tests.support.engines import generate, generate_one, start_engine
 from tests.support.oracle import Oracle
@@ -24,6 +25,73 @@ HUGE: dict[str, dict[str, Any]] = {
     "add": {"target": ["warm"], "method": "add", "alpha": 1e12},
     "add, then reflect what is left": {"avoid": ["warm"], "method": "reflect"},
 }
+
+
+HUGE_METHODS: dict[str, dict[str, Any]] = {
+    "ace": {"probe": "ace", "target": ["warm"], "avoid": ["cold"], "alpha": 1e12},
+    "ablate": {"probe": "ace", "method": "ablate", "avoid": ["cold", "dry"], "alpha": -1e12},
+    "loreft": {"probe": "loreft", "target": ["warm"], "alpha": 1e12},
+    "loreft, backwards": {"probe": "loreft", "target": ["warm", "dry"], "alpha": -1e12},
+    "lorest": {"probe": "lorest", "target": ["dry"], "alpha": 1e12},
+    "clamp": {"probe": "sae", "method": "clamp", "values": {"warm": 1e12, "cold": -1e12}},
+    "vectors": {"probe": "vectors", "target": ["warm"], "alpha": -1e12},
+    "random": {"probe": "vectors", "method": "random", "target": ["warm"], "alpha": 1e12},
+    "linear": {"probe": "linear", "target": ["warm"], "alpha": 1e12, "num_steps": 256},
+    "normalised": {"probe": "mlp", "target": ["warm"], "alpha": 1e12, "num_steps": 256, "unit": "normalised"},
+    "softmin": {"probe": "mlp", "target": ["warm"], "alpha": 1e12, "num_steps": 256, "loss": "softmin"},
+    "hinge": {"probe": "mlp", "target": ["dry"], "alpha": -1e12, "num_steps": 256, "loss": {"hinge": 0.999}},
+    "huge, the norm kept": {"probe": "ace", "target": ["warm"], "alpha": 1e12, "preserve_norm": True},
+    "a huge cap": {"probe": "loreft", "target": ["warm"], "alpha": 1e12, "cap": 1e6},
+    "stack": {"stack": [
+        {"probe": "loreft", "target": ["warm"], "alpha": 1e12},
+        {"probe": "loreft", "target": ["warm"], "alpha": 1e12},
+    ]},
+    "after a huge one, a condition": {"stack": [
+        {"probe": "vectors", "target": ["warm"], "alpha": 1e12},
+        {"probe": "ace", "target": ["dry"], "condition": {"probe": "mlp", "label": "dry", "below": 0.5}},
+    ]},
+}  # fmt: skip
+
+
+def everywhere(fields: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The spec with more fields in each of its edits."""
+    if "stack" in fields:
+        return {"stack": [{**edit, **more} for edit in fields["stack"]]}
+    return {**fields, **more}
+
+
+def assert_numbers(output: Any, name: str) -> None:
+    values = [entry.logprob for step in output.outputs[0].logprobs for entry in step.values()]
+    assert not any(math.isnan(value) for value in values), f"{name}: not a number"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_huge_values_of_every_method_reach_nobody_else(
+    dtype: str, llama: Path, tmp_path: Path, prompts: Callable[..., list[list[int]]]
+) -> None:
+    """As below for the probe's methods: few blocks, which the next requests write into. The bounds hold, too:
+    a request moved by 1e12 with its norm kept, or capped, is still a number."""
+    asked = prompts(len(HUGE_METHODS) + 1, 40)
+    llm = start_engine(
+        llama,
+        write_artifacts(tmp_path),
+        steering={"layers": "all", "max_probes": 16, "max_stages": 3},
+        dtype=dtype,
+        num_gpu_blocks_override=2 * len(asked) + 2,
+        max_num_seqs=len(asked),
+        enable_prefix_caching=False,
+        max_model_len=64,
+    )
+    reference = generate(llm, asked, [None] * len(asked), max_tokens=6)
+    for where, layers in (("both", [0, 1, 2, 3]), ("generation", [1])):
+        specs = [everywhere(fields, where=where, layers=layers) for fields in HUGE_METHODS.values()]
+        mixed = generate(llm, asked, [None, *specs], max_tokens=6)
+        assert exact(mixed[0]) == exact(reference[0]), "a neighbour in the batch changed"
+        after = generate(llm, asked, [None] * len(asked), max_tokens=6)
+        assert [exact(output) for output in after] == [exact(output) for output in reference]
+        for name, output in zip(HUGE_METHODS, mixed[1:], strict=True):
+            assert len(output.outputs[0].token_ids) == 6
+            assert_numbers(output, name)
 
 
 def test_bfloat16(
@@ -51,7 +119,7 @@ def test_bfloat16(
         ]
         error = max(abs(value - float(steered[j, tokens[j]])) for j, value in enumerate(reported))
         effect = max(abs(float(plain[j, token] - steered[j, token])) for j, token in enumerate(tokens))
-        print(f"bfloat16, {spec.method}: error {error:.3f}, effect {effect:.2f}")
+        print(f"bfloat16, {spec.method or 'gradient'}: error {error:.3f}, effect {effect:.2f}")
         assert error < BFLOAT16_TOLERANCE
         assert effect > 2 * BFLOAT16_TOLERANCE
 
@@ -86,8 +154,7 @@ def test_huge_strength_reaches_nobody_else(
         for left, right in zip(after, reference, strict=True):
             assert exact(left) == exact(right), "a later request changed"
         for name, output in zip(HUGE, mixed[1:], strict=True):
-            values = [entry.logprob for step in output.outputs[0].logprobs for entry in step.values()]
-            assert not any(math.isnan(value) for value in values), f"{name}: not a number"
+            assert_numbers(output, name)
 
 
 def test_huge_probe_weights(llama: Path, tmp_path: Path, prompts: Callable[..., list[list[int]]]) -> None:

@@ -88,6 +88,131 @@ def test_prompt_steering_hits_its_own_blocks_and_no_others(cached: Any, prompt: 
     assert_same(first, again)
 
 
+WHEN: dict[str, Any] = {"probe": "moods", "label": "glad", "above": 0.5}
+MOODS: dict[str, Any] = {"probe": "moods", "target": ["sad"], "alpha": 0.6, "layers": [1, 2]}
+
+# What depends on more than the token and the spec's labels; each steers the prompt and the reply.
+KINDS: dict[str, dict[str, Any]] = {
+    "fade": {**GRADIENT, "where": "both", "fade": 30},
+    "condition": {**GRADIENT, "where": "both", "condition": WHEN},
+    "stack": {"stack": [{**GRADIENT, "where": "both"}, {**MOODS, "where": "both"}]},
+    "stack of two windows": {"stack": [{**GRADIENT, "where": "prompt"}, {**MOODS, "where": "generation"}]},
+    "stack with a fade": {"stack": [{**GRADIENT, "where": "both"}, {**MOODS, "where": "both", "fade": 9}]},
+    "cap": {**GRADIENT, "alpha": 3.0, "where": "both", "cap": 0.2},
+    "until": {**GRADIENT, "where": "both", "num_steps": 9, "until": {"target": 0.9}},
+    "norm": {**GRADIENT, "where": "both", "preserve_norm": True},
+}
+
+
+@pytest.mark.parametrize("spec", KINDS.values(), ids=KINDS)
+def test_every_kind_of_edit_equals_a_cold_engine_and_hits_itself(
+    cached: Any, cold: Any, prompt: list[int], spec: dict[str, Any]
+) -> None:
+    expected = generate_one(cold, prompt, spec)
+    plain = generate_one(cached, prompt)
+    first = generate_one(cached, prompt, spec)
+    assert first.num_cached_tokens == 0, "blocks of the plain request"
+    assert_same(first, expected)
+    assert_differ(first, plain)
+    again = generate_one(cached, prompt, spec)
+    assert again.num_cached_tokens == 2 * BLOCK_SIZE
+    assert_same(again, expected)
+    after = generate_one(cached, prompt)
+    assert after.num_cached_tokens == 2 * BLOCK_SIZE
+    assert_same(after, plain)
+
+
+@pytest.mark.parametrize("spec", KINDS.values(), ids=KINDS)
+def test_turn_two_of_every_kind_of_edit_equals_a_cold_engine(
+    cached: Any, cold: Any, prompt: list[int], prompts: Callable[..., list[list[int]]], spec: dict[str, Any]
+) -> None:
+    reply = generate_one(cached, prompt, spec, max_tokens=2 * BLOCK_SIZE).outputs[0].token_ids
+    turn_two = [*prompt, *reply, *prompts(1, 9, seed=5)[0]]
+    second = generate_one(cached, turn_two, spec)
+    assert_same(second, generate_one(cold, turn_two, spec))
+    assert_same(generate_one(cached, turn_two), generate_one(cold, turn_two))
+
+
+def test_a_faded_reply_is_not_the_prompt_of_turn_two(cached: Any, prompt: list[int]) -> None:
+    """Of 70 prompt and 64 reply tokens: the prompt's blocks are steered at full strength in both turns; the
+    reply's were written fading, and turn two reads them at full strength."""
+    steady = {**GRADIENT, "where": "both"}
+    for spec, shared in ((steady, 4), ({**steady, "fade": 30}, 2), ({**steady, "fade": 31}, 2)):
+        assert cached.reset_prefix_cache()
+        reply = generate_one(cached, prompt, spec, max_tokens=2 * BLOCK_SIZE).outputs[0].token_ids
+        again = generate_one(cached, [*prompt, *reply, 7, 8, 9], spec)
+        assert again.num_cached_tokens == shared * BLOCK_SIZE, spec
+
+
+def test_an_equal_fading_request_hits_and_fades_alike(cached: Any, cold: Any, prompt: list[int]) -> None:
+    """The same request again: its plain prompt blocks are hit, and the fade starts where it did."""
+    spec = {"probe": "tones", "target": ["warm"], "alpha": 0.8, "where": "generation", "fade": 25}
+    generate_one(cached, prompt, spec, max_tokens=2 * BLOCK_SIZE)
+    again = generate_one(cached, prompt, spec, max_tokens=2 * BLOCK_SIZE)
+    assert again.num_cached_tokens == 2 * BLOCK_SIZE
+    assert_same(again, generate_one(cold, prompt, spec, max_tokens=2 * BLOCK_SIZE))
+
+
+def _stack(*edits: dict[str, Any]) -> dict[str, Any]:
+    return {"stack": [{"where": "prompt", **edit} for edit in edits]}
+
+
+PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "with and without a condition": (_stack(GRADIENT), _stack({**GRADIENT, "condition": WHEN})),
+    "another threshold": (
+        _stack({**GRADIENT, "condition": WHEN}),
+        _stack({**GRADIENT, "condition": {**WHEN, "above": 0.6}}),
+    ),
+    "the other way round": (
+        _stack({**GRADIENT, "condition": WHEN}),
+        _stack({**GRADIENT, "condition": {"probe": "moods", "label": "glad", "below": 0.5}}),
+    ),
+    "another label": (
+        _stack({**GRADIENT, "condition": WHEN}),
+        _stack({**GRADIENT, "condition": {**WHEN, "label": "sad"}}),
+    ),
+    "another artifact": (
+        _stack({**GRADIENT, "condition": {**WHEN, "label": "sad"}}),
+        _stack({**GRADIENT, "condition": {**WHEN, "probe": "tones", "label": "warm"}}),
+    ),
+    "one more edit": (_stack(GRADIENT), _stack(GRADIENT, MOODS)),
+    "another order": (_stack(GRADIENT, {**MOODS, "layers": [1]}), _stack({**MOODS, "layers": [1]}, GRADIENT)),
+    "the second edit": (_stack(GRADIENT, MOODS), _stack(GRADIENT, {**MOODS, "alpha": 0.61})),
+    "twice": (_stack(GRADIENT), _stack(GRADIENT, GRADIENT)),
+    "a loss": (_stack(GRADIENT), _stack({**GRADIENT, "loss": "softmin"})),
+    "a hinge": (_stack({**GRADIENT, "loss": {"hinge": 0.9}}), _stack({**GRADIENT, "loss": {"hinge": 0.8}})),
+    "until": (_stack({**GRADIENT, "until": {"target": 0.9}}), _stack({**GRADIENT, "until": {"target": 0.8}})),
+    "a cap": (_stack({**GRADIENT, "cap": 0.5}), _stack({**GRADIENT, "cap": 0.4})),
+    "the norm": (_stack(GRADIENT), _stack({**GRADIENT, "preserve_norm": True})),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS.values(), ids=PAIRS)
+def test_requests_that_differ_in_any_option_share_no_prompt_block(
+    cached: Any, prompt: list[int], one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    hits = [
+        generate_one(cached, prompt, spec, max_tokens=1).num_cached_tokens
+        for spec in (one, other, one, other)
+    ]
+    assert hits == [0, 0, 2 * BLOCK_SIZE, 2 * BLOCK_SIZE]
+
+
+def test_edits_that_do_not_steer_a_block_do_not_key_it(cached: Any, cold: Any, prompt: list[int]) -> None:
+    """The second edit steers the reply: prompt blocks are those of the first edit alone."""
+    first, reply = {**GRADIENT, "where": "prompt"}, {**MOODS, "where": "generation", "fade": 4}
+    generate_one(cached, prompt, first)
+    for spec in (
+        {"stack": [first, reply]},
+        {"stack": [reply, first]},
+        {"stack": [first]},
+        {**first, "report": False},
+    ):
+        output = generate_one(cached, prompt, spec)
+        assert output.num_cached_tokens == 2 * BLOCK_SIZE, spec
+        assert_same(output, generate_one(cold, prompt, spec), str(spec))
+
+
 OTHERS: dict[str, dict[str, Any]] = {
     "alpha": {"alpha": 0.7},
     "steps": {"num_steps": 4},

@@ -18,6 +18,7 @@ def test_every_spelling_of_a_spec_steers_alike(engine: Any, prompts: Callable[..
     spec = SteeringSpec(**FIELDS)
     plain = generate_one(engine, prompt)
     spellings = [spec, FIELDS, spec.extra_args()["ksteer"], spec.canonical(), spec.model_dump_json()]
+    spellings += [{"stack": [FIELDS]}, SteeringSpec(stack=[FIELDS])]
     outputs = []
     for spelling in spellings:
         engine.reset_prefix_cache()
@@ -65,7 +66,10 @@ def test_other_extra_args_reach_the_engine_beside_the_spec(
     )
     extra = request.sampling_params.extra_args
     assert extra["theirs"] == 5
-    assert extra["ksteer"]["layers"] == [1]
+    (edit,) = extra["ksteer"]["edits"]
+    assert edit["layers"] == [1]
+    assert set(extra["ksteer_admission"]) == {"edits", "report"}
+    assert set(extra["ksteer_admission"]["edits"][0]) == {"fingerprint", "windows"}
     assert set(extra) == {"theirs", "ksteer", "ksteer_admission"}
     assert params.extra_args == spec.extra_args({"theirs": 5})
 

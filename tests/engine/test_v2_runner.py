@@ -19,9 +19,12 @@ from tests.support.programs import ROOT
 FILES = [
     "test_parity_with_transformers.py",
     "test_mixed_batches.py",
+    "test_methods.py",
+    "test_reports.py",
     "test_scheduling.py",
     "test_prefix_cache.py",
     "test_request_parameters.py",
+    "test_triton_backend.py",
     "test_v2_runner.py",
 ]
 

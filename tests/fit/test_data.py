@@ -12,6 +12,7 @@ from ksteer_vllm.fit import DataError, LabelledRow, labels_of, read_rows, write_
 from ksteer_vllm.fit.data import data_digest
 
 GOOD: dict[str, Any] = {"prompt": "How?", "reply": "So.", "labels": ["dry"]}
+PAIR: dict[str, Any] = {"prompt": "How?", "positive": "So.", "negative": "Oh, so!", "label": "dry"}
 
 
 def _write(path: Path, *lines: Any) -> Path:
@@ -29,6 +30,20 @@ def test_rows_survive_a_round_trip(tmp_path: Path) -> None:
     assert data_digest(rows) == data_digest(read_rows(tmp_path / "out.jsonl")) != data_digest(rows[::-1])
 
 
+def test_a_contrast_pair_is_two_rows(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "How?"}]
+    rows = read_rows(_write(tmp_path / "pairs.jsonl", PAIR, GOOD, {**PAIR, "prompt": chat, "label": "warm"}))
+    assert [(row.reply, row.labels) for row in rows] == [
+        ("So.", ("dry",)),
+        ("Oh, so!", ()),
+        ("So.", ("dry",)),
+        ("So.", ("warm",)),
+        ("Oh, so!", ()),
+    ]
+    assert rows[0].prompt == rows[1].prompt == "How?"
+    assert rows[3].prompt == rows[4].prompt == LabelledRow.model_validate({**GOOD, "prompt": chat}).prompt
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -44,6 +59,11 @@ def test_rows_survive_a_round_trip(tmp_path: Path) -> None:
         ({**GOOD, "labels": [""]}, "labels: "),
         ({**GOOD, "label": "dry"}, "label: unknown field; allowed: prompt, reply, labels"),
         ({"prompt": "How?", "labels": []}, "reply: required"),
+        ({**PAIR, "negative": " "}, "negative: empty"),
+        ({**PAIR, "prompt": ""}, "prompt: empty"),
+        ({**PAIR, "label": ""}, "label: "),
+        ({**PAIR, "reply": "So."}, "reply: unknown field; allowed: prompt, positive, negative, label"),
+        ({"prompt": "How?", "positive": "So.", "label": "dry"}, "negative: required"),
     ],
 )
 def test_a_bad_row_is_named_by_line_and_field(tmp_path: Path, row: Any, problem: str) -> None:

@@ -22,11 +22,9 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from ksteer_kernels import ProbeTables, RowTables, Workspace
-from ksteer_kernels.expand import fused as expand
-from ksteer_kernels.hidden import fused as hidden
+from ksteer_kernels import ProbeTables, ReportBuffers, RowTables, Workspace
 from ksteer_kernels.rows import fused as rows
-from ksteer_kernels.shrink import fused as shrink
+from ksteer_kernels.steer import fused as steer
 
 TARGET = GPUTarget("cuda", 90, 32)
 POINTERS = {
@@ -87,10 +85,12 @@ def compile_case(
     """Every kernel of one configuration, by name."""
     probes = ProbeTables.allocate(2, width, 8, hidden_size, dtype, "cpu")
     row_tables = RowTables.allocate(2, 4, width, 8, "cpu")
-    workspace = Workspace.allocate(num_tokens, width, "cpu")
+    workspace, reports = (
+        Workspace.allocate(num_tokens, width, "cpu", 8),
+        ReportBuffers.allocate(2, num_tokens, 8, "cpu"),
+    )
     states = torch.zeros(num_tokens, hidden_size, dtype=dtype)
-    token_row = torch.zeros(num_tokens, dtype=torch.int32)
-    partial = workspace.partial_sums(num_tokens)
+    token_row, gain = torch.zeros(1, num_tokens, dtype=torch.int32), torch.ones(1, num_tokens)
     found: dict[str, dict[str, int]] = {}
 
     def launch(kernel: JITFunction, *args: Any, **kwargs: Any) -> None:
@@ -99,12 +99,10 @@ def compile_case(
         found[kernel.fn.__name__] = resources(compile_launch(kernel, args, kwargs))
 
     with patch.object(JITFunction, "run", launch):
-        shrink.shrink_(partial, states, states, token_row, probes, row_tables, 1)
-        hidden.hidden_(workspace, partial, token_row, probes, row_tables, 1)
-        expand.expand_(states, workspace.coefficients, token_row, probes, row_tables, 1)
+        steer.steer_(states, states, token_row, gain, probes, row_tables, 1, workspace, reports)
         positions = torch.zeros(num_tokens, dtype=torch.int64)
         starts, requests = torch.zeros(3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
-        rows.token_rows_(token_row, positions, starts, requests, row_tables.windows, num_tokens)
+        rows.token_rows_(token_row, gain, positions, starts, requests, row_tables, num_tokens)
     return found
 
 

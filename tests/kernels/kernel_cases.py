@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
+from kernel_methods import METHODS, Edit, Maker
 from torch import Tensor
 
-from ksteer_kernels import ProbeTables, Program, RowTables, Workspace, steer_
-from ksteer_kernels.steer import naive
-from ksteer_kernels.steer.naive import ProbeWeights
+from ksteer_kernels import Flag, ProbeTables, RowSettings, RowTables, Workspace, steer_
+from ksteer_kernels.reference.mlp import probe_logits
 
 # Error of a token's edit, relative to the edit's norm, by the dtype of hidden_states.
 # float32: sums of up to some thousand products carry about 1e-6, over many steps 1e-5.
@@ -24,18 +25,24 @@ FLIPPED_SHARE = 0.02
 FLIPPED_TOLERANCE = 0.15
 # Over the whole batch, flips included: root mean square of the error over that of the edit.
 RMS_RATIO = 1e-2
+# Norms made equal, and logits, are float32 sums of some thousand products at most: relative to their size.
+NORM_TOLERANCE = 2e-6
+LOGIT_TOLERANCE = 1e-4
+
+Plan = Sequence[Edit | None]
+LAYER = 1
 
 
-@dataclass
-class Setting:
-    """What one row does at the case's layer; c is over the labels of its probe."""
+@dataclass(frozen=True)
+class Expected:
+    """The truth about one edit of one token; before and after: logits [K], steps: -1 where there are none."""
 
-    slot: int
-    program: Program
-    num_steps: int
-    strength: float
-    decay: float
-    label_weights: Tensor
+    stage: int
+    token: int
+    shift: float
+    steps: int
+    before: Tensor | None
+    after: Tensor | None
 
 
 @dataclass
@@ -45,147 +52,164 @@ class Case:
     hidden: Tensor
     residual: Tensor | None
     token_row: Tensor
+    gain: Tensor | None
     probes: ProbeTables
     rows: RowTables
-    layer: int
-    weights: dict[int, ProbeWeights]
-    settings: dict[int, Setting]
+    plans: list[Plan]
+    layer: int = LAYER
 
-    def run(self, backend: str, *, poison: bool = True) -> Tensor:
+    def run(self, backend: str, **more: object) -> Tensor:
         """A steered copy of hidden; scratch memory is full of NaN beforehand."""
         edited = self.hidden.clone()
-        workspace = None
-        if backend == "triton":
-            workspace = poisoned_workspace(self, poison)
-        steer_(
-            edited, self.residual, self.token_row, self.probes, self.rows, self.layer,
-            workspace=workspace, backend=backend,
-        )  # fmt: skip
+        self.run_on(edited, backend, **more)
         return edited
+
+    def run_on(self, hidden: Tensor, backend: str, **more: object) -> None:
+        """backend: triton, torch (its calls alone), or native (torch with the native kernel where it can)."""
+        more.setdefault("workspace", poisoned_workspace(self) if backend == "triton" else None)
+        steer_(
+            hidden, self.residual, self.token_row, self.probes, self.rows, self.layer,
+            gain=self.gain, backend="triton" if backend == "triton" else "torch",
+            use_native=backend == "native", **more,  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def truth(self) -> Tensor:
         """The edit of every token in float64, token by token in x-space."""
         edit = torch.zeros(self.hidden.shape, dtype=torch.float64)
-        for t in range(self.hidden.shape[0]):
-            setting = self.settings.get(int(self.token_row[t]))
-            if setting is None:
-                continue
-            x = self.hidden[t].double().cpu()
-            if self.residual is not None:
-                x = x + self.residual[t].double().cpu()
-            edit[t] = self._truth_of(setting, x[None]) - x
+        for token in range(self.hidden.shape[0]):
+            x = self.residual_stream(token)
+            edit[token] = (self._follow(token, x, []) - x)[0]
         return edit
 
-    def _truth_of(self, setting: Setting, x: Tensor) -> Tensor:
-        probe, c = self.weights[setting.slot], setting.label_weights.double()
-        if setting.program == Program.ADD:
-            vectors = self.probes.vectors[setting.slot, : c.shape[0]].double().cpu()
-            return naive.add(x, vectors, c, alpha=setting.strength)[0]
-        if setting.program == Program.REFLECT:
-            return naive.reflect(x, probe, c, factor=setting.strength)[0]
-        return naive.gradient_steps(
-            x, probe, c, alpha=setting.strength, num_steps=setting.num_steps, step_decay=setting.decay
-        )[0]
+    def records(self) -> list[Expected]:
+        """What every edit with Flag.REPORT did, in the order of tokens and stages."""
+        found: list[Expected] = []
+        for token in range(self.hidden.shape[0]):
+            self._follow(token, self.residual_stream(token), found)
+        return found
+
+    def residual_stream(self, token: int) -> Tensor:
+        x = self.hidden[token].double().cpu()
+        return (x if self.residual is None else x + self.residual[token].double().cpu())[None]
+
+    def edit_of(self, token: int, stage: int = 0) -> Edit | None:
+        """What a token's row does in a stage, None for nothing."""
+        row = int(self.token_row[stage, token])
+        return self.plans[row][stage] if 0 <= row < len(self.plans) else None
+
+    def tokens(self, wanted: Callable[[Edit], bool] = lambda _: True) -> Tensor:
+        """[T] bool: whose edit of the first stage is there and wanted."""
+        edits = (self.edit_of(token) for token in range(self.hidden.shape[0]))
+        return torch.tensor([edit is not None and wanted(edit) for edit in edits], device=self.hidden.device)
+
+    def _follow(self, token: int, x: Tensor, records: list[Expected]) -> Tensor:
+        is_open = False
+        for stage in range(self.rows.num_stages):
+            edit = self.edit_of(token, stage)
+            was_open, is_open = is_open, False
+            if edit is None:
+                continue
+            if edit.opens is not None:
+                shut = Flag.GATED in edit.settings.flags and not was_open
+                is_open = bool(edit.opens(x)) and not shut
+                continue
+            assert edit.truth is not None
+            gain = 1.0 if self.gain is None else float(self.gain[stage, token])
+            after, steps = edit.truth(x, gain)
+            if Flag.GATED in edit.settings.flags and not was_open:
+                after, steps = x, torch.zeros(1)
+            if Flag.REPORT in edit.settings.flags:
+                records.append(
+                    Expected(
+                        stage,
+                        token,
+                        float((after - x).norm() / x.norm()),
+                        -1 if steps is None else int(steps),
+                        None if edit.probe is None else probe_logits(x, edit.probe)[0],
+                        None if edit.probe is None else probe_logits(after, edit.probe)[0],
+                    )
+                )
+            x = after
+        return x
 
 
-def poisoned_workspace(case: Case, poison: bool = True) -> Workspace:
-    width = max(case.probes.max_width, case.probes.max_labels)
-    workspace = Workspace.allocate(case.hidden.shape[0], width, case.hidden.device)
-    if poison:
-        for name in ("partial", "pre_activation", "upper", "step", "coefficients"):
-            getattr(workspace, name).fill_(float("nan"))
+def poisoned_workspace(case: Case) -> Workspace:
+    probes = case.probes
+    workspace = Workspace.allocate(
+        case.hidden.shape[0], probes.max_width, case.hidden.device, probes.max_labels
+    )
+    for field in fields(workspace):
+        scratch = getattr(workspace, field.name)
+        scratch.fill_(float("nan") if scratch.is_floating_point() else 1)
     return workspace
 
 
-def make_probe(
-    h1: int, h2: int, num_labels: int, hidden_size: int, generator: torch.Generator
-) -> ProbeWeights:
-    """A random probe of ordinary scale in float32."""
-
-    def normal(*shape: int, scale: float) -> Tensor:
-        return torch.randn(shape, generator=generator) * scale
-
-    return ProbeWeights(
-        w1=normal(h1, hidden_size, scale=hidden_size**-0.5),
-        b1=normal(h1, scale=0.3),
-        w2=normal(h2, h1, scale=(2 / h1) ** 0.5),
-        b2=normal(h2, scale=0.3),
-        w3=normal(num_labels, h2, scale=h2**-0.5),
-        b3=normal(num_labels, scale=0.3),
-    )
-
-
-def double(probe: ProbeWeights) -> ProbeWeights:
-    return ProbeWeights(*(getattr(probe, name).double() for name in ("w1", "b1", "w2", "b2", "w3", "b3")))
+def one_stage(*names: str) -> Callable[[Maker], list[Plan]]:
+    """Rows of every edit of these methods, or of all methods."""
+    return lambda maker: [[edit] for name in names or METHODS for edit in METHODS[name](maker)]
 
 
 def make_case(
+    rows: Callable[[Maker], list[Plan]] | None = None,
     *,
     num_tokens: int,
     hidden_size: int,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    programs: tuple[Program, ...] = tuple(Program),
-    widths: tuple[tuple[int, int], ...] = ((24, 17), (40, 40)),
     max_width: int = 40,
     num_labels: int = 4,
     max_steps: int = 8,
+    num_slots: int = 20,
     with_residual: bool = True,
+    with_gain: bool = False,
     seed: int = 0,
 ) -> Case:
-    """Rows of every program on every slot, mixed steps and decays, some tokens unsteered; layer 1 of 2."""
+    """A batch of random tokens over these rows, one row that does nothing, and no row; layer 1 of 2.
+
+    rows: makes the edits of every row by stage; None: one stage with every method.
+    with_gain: about half of the tokens have faded by some part.
+    """
     generator = torch.Generator().manual_seed(seed)
-    probes = ProbeTables.allocate(len(widths) + 1, max_width, num_labels + 1, hidden_size, dtype, device)
-    num_rows = 2 * len(programs) * len(widths) + 1
-    rows = RowTables.allocate(2, num_rows, max_width, num_labels + 1, device)
+    probes = ProbeTables.allocate(num_slots, max_width, num_labels + 1, hidden_size, dtype, device)
+    plans = (rows or one_stage())(Maker(probes, num_labels, generator, max_steps))
+    num_stages, num_rows = len(plans[0]), len(plans) + 1
+    tables = RowTables.allocate(2, num_rows, max_width, num_labels + 1, device, num_stages)
     # Values that would show if anything read another layer or a row of -1.
-    rows.readout[0] = float("nan")
-    weights: dict[int, ProbeWeights] = {}
-    settings: dict[int, Setting] = {}
-    for slot, (h1, h2) in enumerate(widths, start=1):
-        probe = make_probe(h1, h2, num_labels, hidden_size, generator)
-        vectors = torch.randn(num_labels, hidden_size, generator=generator)
-        probes.load(slot, w1=probe.w1, b1=probe.b1, w2=probe.w2, b2=probe.b2, vectors=vectors)
-        stored = ProbeWeights(probes.w1[slot, :h1].cpu(), probe.b1, probe.w2, probe.b2, probe.w3, probe.b3)
-        weights[slot] = double(stored)
-    for row in range(num_rows - 1):
-        slot, program = row % len(widths) + 1, programs[row // len(widths) % len(programs)]
-        c = torch.zeros(num_labels)
-        c[row % num_labels] = 1.0
-        if program != Program.REFLECT and num_labels > 1:
-            c[(row + 1) % num_labels] = -1.0
-        steps = max(1, max_steps - row) if row % 2 else max_steps
-        strength = 0.7 if program == Program.GRADIENT else float(1 + row % 2)
-        settings[row] = Setting(slot, program, steps, strength, 0.9 if row % 3 else 1.0, c)
-        store(rows, 1, row, settings[row], weights[slot])
+    for table in (tables.readout, tables.scale, tables.label_weights):
+        table[:num_stages] = float("nan")
+    for row, plan in enumerate(plans):
+        for stage, edit in enumerate(plan):
+            if edit is not None:
+                store(tables, LAYER * num_stages + stage, row, edit.settings)
     hidden = torch.randn(num_tokens, hidden_size, generator=generator).to(dtype)
     residual = torch.randn(num_tokens, hidden_size, generator=generator).to(dtype)
     token_row = torch.randint(-1, num_rows, (num_tokens + 3,), generator=generator, dtype=torch.int32)
+    if num_tokens <= 3:
+        token_row[:] = torch.arange(num_tokens + 3) % len(plans)
+    token_row = token_row.repeat(num_stages, 1)
+    if num_stages > 1:  # windows may leave a token out of one stage alone
+        token_row[torch.rand(token_row.shape, generator=generator) < 0.1] = -1
+    gain = torch.rand(token_row.shape, generator=generator).mul(2).clamp(0.05, 1) if with_gain else None
     return Case(
         hidden=hidden.to(device),
         residual=residual.to(device) if with_residual else None,
         token_row=token_row.to(device),
+        gain=None if gain is None else gain.to(device),
         probes=probes,
-        rows=rows,
-        layer=1,
-        weights=weights,
-        settings=settings,
+        rows=tables,
+        plans=plans,
     )
 
 
-def store(rows: RowTables, layer: int, row: int, setting: Setting, probe: ProbeWeights) -> None:
-    """Write one row's setting into the tables."""
-    rows.slot[layer, row] = setting.slot
-    rows.program[layer, row] = int(setting.program)
-    rows.num_steps[layer, row] = setting.num_steps
-    rows.strength[layer, row] = setting.strength
-    rows.decay[layer, row] = setting.decay
-    rows.readout[layer, row] = 0.0
-    if setting.program == Program.ADD:
-        readout = setting.label_weights.float()
-    else:
-        readout = (probe.w3.T @ setting.label_weights.double()).float()
-    rows.readout[layer, row, : readout.shape[0]] = readout
+def store(rows: RowTables, entry: int, row: int, settings: RowSettings) -> None:
+    """Write one row's settings into the tables."""
+    for field in fields(settings):
+        value, table = getattr(settings, field.name), getattr(rows, field.name)
+        if isinstance(value, torch.Tensor):
+            table[entry, row] = 0.0
+            table[entry, row, : value.shape[0]] = value
+        elif value is not None:
+            table[entry, row] = value
 
 
 def assert_edit_close(case: Case, edited: Tensor, truth: Tensor) -> None:

@@ -30,6 +30,13 @@ STEERED: dict[str, dict[str, Any]] = {
     "reflect": {"probe": TONES, "avoid": ["warm"], "method": "reflect", "where": "both"},
     "project": {"probe": TONES, "avoid": ["cold", "dry"], "method": "project", "where": "both"},
     "add": spec(method="add", alpha=2.0),
+    "softmin": spec(target=["warm", "dry"], loss="softmin", where="both"),
+    "until": spec(loss={"hinge": 0.8}, until={"target": 0.9}, where="both"),
+    "cap": spec(cap=0.5, where="both"),
+    "norm": spec(preserve_norm=True),
+    "fade": spec(fade=3),
+    "condition": spec(where="both", condition={"probe": TONES, "label": "dry", "above": 0.5}),
+    "stack": {"stack": [spec(alpha=2.0), {"probe": MOODS, "target": [MOOD_LABELS[0]], "where": "prompt"}]},
     "default alpha": {"probe": MOODS, "target": [MOOD_LABELS[1]]},
     "default alpha of add": {"probe": MOODS, "avoid": [MOOD_LABELS[0]], "method": "add"},
 }
@@ -49,7 +56,14 @@ def _bad(field: str, *says: str, **fields: Any) -> Bad:
 
 _LABELS = ("warm, cold, dry",)
 _NUMBER = "valid number"
-_FIELDS = ("unknown field", "probe, target, avoid, method, alpha, num_steps, step_decay, layers, where")
+_FIELDS = ("unknown field", "probe, method, target, avoid, values, alpha", "condition, stack, report")
+_LOSSES = 'expected mean, softmin or {"hinge": p}'
+
+
+def _when(field: str, *says: str, **fields: Any) -> Bad:
+    condition = {"probe": MOODS, "label": MOOD_LABELS[0], "above": 0.5, **fields}
+    return _bad(f"ksteer.condition{field}", *says, condition=condition)
+
 
 BAD: dict[str, Bad] = {
     # the spec as a whole
@@ -64,7 +78,7 @@ BAD: dict[str, Bad] = {
     # probe
     "unknown probe": _bad("ksteer.probe", "'nope'", "tones, moods", probe="nope"),
     "probe of wrong type": _bad("ksteer.probe", "valid string", "3", probe=3),
-    "probe null": _bad("ksteer.probe", "valid string", probe=None),
+    "probe null": _bad("ksteer.probe", "required", probe=None),
     "probe empty": _bad("ksteer.probe", "at least 1 character", probe=""),
     "probe very long": _bad("ksteer.probe", "at most 256 characters", probe="p" * 100_000),
     "probe that is no text": _bad("ksteer.probe", "string", probe="\ud800"),
@@ -93,9 +107,7 @@ BAD: dict[str, Bad] = {
     "weights beyond a double": _bad("ksteer.target", "precision", target={"warm": 1e-320, "dry": 1e308}),
     "too many labels": _bad("ksteer.target", "at most 1024", "5000", target=[f"l{i}" for i in range(5000)]),
     # method
-    "unknown method": _bad(
-        "ksteer.method", "'gradient', 'reflect', 'project' or 'add'", "'caa'", method="caa"
-    ),
+    "unknown method": _bad("ksteer.method", "'gradient', 'reflect', 'project', 'add'", "'caa'", method="caa"),
     "method of wrong type": _bad("ksteer.method", "'gradient'", method=1),
     "reflect with target": Bad(
         {"probe": TONES, "target": ["warm"], "method": "reflect"}, "ksteer.target", ("reflect", "avoid only")
@@ -103,12 +115,13 @@ BAD: dict[str, Bad] = {
     "project with alpha": Bad(
         {"probe": TONES, "avoid": ["warm"], "alpha": 1, "method": "project"},
         "ksteer.alpha",
-        ("project", "avoid only"),
+        ("not used by method 'project'",),
     ),
     "project without labels": Bad(
         {"probe": TONES, "method": "project"}, "ksteer.avoid", ("at least one label",)
     ),
-    "add with steps": _bad("ksteer.num_steps", "no steps", method="add", num_steps=3),
+    "add with steps": _bad("ksteer.num_steps", "not used by method 'add'", method="add", num_steps=3),
+    "method of another family": _bad("ksteer.method", "(mlp) has: gradient, reflect", "'ace'", method="ace"),
     # strength
     "alpha missing": Bad(
         {"probe": TONES, "target": ["warm"]}, "ksteer.alpha", ("required", "'tones'", "default_alpha")
@@ -133,6 +146,65 @@ BAD: dict[str, Bad] = {
     "decay negative": _bad("ksteer.step_decay", "greater than or equal to 0", "-0.5", step_decay=-0.5),
     "decay NaN": _bad("ksteer.step_decay", "nan", step_decay=math.nan),
     "decay a string": _bad("ksteer.step_decay", _NUMBER, "'1'", step_decay="1"),
+    # loss, until, unit, bounds, fade
+    "unknown loss": _bad("ksteer.loss", _LOSSES, "'sum'", loss="sum"),
+    "loss a number": _bad("ksteer.loss", _LOSSES, "1", loss=1),
+    "hinge below one half": _bad("ksteer.loss.hinge", "greater than 0.5", "0.2", loss={"hinge": 0.2}),
+    "unknown field of a loss": _bad("ksteer.loss.at", "allowed: hinge", loss={"hinge": 0.9, "at": 1}),
+    "softmin of no target": Bad(
+        {"probe": TONES, "avoid": ["cold"], "alpha": 1, "loss": "softmin"}, "ksteer.loss", ("target label",)
+    ),
+    "until certain": _bad("ksteer.until.target", "less than 1", "got 1", until={"target": 1}),
+    "until nothing": _bad("ksteer.until", "give target, avoid or both", until={}),
+    "until a number": _bad("ksteer.until", "an object of target, avoid", "0.9", until=0.9),
+    "until without labels": _bad("ksteer.until.avoid", "no avoid label", until={"avoid": 0.1}),
+    "unknown field of until": _bad("ksteer.until.steps", "allowed: target, avoid", until={"steps": 3}),
+    "unknown unit": _bad("ksteer.unit", "'raw' or 'normalised'", "'std'", unit="std"),
+    "unit without a scale": _bad("ksteer.unit", "'tones'", "activation scale", "none", unit="normalised"),
+    "cap zero": _bad("ksteer.cap", "greater than 0", "got 0", cap=0),
+    "cap infinite": _bad("ksteer.cap", "inf", cap=math.inf),
+    "cap a string": _bad("ksteer.cap", _NUMBER, "'0.1'", cap="0.1"),
+    "cap and norm": _bad("ksteer.preserve_norm", "not together with cap", cap=1, preserve_norm=True),
+    "norm a string": _bad("ksteer.preserve_norm", "valid boolean", "'yes'", preserve_norm="yes"),
+    "fade zero": _bad("ksteer.fade", "greater than or equal to 1", "got 0", fade=0),
+    "fade huge": _bad("ksteer.fade", "less than or equal to", fade=10**30),
+    "fade a fraction": _bad("ksteer.fade", "valid integer", "2.5", fade=2.5),
+    "values of a probe": _bad("ksteer.values", "not used by method 'gradient'", values={"warm": 1}),
+    "values as a list": _bad("ksteer.values", "label -> activation", "['warm']", values=["warm"]),
+    "values NaN": _bad("ksteer.values", "'warm'", "finite", "nan", values={"warm": math.nan}),
+    # condition
+    "condition a string": _bad(
+        "ksteer.condition", "an object of probe, label, above, below", condition="dry"
+    ),
+    "condition on nothing": _bad("ksteer.condition.", "required", condition={"above": 0.5}),
+    "condition of an unknown probe": _when(".probe", "'gate'", "tones, moods", probe="gate"),
+    "condition on another's label": _when(".label.warm", "'warm'", "'moods' has: calm", label="warm"),
+    "condition both ways": _when("", "either above or below", below=0.5),
+    "condition neither way": _when("", "either above or below", above=None),
+    "condition that is certain": _when(".above", "a probability between 0 and 1", "1.0", above=1),
+    "condition beyond": _when(".above", "less than or equal to 1", "3", above=3),
+    "condition NaN": _when(".above", "nan", above=math.nan),
+    "unknown field of a condition": _when(".at", "allowed: probe, label, above, below", at=1),
+    # stack and report
+    "stack a number": Bad({"stack": 3}, "ksteer.stack", ("valid list", "3")),
+    "stack empty": Bad({"stack": []}, "ksteer.stack", ("1 to 64 edits", "got 0")),
+    "stack of thousands": Bad({"stack": [spec()] * 5000}, "ksteer.stack", ("1 to 64 edits",)),
+    "stack of no edits": Bad({"stack": [[]]}, "ksteer.stack.0", ("an object of probe, method", "[]")),
+    "stack in a stack": Bad({"stack": [{"stack": [spec()]}]}, "ksteer.stack.0.stack", ("unknown field",)),
+    "stack beside an edit": _bad("ksteer.probe", "not beside stack", stack=[spec()]),
+    "stack too high": Bad(
+        {"stack": [spec()] * 3}, "ksteer.stack", ("needs 3 edits in a row", "max_stages=2")
+    ),
+    "fault deep in a stack": Bad(
+        {"stack": [spec(), spec(until={"target": 2})]}, "ksteer.stack.1.until.target", ("less than 1", "2")
+    ),
+    "unknown label in a stack": Bad(
+        {"stack": [spec(), spec(target=["hot"])]}, "ksteer.stack.1.target.hot", ("'hot'", *_LABELS)
+    ),
+    "window in a stack": Bad(
+        {"stack": [spec(), spec(where={"prompt": [6, 9]})]}, "ksteer.stack.1.where.prompt", ("6 tokens",)
+    ),
+    "report a number": _bad("ksteer.report", "valid boolean", "1", report=1),
     # layers
     "closed layer": _bad("ksteer.layers", "3", "open: 1, 2", layers=[3]),
     "one layer of two closed": _bad("ksteer.layers", "0", "open: 1, 2", layers=[0, 1]),

@@ -14,7 +14,8 @@ from tests.server.parsing import engine_additional_config, serve_flags, serve_pa
 
 FLAGS = (
     "--plugin", "--ksteer-probe", "--ksteer-layers", "--ksteer-max-probes", "--ksteer-max-width",
-    "--ksteer-max-steps", "--ksteer-decoder", "--ksteer-kernels",
+    "--ksteer-max-steps", "--ksteer-max-stages", "--no-ksteer-reports", "--ksteer-decoder",
+    "--ksteer-kernels",
 )  # fmt: skip
 OTHER = ("--additional-config", '{"other": 1, "more": {"deep": [2]}}')
 PLUGIN = ("--plugin", "ksteer")
@@ -70,15 +71,24 @@ def test_layers(text: str, layers: Any) -> None:
 def test_every_flag_reaches_the_configuration() -> None:
     config = steering(
         *PLUGIN, *PLUGIN, *PROBE, "--ksteer-probe", "moods=rel/a=b", "--ksteer-max-probes", "4",
-        "--ksteer-max-width", "512", "--ksteer-max-steps", "32", "--ksteer-decoder", "model.stack",
-        "--ksteer-kernels", "torch",
+        "--ksteer-max-width", "512", "--ksteer-max-steps", "32", "--ksteer-max-stages", "5",
+        "--no-ksteer-reports", "--ksteer-decoder", "model.stack", "--ksteer-kernels", "torch",
     )  # fmt: skip
     assert {name: source["path"] for name, source in config["probes"].items()} == {
         "tones": "/probes/tones",
         "moods": "rel/a=b",
     }
     assert (config["max_probes"], config["max_width"], config["max_steps"]) == (4, 512, 32)
+    assert (config["max_stages"], config["reports"]) == (5, False)
     assert (config["decoder"], config["kernels"]) == ("model.stack", "torch")
+
+
+def test_reports_are_on_unless_turned_off_somewhere() -> None:
+    off = ("--additional-config", '{"ksteer": {"reports": false}}')
+    assert steering(*PLUGIN)["reports"] is True
+    assert steering(*off)["reports"] is False
+    assert steering(*off, *PLUGIN)["reports"] is False
+    assert steering("--no-ksteer-reports", *PROBE)["reports"] is False
 
 
 @pytest.mark.parametrize(
@@ -95,6 +105,9 @@ def test_every_flag_reaches_the_configuration() -> None:
         (("--ksteer-max-steps", "many"), ("--ksteer-max-steps", "valid integer", "'many'")),
         (("--ksteer-max-probes", "100000"), ("--ksteer-max-probes", "less than or equal to 4096")),
         (("--ksteer-max-width", "2.5"), ("--ksteer-max-width", "valid integer")),
+        (("--ksteer-max-stages", "0"), ("--ksteer-max-stages", "greater than or equal to 1", "'0'")),
+        (("--ksteer-max-stages", "65"), ("--ksteer-max-stages", "less than or equal to 64")),
+        (("--no-ksteer-reports=1",), ("--no-ksteer-reports",)),
         (("--ksteer-kernels", "cuda"), ("--ksteer-kernels", "cuda", "triton")),
         (("--ksteer-strength", "1"), ("unrecognized arguments", "--ksteer-strength")),
     ],
@@ -114,6 +127,8 @@ def test_bad_values_are_usage_errors(
     [
         (("--ksteer-layers", "all"), "--ksteer-layers needs --plugin ksteer"),
         (("--ksteer-max-steps", "8"), "--ksteer-max-steps needs --plugin ksteer"),
+        (("--ksteer-max-stages", "3"), "--ksteer-max-stages needs --plugin ksteer"),
+        (("--no-ksteer-reports",), "--no-ksteer-reports needs --plugin ksteer"),
         (("--ksteer-kernels", "torch", *OTHER), "--ksteer-kernels needs --plugin ksteer"),
         ((*PROBE, "--ksteer-probe", "tones=other"), "--ksteer-probe: tones is given twice"),
         ((*PROBE, "--ksteer-probe", "b=c", "--ksteer-max-probes", "1"), "max_probes: 1 slots for 2 probes"),

@@ -15,7 +15,7 @@ from ksteer_vllm.config import EngineConfig
 def test_defaults() -> None:
     config = EngineConfig()
     assert (config.layers, config.max_probes, config.max_width, config.max_steps) == ("probe", 8, 256, 256)
-    assert config.kernels == "auto"
+    assert (config.max_stages, config.reports, config.kernels) == (2, True, "auto")
     assert not config.resolved
 
 
@@ -47,6 +47,9 @@ def test_layers(layers: Any, parsed: Any) -> None:
         ({"max_probes": 0}, ["max_probes", "greater than or equal to 1"]),
         ({"max_width": 1.5}, ["max_width", "integer"]),
         ({"max_steps": "many"}, ["max_steps", "integer", "'many'"]),
+        ({"max_stages": 0}, ["max_stages", "greater than or equal to 1"]),
+        ({"max_stages": 65}, ["max_stages", "less than or equal to 64", "65"]),
+        ({"reports": "sometimes"}, ["reports", "boolean", "'sometimes'"]),
         ({"kernels": "cuda"}, ["kernels", "'auto', 'torch' or 'triton'"]),
         ({"probes": ["tones"]}, ["probes", "name -> probe folder"]),
         ({"probes": {"tones": 3}}, ["probes.tones"]),

@@ -22,6 +22,7 @@ def test_all_is_pinned() -> None:
         "SteeringSpec",
         "Where",
         "enable",
+        "report",
     ]
     assert all(hasattr(ksteer_vllm, name) for name in ksteer_vllm.__all__)
 

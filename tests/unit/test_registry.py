@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 from ksteer_vllm import ConfigError, ModelIdentity, ProbeError, SpecError, SteeringSpec
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.registry import Registry, resolve_config
+from ksteer_vllm.registry import AdmittedEdit, Registry
+from ksteer_vllm.resolve import resolve_config
+from ksteer_vllm.where import NO_END
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 from tests.support.probes import random_probe
 
@@ -51,14 +54,74 @@ def test_a_registry_needs_a_resolved_configuration() -> None:
         Registry({}, EngineConfig())
 
 
+def only(registry: Registry, spec: Any) -> AdmittedEdit:
+    """The one edit of a spec."""
+    (edit,) = registry.admit(spec).edits
+    return edit
+
+
 def test_defaults_come_from_the_probe(registry: Registry) -> None:
-    admitted = registry.admit({"probe": "tones", "target": ["warm"]})
-    assert admitted.canonical["alpha"] == 3.0
-    assert admitted.canonical["layers"] == [1]
-    assert admitted.spec.layers == (1,)
-    explicit = registry.admit({"probe": "tones", "target": {"warm": 2}, "alpha": 3, "layers": [1]})
-    assert admitted.fingerprint == explicit.fingerprint
-    assert registry.admit({"probe": "moods", "target": ["glad"], "method": "add"}).canonical["alpha"] == 0.5
+    admitted = only(registry, {"probe": "tones", "target": ["warm"]})
+    assert admitted.canonical == {
+        "probe": "tones",
+        "method": "gradient",
+        "target": {"warm": 1.0},
+        "alpha": 3.0,
+        "num_steps": 8,
+        "step_decay": 1.0,
+        "layers": [1],
+        "where": {"generation": [0, None]},
+    }
+    explicit = {"probe": "tones", "target": {"warm": 2}, "alpha": 3, "layers": [1], "method": "gradient"}
+    assert only(registry, {**explicit, "where": "generation"}).fingerprint == admitted.fingerprint
+    assert only(registry, {"probe": "moods", "target": ["glad"], "method": "add"}).canonical["alpha"] == 0.5
+
+
+def test_an_admitted_spec_is_plain_json_of_one_shape(registry: Registry) -> None:
+    """One edit, a stack of one, and a SteeringSpec: the same canonical form and the same records."""
+    forms = [
+        GOOD,
+        {"stack": [GOOD]},
+        SteeringSpec(**GOOD),
+        SteeringSpec(stack=[GOOD]),
+        SteeringSpec(stack=[SteeringSpec(**GOOD)]),
+    ]
+    admitted = [registry.admit(form) for form in forms]
+    (canonical,) = {json.dumps(one.canonical) for one in admitted}
+    assert set(json.loads(canonical)) == {"edits"}
+    for one in admitted:
+        assert one.records(10, 20) == [
+            {"fingerprint": one.edits[0].fingerprint, "windows": [0, 0, 9, NO_END]}
+        ]
+        assert not one.report
+
+
+def test_records_have_a_fade_where_the_edit_fades(registry: Registry) -> None:
+    admitted = registry.admit({"stack": [{**GOOD, "fade": 5}, {**GOOD, "layers": [3], "where": "both"}]})
+    fading, steady = admitted.records(10, None)
+    assert fading["fade"] == [9, 5]
+    assert "fade" not in steady
+    assert steady["windows"] == [0, 10, 9, NO_END]
+
+
+@pytest.mark.parametrize("window", [{"prompt": [10, None]}, {"generation": [20, 21]}])
+def test_a_window_beyond_the_request_is_refused_by_its_path(registry: Registry, window: Any) -> None:
+    beyond, (side,) = {**GOOD, "where": window}, window
+    for spec, path in (
+        (beyond, ""),
+        ({"stack": [GOOD, beyond]}, "stack.1."),
+        ({"stack": [beyond]}, "stack.0."),
+    ):
+        with pytest.raises(SpecError, match="selects nothing") as refusal:
+            registry.admit(spec).records(10, 20)
+        assert refusal.value.field == f"{path}where.{side}"
+
+
+def test_a_report_is_no_part_of_the_edit(registry: Registry) -> None:
+    plain, reporting = registry.admit(GOOD), registry.admit({**GOOD, "report": True})
+    assert (plain.report, reporting.report) == (False, True)
+    assert plain.canonical == reporting.canonical
+    assert plain.records(4, 4) == reporting.records(4, 4)
 
 
 @pytest.mark.parametrize(
@@ -82,27 +145,27 @@ def test_refusals(registry: Registry, spec: dict[str, Any], words: list[str]) ->
 
 
 def test_reflect_needs_no_alpha(registry: Registry) -> None:
-    canonical = registry.admit({"probe": "moods", "avoid": ["sad"], "method": "reflect"}).canonical
+    canonical = only(registry, {"probe": "moods", "avoid": ["sad"], "method": "reflect"}).canonical
     assert canonical["layers"] == [3]
     assert "alpha" not in canonical
 
 
 def test_one_probe_may_steer_several_open_layers(registry: Registry) -> None:
-    assert registry.admit({**GOOD, "layers": [3, 1]}).canonical["layers"] == [1, 3]
+    assert only(registry, {**GOOD, "layers": [3, 1]}).canonical["layers"] == [1, 3]
 
 
 def test_fingerprints_tell_probes_with_equal_labels_apart(folders: dict[str, str], tmp_path: Path) -> None:
     random_probe(layer=1, seed=4).save(tmp_path / "other")
     config = EngineConfig.parse({"probes": {**folders, "other": str(tmp_path / "other")}})
     registry = Registry.from_config(resolve_config(config, MODEL))
-    tones, other = (registry.admit({**GOOD, "probe": name}).fingerprint for name in ("tones", "other"))
+    tones, other = (only(registry, {**GOOD, "probe": name}).fingerprint for name in ("tones", "other"))
     assert tones != other
 
 
 def test_one_folder_under_two_names_is_the_same_edit(folders: dict[str, str]) -> None:
     config = EngineConfig.parse({"probes": {**folders, "again": folders["tones"]}})
     registry = Registry.from_config(resolve_config(config, MODEL))
-    tones, again = (registry.admit({**GOOD, "probe": name}).fingerprint for name in ("tones", "again"))
+    tones, again = (only(registry, {**GOOD, "probe": name}).fingerprint for name in ("tones", "again"))
     assert tones == again
 
 

@@ -1,4 +1,4 @@
-"""Triton: turn hidden-space coefficients into the edit of the residual stream."""
+"""Triton: turn a program's coefficients into the edit of the residual stream."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ksteer_kernels.device import (
-    ADD,
+    CONDITION,
     FLOAT32_DOT,
     active_rows,
+    any_of,
     dot_half,
     is_half,
     round_to,
@@ -18,41 +19,38 @@ from ksteer_kernels.device import (
     token_block,
 )
 from ksteer_kernels.expand.naive import edit_limit
-from ksteer_kernels.tables import ProbeTables, RowTables
+from ksteer_kernels.settings import RowTables
+from ksteer_kernels.tables import ProbeTables
 
 
 @triton.jit
-def subtract_directions(
-    hidden,
+def combine_basis(
     coefficients,
-    directions,
-    count,
+    basis,
+    width,
     mine,
     wide,
     at,
     hidden_size,
-    hidden_stride,
     coefficient_width,
-    LIMIT: tl.constexpr,
     SPLIT_DOT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """hidden[mine, at] -= coefficients[mine, :count] @ directions[:count, at]."""
+    """coefficients[mine, :width] @ basis[:width, at], [BLOCK_T, BLOCK_D]."""
     acc = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
-    inside = (at < hidden_size)[None, :]
-    for k in range(0, count, BLOCK_K):
+    for k in range(0, width, BLOCK_K):
         units = k + tl.arange(0, BLOCK_K)
         c = tl.load(
             coefficients + wide[:, None] * coefficient_width + units[None, :],
-            mask=mine[:, None] & (units < count)[None, :],
+            mask=mine[:, None] & (units < width)[None, :],
             other=0.0,
         )
         u = tl.load(
-            directions + units[:, None] * hidden_size + at[None, :],
-            mask=(units < count)[:, None] & inside,
+            basis + units[:, None] * hidden_size + at[None, :],
+            mask=(units < width)[:, None] & (at < hidden_size)[None, :],
             other=0.0,
         )
         if SPLIT_DOT:
@@ -63,37 +61,30 @@ def subtract_directions(
             acc = dot_half(high, u, acc)
         else:
             acc = tl.dot(c, u.to(tl.float32), acc, input_precision=PRECISION)
-    there = mine[:, None] & inside
-    target = hidden + wide[:, None] * hidden_stride + at[None, :]
-    old = tl.load(target, mask=there, other=0.0).to(tl.float32)
-    # As expand.naive.bounded_edit: within the limit, or where the entry was; only finite edits are written.
-    new = tl.minimum(tl.maximum(old - acc, tl.minimum(old, -LIMIT)), tl.maximum(old, LIMIT))
-    finite = tl.abs(acc) < float("inf")
-    # A zero edit keeps the sign of a zero, too.
-    new = tl.where(acc == 0.0, old, new)
-    tl.store(
-        target, round_to(new, hidden.dtype.element_ty), mask=there & finite & (tl.abs(old) < float("inf"))
-    )
+    return acc
 
 
 @triton.jit(do_not_specialize=["row_offset", "num_tokens"])
 def expand_kernel(
     hidden,
+    residual,
     coefficients,
+    keep,
     token_row,
     slots,
     programs,
     num_steps,
     strengths,
-    w1,
-    vectors,
+    basis,
+    sizes,
     row_offset,
     num_tokens,
     hidden_size,
     width,
-    num_labels,
     hidden_stride,
+    residual_stride,
     coefficient_width,
+    HAS_RESIDUAL: tl.constexpr,
     LIMIT: tl.constexpr,
     SPLIT_DOT: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -106,47 +97,48 @@ def expand_kernel(
     _, slot, program = active_rows(
         token_row, slots, programs, num_steps, strengths, row_offset, tokens, num_tokens
     )
+    slot = tl.where(program == CONDITION, -1, slot)
     first_slot, slot_count = slot_range(slot)
     wide = tokens.to(tl.int64)
+    kept = tl.load(keep + tokens, mask=slot >= 0, other=1.0)
     for i in range(slot_count):
         s = first_slot + i
-        # One pass for the rows of w1, one for the label vectors.
-        for adding in range(2):
-            mine = (slot == s) & ((program == ADD).to(tl.int32) == adding)
-            if tl.max(mine.to(tl.int32), axis=0) > 0:
-                if adding == 1:
-                    directions = vectors + s.to(tl.int64) * num_labels * hidden_size
-                    count = num_labels
-                else:
-                    directions = w1 + s.to(tl.int64) * width * hidden_size
-                    count = width
-                subtract_directions(
-                    hidden,
-                    coefficients,
-                    directions,
-                    count,
-                    mine,
-                    wide,
-                    at,
-                    hidden_size,
-                    hidden_stride,
-                    coefficient_width,
-                    LIMIT,
-                    SPLIT_DOT,
-                    BLOCK_T,
-                    BLOCK_D,
-                    BLOCK_K,
-                    PRECISION,
-                )
+        mine = slot == s
+        if any_of(mine):
+            edit = combine_basis(
+                coefficients, basis + s.to(tl.int64) * width * hidden_size, tl.load(sizes + s * 3),
+                mine, wide, at, hidden_size, coefficient_width,
+                SPLIT_DOT, BLOCK_T, BLOCK_D, BLOCK_K, PRECISION,
+            )  # fmt: skip
+            there = mine[:, None] & (at < hidden_size)[None, :]
+            target = hidden + wide[:, None] * hidden_stride + at[None, :]
+            old = tl.load(target, mask=there, other=0.0).to(tl.float32)
+            scaled = mine & (kept != 1.0)
+            if any_of(scaled):
+                x = old
+                if HAS_RESIDUAL:
+                    more = residual + wide[:, None] * residual_stride + at[None, :]
+                    x += tl.load(more, mask=there, other=0.0).to(tl.float32)
+                share = kept[:, None]
+                edit = tl.where(scaled[:, None], share * edit + (1.0 - share) * x, edit)
+            # As expand.naive.bounded_edit: within the limit, or where the entry was; only finite edits are
+            # written.
+            new = tl.minimum(tl.maximum(old - edit, tl.minimum(old, -LIMIT)), tl.maximum(old, LIMIT))
+            finite = (tl.abs(edit) < float("inf")) & (tl.abs(old) < float("inf"))
+            # A zero edit keeps the sign of a zero, too.
+            new = tl.where(edit == 0.0, old, new)
+            tl.store(target, round_to(new, hidden.dtype.element_ty), mask=there & finite)
 
 
 def expand_(
     hidden: Tensor,
+    residual: Tensor | None,
     coefficients: Tensor,
+    keep: Tensor,
     token_row: Tensor,
     probes: ProbeTables,
     rows: RowTables,
-    layer: int,
+    entry: int,
 ) -> None:
     """Same contract as `expand.naive.expand_`; the grid depends on the shapes alone."""
     num_tokens, hidden_size = hidden.shape
@@ -154,23 +146,26 @@ def expand_(
     block_d, num_warps = (64, 4) if block_t == 16 else (128, 8)
     expand_kernel[(triton.cdiv(num_tokens, block_t), triton.cdiv(hidden_size, block_d))](
         hidden,
+        hidden if residual is None else residual,
         coefficients,
+        keep,
         token_row,
         rows.slot,
         rows.program,
         rows.num_steps,
         rows.strength,
-        probes.w1,
-        probes.vectors,
-        layer * rows.slot.shape[1],
+        probes.basis,
+        probes.sizes,
+        entry * rows.num_rows,
         num_tokens,
         hidden_size,
         probes.max_width,
-        probes.max_labels,
         hidden.stride(0),
+        hidden.stride(0) if residual is None else residual.stride(0),
         coefficients.stride(0),
+        HAS_RESIDUAL=residual is not None,
         LIMIT=edit_limit(hidden.dtype),
-        SPLIT_DOT=is_half(hidden.dtype) and probes.w1.dtype == torch.bfloat16,
+        SPLIT_DOT=is_half(hidden.dtype) and probes.basis.dtype == torch.bfloat16,
         BLOCK_T=block_t,
         BLOCK_D=block_d,
         BLOCK_K=32,

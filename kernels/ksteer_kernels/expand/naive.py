@@ -1,4 +1,4 @@
-"""Plain torch: turn hidden-space coefficients into the edit of the residual stream."""
+"""Plain torch: turn a program's coefficients into the edit of the residual stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels.groups import active_groups
-from ksteer_kernels.tables import ProbeTables, Program, RowTables
+from ksteer_kernels.settings import Program, RowTables
+from ksteer_kernels.tables import ProbeTables
 
 
 def edit_limit(dtype: torch.dtype) -> float:
@@ -36,19 +37,28 @@ def bounded_edit(old: Tensor, edit: Tensor) -> Tensor:
 
 def expand_(
     hidden: Tensor,
+    residual: Tensor | None,
     coefficients: Tensor,
+    keep: Tensor,
     token_row: Tensor,
     probes: ProbeTables,
     rows: RowTables,
-    layer: int,
+    entry: int,
 ) -> None:
-    """hidden[t] <- hidden[t] - s[t] U in float32, rounded once to hidden's dtype, for active tokens only.
+    """x' = keep * (x - basis^T s), written into hidden in float32 and rounded once, for active tokens only.
 
-    hidden: [T, d]; coefficients s: [>= T, W] float32.
-    U is w1[slot] for GRADIENT and REFLECT, vectors[slot] for ADD.
+    hidden, residual: [T, d], x = hidden + residual; coefficients s: [>= T, W], keep: [>= T] float32.
+    The edit subtracted from hidden is keep * basis^T s + (1 - keep) x. CONDITION edits nothing.
     """
-    for group in active_groups(token_row, rows, layer, hidden.shape[0]):
-        matrix = probes.vectors if group.program == Program.ADD else probes.w1
-        directions = matrix[group.slot].float()
-        s = coefficients[group.tokens, : directions.shape[0]]
-        hidden[group.tokens] = bounded_edit(hidden[group.tokens], s @ directions)
+    for group in active_groups(token_row, rows, entry, hidden.shape[0]):
+        if group.program == Program.CONDITION:
+            continue
+        tokens = group.tokens
+        basis = probes.basis[group.slot, : probes.host_sizes[group.slot][0]].float()
+        kept = keep[tokens, None]
+        x = hidden[tokens].float()
+        if residual is not None:
+            x = x + residual[tokens].float()
+        edit = coefficients[tokens, : basis.shape[0]] @ basis + 0.0
+        edit = torch.where(kept == 1, edit, kept * edit + (1 - kept) * x)
+        hidden[tokens] = bounded_edit(hidden[tokens], edit)

@@ -1,11 +1,12 @@
-"""Plain torch: project the residual stream onto the first layer of each token's probe."""
+"""Plain torch: project the residual stream onto the basis of each token's slot."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ksteer_kernels.groups import active_groups
-from ksteer_kernels.tables import ProbeTables, Program, RowTables
+from ksteer_kernels.groups import active_groups, needs_projection, needs_square
+from ksteer_kernels.settings import RowTables
+from ksteer_kernels.tables import ProbeTables
 from ksteer_kernels.workspace import NUM_SPLITS
 
 
@@ -23,32 +24,37 @@ def split_length(hidden_size: int, block: int = 64) -> int:
 
 def shrink_(
     partial: Tensor,
+    square: Tensor,
     hidden: Tensor,
     residual: Tensor | None,
     token_row: Tensor,
     probes: ProbeTables,
     rows: RowTables,
-    layer: int,
+    entry: int,
 ) -> None:
-    """Write sums of x W1^T (no bias) for active GRADIENT and REFLECT tokens.
+    """Write sums of x basis^T (no bias) for active tokens but plain ADD, and of |x|^2 where it is asked for.
 
     hidden, residual: [T, d]; x = hidden + residual in float32.
-    partial: [S, T, W] float32 with S = NUM_SPLITS, one sum per column range, or S = 1, their total in order.
-    Other tokens' and columns' entries are left as they are.
+    partial: [S, T, W], square: [S, T] float32 with S = NUM_SPLITS, one sum per column range, or S = 1, their
+    total in order. Other tokens' entries, and columns beyond the slot's width, are left as they are.
     """
-    width = probes.max_width
-    for group in active_groups(token_row, rows, layer, hidden.shape[0]):
-        if group.program == Program.ADD:
-            continue
-        x = hidden[group.tokens].float()
+    for group in active_groups(token_row, rows, entry, hidden.shape[0]):
+        projected = needs_projection(rows, entry, group.rows)
+        tokens, row = group.tokens[projected], group.rows[projected]
+        squared = needs_square(rows, entry, row)
+        x = hidden[tokens].float()
         if residual is not None:
-            x = x + residual[group.tokens].float()
-        w1 = probes.w1[group.slot].float()
-        sums = [x[:, a:b] @ w1[:, a:b].T for a, b in split_bounds(hidden.shape[1])]
+            x = x + residual[tokens].float()
+        width = probes.host_sizes[group.slot][0]
+        basis = probes.basis[group.slot, :width].float()
+        sums = [
+            (x[:, a:b] @ basis[:, a:b].T, (x[:, a:b] ** 2).sum(1)) for a, b in split_bounds(hidden.shape[1])
+        ]
         if partial.shape[0] == 1:
             total = sums[0]
             for part in sums[1:]:
-                total = total + part
+                total = (total[0] + part[0], total[1] + part[1])
             sums = [total]
-        for index, part in enumerate(sums):
-            partial[index, group.tokens, :width] = part
+        for index, (projection, squares) in enumerate(sums):
+            partial[index, tokens, :width] = projection
+            square[index, tokens[squared]] = squares[squared]

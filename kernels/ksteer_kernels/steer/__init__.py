@@ -1,4 +1,4 @@
-"""Steer: the whole edit of one decoder layer's output, in place."""
+"""Steer: the whole edit of one stage of one decoder layer's output, in place."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from ksteer_kernels.steer.grouped import PlannedGroup, plan_groups, steer_groups_
-from ksteer_kernels.tables import ProbeTables, RowTables
+from ksteer_kernels.reports import ReportBuffers
+from ksteer_kernels.settings import RowTables
+from ksteer_kernels.steer.grouped import EditRecord, steer_groups_
+from ksteer_kernels.steer.plan import PlannedGroup, plan_groups
+from ksteer_kernels.tables import ProbeTables
 from ksteer_kernels.workspace import Workspace
 
-__all__ = ["PlannedGroup", "plan_groups", "steer_"]
+__all__ = ["EditRecord", "PlannedGroup", "check_shapes", "plan_groups", "steer_", "steer_groups_"]
 
 
 def steer_(
@@ -21,39 +24,65 @@ def steer_(
     rows: RowTables,
     layer: int,
     *,
+    gain: Tensor | None = None,
     workspace: Workspace | None = None,
-    groups: list[PlannedGroup] | None = None,
+    reports: ReportBuffers | None = None,
+    use_native: bool = True,
     backend: Literal["torch", "triton"],
 ) -> None:
-    """Apply every row's program to its tokens, in place on `hidden`.
+    """Apply every stage of every row at one layer to its tokens, in order, in place on `hidden`.
 
     hidden: [T, d], any float dtype; only active tokens change, every other token keeps its bits.
     residual: [T, d] or None, read only; the residual stream is x = hidden + residual in float32.
-    token_row: [>= T] int32, request row of each token, -1 for an unsteered one.
+    token_row: [S, >= T] int32 (or [>= T] for one stage), the request row of each token, -1: unsteered.
+    gain: like token_row, float32; what is left of a fading strength. None: all of it.
     layer: open layer index into the row tables.
     workspace: scratch of the "triton" backend, which needs it; the "torch" backend ignores it.
-    groups: `plan_groups(token_row, rows, layer, T)` made earlier in the same step; the "torch" backend makes
-        its own if None, the "triton" backend ignores it.
-    A token is active iff it has a row, the row has a slot at this layer, its strength is not 0 and, for
-    GRADIENT, num_steps is above 0. Raises ValueError on shapes that do not fit or an unknown backend.
-    Source: K-Steering, arXiv 2505.24535, Algorithms 1 and 2.
+    reports: where the "triton" backend writes what edits with Flag.REPORT did; the torch path reports through
+        `steer_groups_`.
+    use_native: the "torch" backend may run plain gradient steps in the native kernel, where there is one.
+    A token is active in a stage iff it has a row there, the row has a slot at this layer, its strength is not
+    0 and, for GRADIENT, num_steps is above 0. Raises ValueError on shapes that do not fit or an unknown
+    backend. Source: K-Steering, arXiv 2505.24535, Algorithms 1 and 2; README.md for the other programs.
     """
-    num_tokens, hidden_size = hidden.shape
-    if hidden_size != probes.hidden_size:
-        raise ValueError(f"hidden: size {hidden_size}, the tables were made for {probes.hidden_size}")
-    if residual is not None and residual.shape != hidden.shape:
-        raise ValueError(f"residual: shape {tuple(residual.shape)}, hidden has {tuple(hidden.shape)}")
-    if token_row.shape[0] < num_tokens:
-        raise ValueError(f"token_row: {token_row.shape[0]} entries for {num_tokens} tokens")
+    token_row = token_row.view(-1, token_row.shape[-1])
+    gain = None if gain is None else gain.view(-1, gain.shape[-1])
+    check_shapes(hidden, residual, token_row, probes, rows, gain)
+    num_tokens = hidden.shape[0]
     if backend == "torch":
-        if groups is None:
-            groups = plan_groups(token_row, rows, layer, num_tokens)
-        steer_groups_(hidden, residual, probes, groups)
+        is_open = None
+        for stage in range(rows.num_stages):
+            entry = layer * rows.num_stages + stage
+            groups = plan_groups(
+                token_row[stage], rows, entry, num_tokens, None if gain is None else gain[stage]
+            )
+            is_open = steer_groups_(hidden, residual, probes, groups, is_open, use_native=use_native)
     elif backend == "triton":
         from ksteer_kernels.steer import fused
 
         if workspace is None:
             raise ValueError("workspace: the triton backend needs one")
-        fused.steer_(hidden, residual, token_row, probes, rows, layer, workspace)
+        fused.steer_(hidden, residual, token_row, gain, probes, rows, layer, workspace, reports)
     else:
         raise ValueError(f"backend: expected 'torch' or 'triton', got {backend!r}")
+
+
+def check_shapes(
+    hidden: Tensor,
+    residual: Tensor | None,
+    token_row: Tensor,
+    probes: ProbeTables,
+    rows: RowTables,
+    gain: Tensor | None = None,
+) -> None:
+    """Raise ValueError naming the argument that does not fit hidden [T, d] and the tables."""
+    num_tokens, hidden_size = hidden.shape
+    if hidden_size != probes.hidden_size:
+        raise ValueError(f"hidden: size {hidden_size}, the tables were made for {probes.hidden_size}")
+    if residual is not None and residual.shape != hidden.shape:
+        raise ValueError(f"residual: shape {tuple(residual.shape)}, hidden has {tuple(hidden.shape)}")
+    for name, tensor in (("token_row", token_row), ("gain", gain)):
+        if tensor is not None and (tensor.shape[0] != rows.num_stages or tensor.shape[1] < num_tokens):
+            raise ValueError(
+                f"{name}: {tuple(tensor.shape)} for {num_tokens} tokens in {rows.num_stages} stages"
+            )

@@ -1,143 +1,123 @@
-"""The CPU path: a few large torch calls per group of tokens that share a probe slot and a program.
-
-A plan holds everything that does not depend on the activations; make it once per step and layer and pass it
-to `steer_`. It copies the rows' settings, so it is stale as soon as token_row or the row tables change.
-"""
+"""The CPU path: a few large torch calls per planned group of tokens that share a slot and a program."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ksteer_kernels.expand.naive import bounded_edit
-from ksteer_kernels.groups import active_groups
-from ksteer_kernels.hidden.naive import reflect_program, step_sizes
-from ksteer_kernels.host import HostProbe
-from ksteer_kernels.tables import ProbeTables, Program, RowTables
-
-_pass_where_positive = torch.ops.aten.threshold_backward.grad_input
+from ksteer_kernels.hidden.affine import condition_program
+from ksteer_kernels.hidden.finish import edit_length, finish
+from ksteer_kernels.hidden.gradient import logits_of
+from ksteer_kernels.hidden.naive import run_program, steps_taken
+from ksteer_kernels.host import HostSlot
+from ksteer_kernels.settings import Flag, Program
+from ksteer_kernels.steer.plain import plain_edit_, subtract_, take_tokens
+from ksteer_kernels.steer.plan import PlannedGroup
+from ksteer_kernels.tables import ProbeTables
 
 
 @dataclass(frozen=True)
-class PlannedGroup:
-    """One group of tokens, ready to run.
+class EditRecord:
+    """What a stage did to some tokens, for reports; all [n] and on the device of hidden.
 
-    tokens: [n] int64 token indices, ascending; span: (start, stop) if they are consecutive, else None.
-    readout: [n, W] float32; strength: [n] float32.
-    sizes: one [n, 1] float32 tensor per gradient step; equal consecutive steps share one tensor. Empty for
-        the other programs.
+    slot; tokens: int64 token indices; shift: |x' - x| / |x|; steps: int32, -1 where a program has none;
+    before, after: [n, K] logits of the slot's probe, or None.
     """
 
     slot: int
-    program: Program
     tokens: Tensor
-    span: tuple[int, int] | None
-    readout: Tensor
-    strength: Tensor
-    sizes: tuple[Tensor, ...]
+    shift: Tensor
+    steps: Tensor
+    before: Tensor | None
+    after: Tensor | None
 
 
-def plan_groups(token_row: Tensor, rows: RowTables, layer: int, num_tokens: int) -> list[PlannedGroup]:
-    """Group the active tokens among the first num_tokens for one layer; empty when nobody is steered.
-
-    token_row: [>= num_tokens] int32. Reads the tables on the host.
-    """
-    planned = []
-    for group in active_groups(token_row, rows, layer, num_tokens):
-        row = group.rows
-        strength = rows.strength[layer, row]
-        sizes: tuple[Tensor, ...] = ()
-        if group.program == Program.GRADIENT:
-            table = step_sizes(strength, rows.decay[layer, row], rows.num_steps[layer, row])[..., None]
-            repeats = (table[1:] == table[:-1]).all(1).squeeze(-1).tolist()
-            steps = [table[0]]
-            for t, repeat in enumerate(repeats, start=1):
-                steps.append(steps[-1] if repeat else table[t])
-            sizes = tuple(steps)
-        first, last = int(group.tokens[0]), int(group.tokens[-1])
-        span = (first, last + 1) if last + 1 - first == group.tokens.numel() else None
-        readout = rows.readout[layer, row]
-        planned.append(PlannedGroup(group.slot, group.program, group.tokens, span, readout, strength, sizes))
-    return planned
+Recorder = Callable[[EditRecord], None]
 
 
 def steer_groups_(
-    hidden: Tensor, residual: Tensor | None, probes: ProbeTables, groups: list[PlannedGroup]
-) -> None:
-    """Edit the groups' tokens of hidden [T, d] in place; float32 throughout, one rounding at the end."""
-    for group in groups:
-        if group.program == Program.ADD:
-            count = probes.num_labels[group.slot]
-            coefficients = group.readout[:, :count] * group.strength[:, None]
-            _subtract_(hidden, group, torch.mm(-coefficients, probes.vectors[group.slot, :count].float()))
-            continue
-        h1, h2 = probes.widths[group.slot]
-        if h1 == 0 or h2 == 0:
-            continue
-        probe = probes.host_probe(group.slot)
-        x = _residual_stream(hidden, residual, group)
-        readout = group.readout[:, :h2]
-        if group.program == Program.REFLECT:
-            s = reflect_program(
-                probe.first(x),
-                probe.b1,
-                probe.second.weight,
-                probe.b2,
-                probe.gram.weight,
-                readout,
-                group.strength,
-            )
-        else:
-            s = _gradient_steps(probe.first(x, probe.b1), readout, probe, group.sizes)
-        _subtract_(hidden, group, probe.first_back(s))
+    hidden: Tensor,
+    residual: Tensor | None,
+    probes: ProbeTables,
+    groups: list[PlannedGroup],
+    is_open: Tensor | None = None,
+    record: Recorder | None = None,
+    *,
+    use_native: bool = True,
+) -> Tensor | None:
+    """Edit the groups' tokens of hidden [T, d] in place; float32 throughout, one rounding at the end.
 
-
-def _gradient_steps(z1: Tensor, readout: Tensor, probe: HostProbe, sizes: tuple[Tensor, ...]) -> Tensor:
-    """s [n, h1] of all gradient steps; z1 = W1 x + b1 [n, h1] is overwritten.
-
-    The step size multiplies the readout: the hidden gradient is linear in it, so no other place needs it.
+    An empty slot edits nothing and opens nothing. is_open: [T] bool, what the stage before returned.
+    record is called for groups with REPORT tokens.
+    use_native: plain gradient steps may run in the native kernel, where there is one.
+    Returns the is_open of the next stage if a group was a CONDITION, else None.
     """
-    h1 = torch.empty_like(z1)
-    upper = torch.empty_like(readout, memory_format=torch.contiguous_format)
-    step = torch.empty_like(z1)
-    total = step
-    scaled = readout
-    last = len(sizes) - 1
-    for t, size in enumerate(sizes):
-        if t == 0 or size is not sizes[t - 1]:
-            scaled = readout * size
-        torch.clamp_min(z1, 0, out=h1)
-        upper = probe.second(h1, probe.b2, out=upper)
-        _pass_where_positive(scaled, upper, 0, grad_input=upper)
-        step = probe.second_back(upper, out=step)
-        _pass_where_positive(step, z1, 0, grad_input=step)
-        if t == 0:
-            total = step.clone() if last else step
-        else:
-            total.add_(step)
-        if t < last:
-            probe.gram.subtract_from_(z1, step)
-    return total
+    opened: Tensor | None = None
+    for group in groups:
+        if not probes.host_sizes[group.slot][0]:
+            continue
+        slot = probes.host_slot(group.slot)
+        if group.plain:
+            if group.program == Program.ADD or probes.host_sizes[group.slot][1]:
+                plain_edit_(hidden, residual, group, slot, use_native)
+            continue
+        x = take_tokens(hidden, group).float()
+        if residual is not None:
+            x = x + take_tokens(residual, group)
+        p, square = slot.first(x), (x * x).sum(1)
+        if group.program == Program.CONDITION:
+            if opened is None:
+                opened = torch.zeros(hidden.shape[0], dtype=torch.bool, device=hidden.device)
+            before = None if is_open is None else is_open[group.tokens]
+            opened[group.tokens] = condition_program(p, square, slot, group.settings, before)
+            continue
+        _general(hidden, group, x, p, square, slot, is_open, record)
+    return opened
 
 
-def _residual_stream(hidden: Tensor, residual: Tensor | None, group: PlannedGroup) -> Tensor:
-    """x = hidden + residual of the group's tokens, [n, d] float32."""
+def _general(
+    hidden: Tensor,
+    group: PlannedGroup,
+    x: Tensor,
+    p: Tensor,
+    square: Tensor,
+    slot: HostSlot,
+    is_open: Tensor | None,
+    record: Recorder | None,
+) -> None:
+    """Any program with any setting."""
+    settings = group.settings
+    now_open = None if is_open is None else is_open[group.tokens]
+    s, steps = run_program(group.program, p, slot, settings)
+    s, keep = finish(s, p, square, slot, group.program, settings, now_open)
+    edit = slot.first_back(s) + 0.0  # no -0.0: a zero edit keeps the sign of a zero, too
+    if bool((keep != 1).any()):
+        edit = torch.where((keep == 1)[:, None], edit, keep[:, None] * edit + (1 - keep)[:, None] * x)
+    subtract_(hidden, group, edit)
+    wanted = settings.has(Flag.REPORT)
+    if record is not None and bool(wanted.any()):
+        record(_record(group, wanted, s, keep, p, square, slot, steps, now_open))
 
-    def part(source: Tensor) -> Tensor:
-        if group.span is not None:
-            return source[group.span[0] : group.span[1]].float()
-        return source.index_select(0, group.tokens).float()
 
-    return part(hidden) if residual is None else part(hidden) + part(residual)
-
-
-def _subtract_(hidden: Tensor, group: PlannedGroup, edit: Tensor) -> None:
-    """hidden <- hidden - edit for the group's tokens; edit [n, d] float32. Bounded, see `bounded_edit`."""
-    if group.span is None:
-        old = hidden.index_select(0, group.tokens)
-        hidden.index_copy_(0, group.tokens, bounded_edit(old, edit))
-        return
-    view = hidden[group.span[0] : group.span[1]]
-    view.copy_(bounded_edit(view, edit))
+def _record(
+    group: PlannedGroup,
+    wanted: Tensor,
+    s: Tensor,
+    keep: Tensor,
+    p: Tensor,
+    square: Tensor,
+    slot: HostSlot,
+    steps: Tensor | None,
+    is_open: Tensor | None,
+) -> EditRecord:
+    count = steps_taken(steps, group.settings, is_open)
+    before = after = None
+    if slot.head.weight.numel():
+        before = logits_of(p + slot.bias, slot)[wanted]
+        after = logits_of(keep[:, None] * (p - slot.gram(s)) + slot.bias, slot)[wanted]
+    length = edit_length(s, keep, p, square, slot)
+    shift = torch.where(square > 0, length / square.sqrt(), torch.zeros_like(length))
+    return EditRecord(group.slot, group.tokens[wanted], shift[wanted], count[wanted], before, after)

@@ -1,0 +1,31 @@
+"""Until a probability is reached, with proof: `python examples/report.py [MODEL] [PROBE] [LABEL]`."""
+
+import sys
+
+import ksteer_vllm
+from ksteer_vllm import SteeringSpec
+
+
+def main(model: str = "demo-out/model", probe: str = "demo-out/probe", label: str = "empathetic") -> None:
+    from vllm import LLM, SamplingParams
+
+    steering = ksteer_vllm.enable(probes={"tones": probe})
+    llm = LLM(model, max_model_len=256, gpu_memory_utilization=0.3, additional_config=steering)
+    spec = SteeringSpec.parse(
+        {"probe": "tones", "target": [label], "num_steps": 64, "until": {"target": 0.9}, "report": True}
+    )
+    question = [{"role": "user", "content": "How do I clean my kettle?"}]
+    (output,) = llm.chat([question], SamplingParams(max_tokens=32, extra_args=spec.extra_args()))
+    print(output.outputs[0].text)
+    report = ksteer_vllm.report(output)
+    assert report is not None
+    for token in report["edits"][0]["layers"][0]["tokens"]:
+        before, after = token["before"][label], token["after"][label]
+        print(
+            f"token {token['index']:2d}: P({label}) {before:.2f} -> {after:.2f} in {token['steps']} steps, "
+            f"x moved by {token['shift']:.0%} of its length"
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,109 @@
+# mypy: allow-untyped-defs
+"""Triton: gate, cap and norm preservation of the tokens of one slot. See `finish.py`."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ksteer_kernels.device import PRESERVE_NORM, any_of
+from ksteer_kernels.hidden.fused_layers import multiply_chunk, projection_chunk, square_of
+
+
+@triton.jit
+def edit_products(
+    coefficients,
+    partial,
+    gram,
+    rows,
+    mine,
+    r,
+    num_tokens,
+    width,
+    workspace_width,
+    NUM_SUMS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """(|basis^T s|^2 = s^T G s, x . basis^T s = p . s), [BLOCK_T] each."""
+    edit_square = tl.zeros([BLOCK_T], dtype=tl.float32)
+    product = tl.zeros([BLOCK_T], dtype=tl.float32)
+    for n in range(0, r, BLOCK_N):
+        units = n + tl.arange(0, BLOCK_N)
+        there = mine[:, None] & (units < r)[None, :]
+        gs = multiply_chunk(
+            coefficients + rows, gram, 1, width, mine, units, r, r,
+            False, BLOCK_T, BLOCK_N, BLOCK_K, PRECISION,
+        )  # fmt: skip
+        s = tl.load(coefficients + rows + units[None, :], mask=there, other=0.0)
+        p = projection_chunk(partial, rows, units, there, num_tokens, workspace_width, NUM_SUMS)
+        edit_square += tl.sum(s * gs, axis=1)
+        product += tl.sum(s * p, axis=1)
+    return tl.maximum(edit_square, 0.0), product
+
+
+@triton.jit
+def finish(
+    coefficients,
+    keep,
+    partial,
+    square,
+    gram,
+    flags,
+    caps,
+    tokens,
+    rows,
+    entry,
+    mine,
+    shut,
+    r,
+    num_tokens,
+    width,
+    workspace_width,
+    NUM_SUMS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Shorten s to the cap, write keep; a token that is shut out, or whose s is not finite, gets s = 0."""
+    chunk = tl.arange(0, BLOCK_N)
+    live = mine & (shut == 0)
+    cap = tl.load(caps + entry, mask=live, other=float("inf"))
+    capped = live & (cap < float("inf"))
+    preserved = live & ((tl.load(flags + entry, mask=live, other=0) & PRESERVE_NORM) != 0)
+    share = tl.full([BLOCK_T], 1.0, dtype=tl.float32)
+    kept = tl.full([BLOCK_T], 1.0, dtype=tl.float32)
+    tl.debug_barrier()
+    if any_of(capped | preserved):
+        bounded = capped | preserved
+        edit_square, product = edit_products(
+            coefficients, partial, gram, rows, bounded, r, num_tokens, width, workspace_width,
+            NUM_SUMS, BLOCK_T, BLOCK_N, BLOCK_K, PRECISION,
+        )  # fmt: skip
+        x_square = square_of(square, tokens, bounded, num_tokens, NUM_SUMS)
+        room = cap * tl.sqrt_rn(x_square)
+        too_long = capped & (edit_square > room * room)
+        length = tl.sqrt_rn(tl.where(too_long, edit_square, 1.0))
+        share = tl.where(too_long, tl.div_rn(room, length), 1.0)
+        moved = x_square - 2 * (share * product) + edit_square * share * share
+        scaled = preserved & (moved > 0.0)
+        kept = tl.where(scaled, tl.sqrt_rn(tl.div_rn(x_square, tl.where(scaled, moved, 1.0))), 1.0)
+    bad = (tl.abs(kept) < float("inf")).to(tl.int32) ^ 1
+    for n in range(0, r, BLOCK_N):
+        units = n + chunk
+        there = live[:, None] & (units < r)[None, :]
+        s = tl.load(coefficients + rows + units[None, :], mask=there, other=0.0)
+        bad = tl.maximum(bad, tl.max((tl.abs(s) < float("inf")).to(tl.int32) ^ 1, axis=1))
+    dropped = mine & (shut | (bad > 0))
+    changed = dropped | (mine & (share != 1.0))
+    if any_of(changed):
+        for n in range(0, r, BLOCK_N):
+            units = n + chunk
+            there = changed[:, None] & (units < r)[None, :]
+            s = tl.load(coefficients + rows + units[None, :], mask=there & live[:, None], other=0.0)
+            s = tl.where(dropped[:, None], 0.0, s * share[:, None])
+            tl.store(coefficients + rows + units[None, :], s, mask=there)
+    tl.store(keep + tokens, tl.where(dropped, 1.0, kept), mask=mine)

@@ -1,0 +1,54 @@
+"""What the Triton backend reports of edits: persistent buffers that a captured CUDA graph writes into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ksteer_kernels.tables import require_positive
+
+
+@dataclass
+class ReportBuffers:
+    """What every edit with Flag.REPORT did to its token, by entry (layer and stage) and token of the step.
+
+    steps: [N, T] int32; gradient steps taken, 0 where a condition shut the token out, -1 for another program.
+    shift: [N, T] float32; |x' - x| / |x|; -1, and steps -1, where nothing was edited that is reported.
+    before, after: [N, T, K] float32; the logits of the slot's probe, in as many places as it has labels.
+    A layer's tokens of the step are overwritten in each of its stages; what lies beyond is left as it was.
+    """
+
+    steps: Tensor
+    shift: Tensor
+    before: Tensor
+    after: Tensor
+
+    @classmethod
+    def allocate(
+        cls, num_entries: int, max_tokens: int, num_labels: int, device: torch.device | str
+    ) -> ReportBuffers:
+        """Room for the tables' entries and labels; raises ValueError on a size below 1."""
+        require_positive(num_entries=num_entries, max_tokens=max_tokens, num_labels=num_labels)
+        shape = (num_entries, max_tokens)
+        return cls(
+            steps=torch.full(shape, -1, dtype=torch.int32, device=device),
+            shift=torch.full(shape, -1.0, device=device),
+            before=torch.zeros(*shape, num_labels, device=device),
+            after=torch.zeros(*shape, num_labels, device=device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Device bytes held."""
+        return sum(getattr(self, f.name).nbytes for f in fields(self))
+
+    def require(self, num_entries: int, num_tokens: int, num_labels: int) -> None:
+        """Raise ValueError unless so many entries, tokens and labels fit."""
+        room, need = tuple(self.before.shape), (num_entries, num_tokens, num_labels)
+        if any(n > limit for n, limit in zip(need, room, strict=True)):
+            raise ValueError(
+                "reports: room for {} entries, {} tokens, {} labels, ".format(*room)
+                + "need {}, {}, {}".format(*need)
+            )

@@ -1,0 +1,85 @@
+"""What of a step does not depend on the activations: which tokens go together, and their settings.
+
+Make a plan once per step and entry. It copies the rows' settings, so it is stale as soon as token_row, gain
+or the row tables change.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ksteer_kernels.groups import active_groups
+from ksteer_kernels.hidden.token_settings import TokenSettings
+from ksteer_kernels.native import native_group
+from ksteer_kernels.settings import Program, RowTables
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """One group of tokens, ready to run.
+
+    tokens: [n] int64 token indices, ascending; span: (start, stop) if they are consecutive, else None.
+    settings: every token's. plain: nothing but gradient steps of the mean loss, or constants.
+    scaled: of plain gradient steps, the readout times the step's size, one [n, W] float32 tensor per step
+        (equal consecutive steps share one); of a plain ADD, its s [n, W] alone.
+    """
+
+    slot: int
+    program: Program
+    tokens: Tensor
+    span: tuple[int, int] | None
+    settings: TokenSettings
+    plain: bool
+    scaled: tuple[Tensor, ...]
+
+    @cached_property
+    def native(self) -> array[int]:
+        """What the native kernel reads of a plain group of gradient steps."""
+        return native_group(self)
+
+
+def plan_groups(
+    token_row: Tensor, rows: RowTables, entry: int, num_tokens: int, gain: Tensor | None = None
+) -> list[PlannedGroup]:
+    """Group the active tokens among the first num_tokens for one entry; empty when nobody is steered.
+
+    token_row: [>= num_tokens] int32; gain: [>= num_tokens] float32 or None. Reads the tables on the host.
+    """
+    planned = []
+    for group in active_groups(token_row, rows, entry, num_tokens):
+        tokens = group.tokens
+        settings = TokenSettings.of(rows, entry, group.rows, None if gain is None else gain[tokens])
+        plain = (
+            group.program in (Program.GRADIENT, Program.ADD)
+            and not bool(settings.flags.any())
+            and not bool(torch.isfinite(settings.cap).any())
+            and not settings.needs_logits
+        )
+        scaled: tuple[Tensor, ...] = ()
+        if plain:
+            scaled = _scaled_readouts(group.program, settings)
+        first, last = int(tokens[0]), int(tokens[-1])
+        span = (first, last + 1) if last + 1 - first == tokens.numel() else None
+        planned.append(PlannedGroup(group.slot, group.program, tokens, span, settings, plain, scaled))
+    return planned
+
+
+def _scaled_readouts(program: Program, settings: TokenSettings) -> tuple[Tensor, ...]:
+    """a_t u for t < max(num_steps), a_t = strength * gain * decay**t while t < num_steps, 0 afterwards, each
+    row for itself; of ADD -strength * gain * readout."""
+    size = settings.strength if settings.gain is None else settings.strength * settings.gain
+    if program == Program.ADD:
+        return (-size[:, None] * settings.readout,)
+    count = int(settings.num_steps.max())
+    step = torch.arange(count, device=size.device)[:, None]
+    table = torch.where(step < settings.num_steps, size * settings.decay ** step.to(size.dtype), 0.0)
+    repeats = (table[1:] == table[:-1]).all(1).tolist()
+    scaled = [table[0][:, None] * settings.readout]
+    for t, repeat in enumerate(repeats, start=1):
+        scaled.append(scaled[-1] if repeat else table[t][:, None] * settings.readout)
+    return tuple(scaled)

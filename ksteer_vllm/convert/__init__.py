@@ -1,0 +1,65 @@
+"""Read what other steering packages save, as artifacts: one file per source.
+
+| format | what is read | family |
+|---|---|---|
+| k-steering | the classifier pickle of withmartian/k-steering | mlp or linear |
+| steering-vectors | a pickled or torch.saved SteeringVector, or its layer -> tensor mapping | vectors |
+| repeng | a GGUF control vector (also llama.cpp's) | vectors |
+| pyreft | a folder of LoReFT interventions | loreft |
+| saelens | an SAE folder, chosen features of it | sae |
+
+Nothing in a source is ever run: see `ksteer_vllm.convert.unpickle`. Every error is a ProbeError that names
+the file, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.convert.common import Options
+from ksteer_vllm.errors import ProbeError, listing
+
+__all__ = ["FORMATS", "Options", "convert", "detect"]
+
+FORMATS: dict[str, str] = {
+    "k-steering": "ksteer_vllm.convert.k_steering",
+    "steering-vectors": "ksteer_vllm.convert.steering_vectors",
+    "repeng": "ksteer_vllm.convert.repeng",
+    "pyreft": "ksteer_vllm.convert.pyreft",
+    "saelens": "ksteer_vllm.convert.saelens",
+}
+"""name -> module with `recognises(path) -> bool` and `convert(path, options) -> Artifact`."""
+
+
+def convert(source: str | Path, options: Options, format: str = "auto") -> Artifact:
+    """The artifact in a file or folder of another package. Raises ProbeError.
+
+    format: a name in FORMATS, or "auto" to tell from the contents.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise ProbeError(f"{path}: No such file or directory")
+    name = detect(path) if format == "auto" else format
+    if name not in FORMATS:
+        raise ProbeError(f"format: unknown {name[:80]!r}; known: auto, {listing(FORMATS)}")
+    if options.features and name != "saelens":
+        raise ProbeError(f"features: for saelens alone, {path} is {name}")
+    if options.layers and name in ("k-steering", "saelens"):
+        raise ProbeError(f"layers: {path} is {name}, which has one layer; say which with --layer")
+    artifact: Artifact = _module(name).convert(path, options)
+    return artifact
+
+
+def detect(path: Path) -> str:
+    """The format of a file or folder, by its first bytes and file names. Raises ProbeError if none fits."""
+    for name in FORMATS:
+        if _module(name).recognises(path):
+            return name
+    raise ProbeError(f"{path}: not recognised; say what it is with --format, one of {listing(FORMATS)}")
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(FORMATS[name])

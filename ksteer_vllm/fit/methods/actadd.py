@@ -1,0 +1,87 @@
+"""Activation addition (ActAdd, arXiv 2308.10248): vectors from the first positions. Family `vectors`.
+
+The texts are the rows' replies, each run alone as a prompt. Where the paper adds one vector per position,
+
+    h_p = x_p(text with the label) - x_p(text without),   p the first n positions,
+
+an edit here has one vector per request and window of positions, so V_k is the mean of the n differences, and
+requests steer prompt positions [0, n) by default. Leading special tokens, whose difference is 0, are left
+out of both. A single contrast pair is enough.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.errors import listing
+from ksteer_vllm.fit.activations import FirstPositions
+from ksteer_vllm.fit.data import DataError
+from ksteer_vllm.fit.report import evaluate_ranking
+from ksteer_vllm.fit.split import MIN_ROWS
+from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan, activation_scale
+from ksteer_vllm.fit.train import check_directions, label_means
+
+__all__ = ["ActAddPlan", "contrast_vectors", "fit"]
+
+
+class ActAddPlan(SplitPlan):
+    """Options of `--method actadd`."""
+
+    positions: Annotated[int, Field(ge=1, description="n, the first prompt positions")] = 4
+
+
+def fit(task: FitTask) -> Artifact:
+    """Mean differences at the first n positions of the training rows' texts.
+
+    Where a label has fewer than MIN_ROWS rows on a side, every row is used and there are no metrics.
+    """
+    plan = task.plan(ActAddPlan)
+    sides = torch.stack([task.targets.sum(0), (1 - task.targets).sum(0)])
+    if not (sides > 0).all():
+        alone = [label for label, count in zip(task.labels, sides.amin(0), strict=True) if not count]
+        raise DataError(f"labels: no contrast for {listing(alone)}: need rows with it and rows without")
+    split = bool((sides >= MIN_ROWS).all())
+    window = FirstPositions(plan.positions)
+    if split:
+        train, test = task.train_and_test(window)
+        training = task.training(plan, window)
+    else:
+        train = test = task.activations(window)
+        training = {**plan.model_dump(mode="json"), **task.provenance(window), "split": "every row was used"}
+    vectors = contrast_vectors(train, task.labels)
+    check_directions(vectors, task.labels)
+    first = int(train.position.min())
+    return task.artifact(
+        "vectors",
+        {"vectors": vectors},
+        training=training,
+        metrics=evaluate_ranking(test.x @ vectors.T, test.targets, test.row, task.labels) if split else None,
+        scale=activation_scale(train.x),
+        default_where={"prompt": [first, first + plan.positions]},
+    )
+
+
+def contrast_vectors(tokens: LabelledActivations, labels: tuple[str, ...]) -> Tensor:
+    """[K, d] float32: the mean over positions of mean(with the label) - mean(without), position by position.
+
+    Raises DataError for a label that has no text on one side as long as the positions asked for.
+    """
+    differences = []
+    for position in tokens.position.unique().tolist():
+        here = tokens.position == position
+        targets = tokens.targets[here]
+        for label, shown in zip(labels, targets.T, strict=True):
+            if not 0 < shown.sum() < len(shown):
+                first = int(tokens.position.min())
+                raise DataError(
+                    f"positions: the texts with or without {label!r} have {position - first} tokens at most; "
+                    f"choose {position - first} positions or fewer"
+                )
+        positive, negative = label_means(tokens.x[here], targets)
+        differences.append(positive - negative)
+    return torch.stack(differences).mean(0).float()

@@ -1,0 +1,29 @@
+"""Contrastive activation addition (CAA, arXiv 2312.06681): one vector per label. Family `vectors`.
+
+V_k = mean of x where label k is shown - mean of x where it is not, over the reply positions of the training
+rows. With contrast pairs as data, these are the means over the pairs' positive and negative replies.
+"""
+
+from __future__ import annotations
+
+from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.fit.report import evaluate_ranking
+from ksteer_vllm.fit.task import FitTask, SplitPlan, activation_scale
+from ksteer_vllm.fit.train import check_directions, label_vectors
+
+__all__ = ["fit"]
+
+
+def fit(task: FitTask) -> Artifact:
+    """Label vectors of the training rows; held-out metrics rank by the projection x . V_k."""
+    plan = task.plan(SplitPlan)
+    train, test = task.train_and_test()
+    vectors = label_vectors(train.x, train.targets)
+    check_directions(vectors, task.labels)
+    return task.artifact(
+        "vectors",
+        {"vectors": vectors},
+        training=task.training(plan),
+        metrics=evaluate_ranking(test.x @ vectors.T, test.targets, test.row, task.labels),
+        scale=activation_scale(train.x),
+    )

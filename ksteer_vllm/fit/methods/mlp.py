@@ -1,0 +1,28 @@
+"""K-Steering's probe (arXiv 2505.24535): a multi-label MLP on the reply's residual stream. Family `mlp`."""
+
+from __future__ import annotations
+
+from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.fit.task import FitTask
+from ksteer_vllm.fit.train import FitPlan, fit_probe
+
+__all__ = ["fit"]
+
+
+def fit(task: FitTask) -> Artifact:
+    """Train the probe, see `ksteer_vllm.fit.train`; it also holds CAA's vectors, for method `add`."""
+    plan = task.plan(FitPlan)
+    _ = task.parts  # refuses too few rows before an engine starts
+    tokens = task.activations()
+    return fit_probe(
+        tokens.x,
+        task.targets,
+        tokens.row,
+        task.conversation,
+        labels=task.labels,
+        layer=task.layer,
+        model=task.identity,
+        plan=plan,
+        provenance=task.provenance(),
+        progress=task.progress,
+    ).artifact()

@@ -1,0 +1,30 @@
+"""The control for CAA: random vectors with CAA's norms and angles. Family `vectors`.
+
+Every combination of labels moves x exactly as far as CAA's would, see `methods.vectors.matched_random`.
+"""
+
+from __future__ import annotations
+
+from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.fit.report import evaluate_ranking
+from ksteer_vllm.fit.task import FitTask, SplitPlan, activation_scale
+from ksteer_vllm.fit.train import check_directions, label_vectors
+from ksteer_vllm.methods.vectors import matched_random
+
+__all__ = ["fit"]
+
+
+def fit(task: FitTask) -> Artifact:
+    """CAA's vectors, turned at random; the seed is the task's."""
+    plan = task.plan(SplitPlan)
+    train, test = task.train_and_test()
+    mean_differences = label_vectors(train.x, train.targets)
+    check_directions(mean_differences, task.labels)
+    vectors = matched_random(mean_differences, task.seed).float()
+    return task.artifact(
+        "vectors",
+        {"vectors": vectors},
+        training=task.training(plan),
+        metrics=evaluate_ranking(test.x @ vectors.T, test.targets, test.row, task.labels),
+        scale=activation_scale(train.x),
+    )

@@ -1,0 +1,70 @@
+"""K-Steering on an MLP probe (arXiv 2505.24535): gradient steps, reflection and projection, label vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ksteer_kernels import Flag, Loss, Program, RowSettings, SlotWeights
+from ksteer_vllm.methods.program import UNPLACED, FamilyProgram, PlannedRow, logit, threshold_row, vectors_row
+from ksteer_vllm.methods.vectors import matched_random
+from ksteer_vllm.probe import Probe
+
+_FACTORS = {"reflect": 2.0, "project": 1.0}
+
+
+class MLPProgram(FamilyProgram):
+    """Slots: `probe`, the MLP with the standardisation folded in; `vectors`; `random`."""
+
+    def slots_at(self, tensors: Mapping[str, Tensor]) -> dict[str, SlotWeights]:
+        folded = Probe.of(self.artifact).folded()
+        vectors = tensors["label_vectors"]
+        return {
+            "probe": SlotWeights(
+                basis=folded.w1,
+                bias=folded.b1,
+                matrix=folded.w2,
+                matrix_bias=folded.b2,
+                head=folded.w3,
+                head_bias=folded.b3,
+            ),
+            "vectors": SlotWeights(basis=vectors),
+            "random": SlotWeights(basis=matched_random(vectors)),
+        }
+
+    def row(self, edit: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: int) -> PlannedRow:
+        c, method = self.weights(edit), edit["method"]
+        if method in ("add", "random"):
+            slot = "vectors" if method == "add" else "random"
+            return vectors_row(slot, tensors["label_vectors"], c, edit["alpha"], self.unit(edit, layer))
+        readout = c @ tensors["w3"]
+        if method in _FACTORS:
+            settings = RowSettings(
+                UNPLACED, Program.REFLECT, strength=_FACTORS[method], readout=readout, label_weights=c
+            )
+            return PlannedRow("probe", settings)
+        loss, until, unit = edit.get("loss", "mean"), edit.get("until", {}), self.unit(edit, layer)
+        hinge = loss["hinge"] if isinstance(loss, Mapping) else None
+        settings = RowSettings(
+            UNPLACED,
+            Program.GRADIENT,
+            strength=edit["alpha"] * (1.0 if unit is None else unit),
+            num_steps=edit["num_steps"],
+            decay=edit["step_decay"],
+            loss=Loss.HINGE if hinge else Loss.SOFTMIN if loss == "softmin" else Loss.MEAN,
+            margin=logit(hinge) if hinge else 0.0,
+            flags=Flag(0) if unit is None else Flag.NORMALISED,
+            until_target=logit(until["target"]) if "target" in until else -math.inf,
+            until_avoid=logit(until["avoid"]) if "avoid" in until else math.inf,
+            readout=readout,
+            label_weights=c,
+        )
+        return PlannedRow("probe", settings)
+
+    def condition(self, condition: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PlannedRow:
+        c, sign = self.signed(condition)
+        bound = logit(condition["above" if sign > 0 else "below"])
+        return threshold_row("probe", label_weights=c, margin=sign * bound)

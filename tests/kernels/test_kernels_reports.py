@@ -1,0 +1,92 @@
+"""What an edit with Flag.REPORT did, against the truth, on both backends."""
+
+import pytest
+import torch
+from kernel_cases import LOGIT_TOLERANCE, make_case, one_stage
+from kernel_methods import METHODS, conditions, loss_edits, plain_edits
+
+from ksteer_kernels import Flag, ReportBuffers, plan_groups, steer_groups_
+
+NAMES = ("plain", "losses", "reflect", "add", "sae", "bounded")
+
+
+def reporting(maker):
+    return [[edit.flagged(Flag.REPORT)] for name in NAMES for edit in METHODS[name](maker)] + [
+        [edit] for edit in plain_edits(maker)
+    ]
+
+
+def conditional(maker):
+    """A gate that shuts some tokens out, and an edit after it; both reported."""
+    gate, losses, adds = conditions(maker)[0], loss_edits(maker), METHODS["add"](maker)
+    gated = Flag.REPORT | Flag.GATED
+    return [
+        [gate.flagged(Flag.REPORT), losses[0].flagged(gated), adds[0].flagged(Flag.REPORT)],
+        [losses[2].flagged(Flag.REPORT), gate, adds[0].bounded(cap=0.01).flagged(gated)],
+    ]
+
+
+def collect(case, backend):
+    """(stage, token) -> (shift, steps, before, after) of everything reported."""
+    found = {}
+    if backend == "torch":
+        hidden, is_open = case.hidden.clone(), None
+        for stage in range(case.rows.num_stages):
+            entry = case.layer * case.rows.num_stages + stage
+            groups = plan_groups(case.token_row[stage], case.rows, entry, len(hidden), case.gain[stage])
+            records = []
+            is_open = steer_groups_(hidden, case.residual, case.probes, groups, is_open, records.append)
+            for record in records:
+                for i, token in enumerate(record.tokens.tolist()):
+                    logits = (None, None) if record.before is None else (record.before[i], record.after[i])
+                    found[stage, token] = (float(record.shift[i]), int(record.steps[i]), *logits)
+        assert torch.equal(hidden, case.run("torch")), "a report changes nothing"
+        return found
+    num_tokens, num_stages = len(case.hidden), case.rows.num_stages
+    buffers = ReportBuffers.allocate(
+        2 * num_stages, num_tokens + 2, case.probes.max_labels, case.hidden.device
+    )
+    for table in (buffers.steps, buffers.shift, buffers.before, buffers.after):
+        table.fill_(77)
+    edited = case.run(backend, reports=buffers)
+    assert torch.equal(edited, case.run(backend)), "a report changes nothing"
+    for stage in range(num_stages):
+        entry = case.layer * num_stages + stage
+        for token in range(num_tokens):
+            shift, steps = float(buffers.shift[entry, token]), int(buffers.steps[entry, token])
+            if shift < 0:
+                assert steps == -1
+                continue
+            edit = case.edit_of(token, stage)
+            logits = (None, None)
+            if edit.probe is not None:
+                count = len(edit.probe.b3)
+                logits = (buffers.before[entry, token, :count], buffers.after[entry, token, :count])
+            found[stage, token] = (shift, steps, *logits)
+        assert (buffers.shift[entry, num_tokens:] == 77).all()
+    assert (buffers.shift[: case.layer * num_stages] == 77).all()
+    return found
+
+
+@pytest.mark.parametrize("rows", [reporting, conditional])
+def test_reports_are_the_truth(backend, device, rows):
+    case = make_case(rows, num_tokens=63, hidden_size=63, device=device, with_gain=True, max_steps=5, seed=7)
+    found, expected = collect(case, backend), case.records()
+    assert set(found) == {(record.stage, record.token) for record in expected}
+    assert len({record.steps for record in expected}) > 3
+    for record in expected:
+        shift, steps, before, after = found[record.stage, record.token]
+        assert steps == record.steps
+        assert shift == pytest.approx(record.shift, rel=1e-3, abs=1e-5)
+        assert (before is None) == (record.before is None)
+        if before is not None:
+            for actual, truth in ((before, record.before), (after, record.after)):
+                torch.testing.assert_close(
+                    actual.double().cpu(), truth, rtol=LOGIT_TOLERANCE, atol=LOGIT_TOLERANCE
+                )
+
+
+def test_nobody_reports_without_the_flag():
+    case = make_case(one_stage(), num_tokens=63, hidden_size=63, max_steps=2, with_gain=True)
+    assert collect(case, "torch") == {}
+    assert case.records() == []
