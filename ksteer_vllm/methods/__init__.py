@@ -102,6 +102,12 @@ FAMILIES: dict[str, Family] = {
         {"add": _ADD, "clamp": _use("values")},
         "ksteer_vllm.methods.sae:SAEProgram",
     ),
+    "orbit": Family(
+        {"plane": "K p d", "angle": "K", "gate_weight": "K d", "gate_bias": "K"},
+        {"orbit": _use("target alpha", 1.0)},
+        "ksteer_vllm.methods.orbit:ORBITProgram",
+        {"orbit": "ksteer_vllm.fit.methods.orbit:fit"},
+    ),
 }
 
 METHODS: tuple[str, ...] = tuple(dict.fromkeys(m for family in FAMILIES.values() for m in family.methods))

@@ -55,6 +55,10 @@ def random_artifact(
         tensors = {"w_enc": normal(k, d, scale=2 * d**-0.5), "b_enc": normal(k, scale=0.5),
                    "w_dec": normal(k, d),
                    "threshold": normal(k).abs() * 0.5}  # fmt: skip
+    elif family == "orbit":
+        tensors = {"plane": torch.stack([torch.linalg.qr(normal(d, 2))[0].T for _ in range(k)]),
+                   "angle": normal(k) + 2, "gate_weight": normal(k, d, scale=d**-0.5),
+                   "gate_bias": normal(k)}  # fmt: skip
     else:
         return random_probe(labels=labels, hidden_size=hidden_size, seed=seed, **changes).artifact()
     fields = {"layer": 1, "activation_scale": SCALE, **changes}
@@ -76,4 +80,4 @@ def write_artifacts(root: Path) -> dict[str, Path]:
     return {name: artifact.save(root / name) for name, artifact in artifacts.items()}
 
 
-FAMILY_NAMES = ("vectors", "linear", "ace", "loreft", "lorest", "sae")
+FAMILY_NAMES = ("vectors", "linear", "ace", "loreft", "lorest", "sae", "orbit")

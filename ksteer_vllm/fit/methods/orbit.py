@@ -1,0 +1,121 @@
+"""Gated rotations in a joint subspace, after ORBIT (Ghasemi et al. 2026, arXiv:2606.22357). Family `orbit`.
+
+The labels' mean differences, each at length 1, and the leading principal directions of the activations are
+joined by one singular value decomposition: its right singular vectors V [m, d] are a subspace all labels
+share. Label k rotates in the plane of a_k = V mean(x, k not shown) and b_k = V mean(x, k shown), by the angle
+from a_k to b_k; rows u_k = a_k / |a_k| and w_k, the part of b_k orthogonal to u_k, at length 1. Its gate is a
+logistic regression's probability that a token does not show the label yet.
+
+ORBIT turns once, towards a combination of the chosen labels; here every label has its own plane, angle and
+gate, and a request's labels add up, as in every other family. alpha is a share of the angle: 1 is the
+rotation that was fitted, and beyond half a turn more is less.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.fit.data import DataError
+from ksteer_vllm.fit.report import evaluate
+from ksteer_vllm.fit.task import FitTask, SplitPlan, activation_scale
+from ksteer_vllm.fit.train import check_directions, label_means, standardisation
+
+__all__ = ["ORBITPlan", "fit"]
+
+_DEGENERATE = 1e-6
+
+
+class ORBITPlan(SplitPlan):
+    """Options of `--method orbit`."""
+
+    directions: Annotated[
+        int, Field(ge=1, description="leading principal directions of the activations in the joint subspace")
+    ] = 4
+    l2: Annotated[float, Field(gt=0, description="of the gates: weight of |w|^2 / 2 beside the log loss")] = (
+        1.0
+    )
+    max_iter: Annotated[int, Field(ge=1, description="of the gates' L-BFGS solver")] = 1000
+
+
+def fit(task: FitTask) -> Artifact:
+    """Planes, angles and gates from the training rows; held-out metrics read labels off the closed gates."""
+    plan = task.plan(ORBITPlan)
+    if plan.directions > task.identity.hidden_size:
+        raise ConfigError(f"directions: {plan.directions} of {task.identity.hidden_size} dimensions")
+    train, test = task.train_and_test()
+    shown, absent = label_means(train.x, train.targets)
+    check_directions(shown - absent, task.labels)
+    plane, angle = planes(
+        joint_subspace(train.x, shown - absent, plan.directions), absent, shown, task.labels
+    )
+    weight, bias = _gates(train.x, train.targets, plan)
+    covered = _covered(plane, angle, absent, shown).tolist()
+    return task.artifact(
+        "orbit",
+        {"plane": plane, "angle": angle, "gate_weight": weight, "gate_bias": bias},
+        training=task.training(plan),
+        metrics={
+            **evaluate(-(test.x @ weight.T + bias), test.targets, test.row, task.labels),
+            "covered": dict(zip(task.labels, covered, strict=True)),
+        },
+        scale=activation_scale(train.x),
+    )
+
+
+def joint_subspace(x: Tensor, differences: Tensor, directions: int) -> Tensor:
+    """V [m, d] float64 with orthonormal rows; x [N, d], differences [K, d], all of which it holds."""
+    centred = x.double() - x.double().mean(0)
+    leading = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -directions:].T
+    units = differences.double() / differences.double().norm(dim=1, keepdim=True)
+    _, values, rows = torch.linalg.svd(torch.cat([units, leading]), full_matrices=False)
+    return rows[values > _DEGENERATE * values[0]]
+
+
+def planes(subspace: Tensor, absent: Tensor, shown: Tensor, labels: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Rows (u_k, w_k) [K, 2, d] and angles [K]; means absent, shown [K, d]; subspace [m, d] float64.
+
+    Raises DataError where the two means point the same way in the subspace: no rotation tells them apart.
+    """
+    rows, angles = [], []
+    for label, start, end in zip(labels, absent.double(), shown.double(), strict=True):
+        a, b = subspace @ start, subspace @ end
+        u = a / a.norm().clamp_min(1e-300)
+        along = b @ u
+        across = b - along * u
+        if not across.norm() > _DEGENERATE * b.norm():
+            raise DataError(f"labels: the means with and without {label!r} point the same way: no rotation")
+        w = across / across.norm()
+        rows.append(torch.stack([u, w]) @ subspace)
+        angles.append(torch.atan2(across.norm(), along))
+    return torch.stack(rows), torch.stack(angles)
+
+
+def _covered(plane: Tensor, angle: Tensor, absent: Tensor, shown: Tensor) -> Tensor:
+    """[K]: how far the rotation takes the mean without a label along the difference to the mean with it, 1
+    being all the way. A rotation keeps lengths: where the means differ mostly in length, this is near 0."""
+    u, w = (plane @ absent[:, :, None])[:, :, 0].unbind(1)
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    moved = torch.stack([u * cosine - w * sine - u, u * sine + w * cosine - w], 1)
+    difference = shown - absent
+    return torch.einsum("kp,kpd,kd->k", moved, plane, difference) / difference.square().sum(1)
+
+
+def _gates(x: Tensor, targets: Tensor, plan: ORBITPlan) -> tuple[Tensor, Tensor]:
+    """weight [K, d], bias [K] on raw x: the log odds that a token does not show the label."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, std = standardisation(x)
+    z = ((x - mean) / std).numpy()
+    weights, biases = [], []
+    for shown in targets.T:
+        model = LogisticRegression(C=1 / plan.l2, max_iter=plan.max_iter).fit(z, shown.numpy() < 0.5)
+        weight = torch.from_numpy(model.coef_[0]).double() / std.double()
+        weights.append(weight)
+        biases.append(torch.tensor(model.intercept_[0], dtype=torch.float64) - weight @ mean.double())
+    return torch.stack(weights).float(), torch.stack(biases).float()
