@@ -108,6 +108,12 @@ FAMILIES: dict[str, Family] = {
         "ksteer_vllm.methods.orbit:ORBITProgram",
         {"orbit": "ksteer_vllm.fit.methods.orbit:fit"},
     ),
+    "mat": Family(
+        {"vectors": "K d", "gate_weight": "K d", "gate_bias": "K"},
+        {"mat_steer": _use("target alpha", 1.0)},
+        "ksteer_vllm.methods.mat:MATProgram",
+        {"mat_steer": "ksteer_vllm.fit.methods.mat_steer:fit"},
+    ),
 }
 
 METHODS: tuple[str, ...] = tuple(dict.fromkeys(m for family in FAMILIES.values() for m in family.methods))

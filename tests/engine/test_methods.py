@@ -52,6 +52,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "loreft, two labels": {"probe": "loreft", "target": {"cold": 1, "dry": 3}, "alpha": 1.5},
     "lorest": {"probe": "lorest", "target": ["warm", "dry"], "alpha": 2.0},
     "orbit": {"probe": "orbit", "target": ["warm", "dry"], "alpha": 1.5, "where": "both"},
+    "mat_steer": {"probe": "mat", "target": {"warm": 2, "cold": 1}, "alpha": 2.0},
     "sae, add": {"probe": "sae", "target": ["dry"], "avoid": ["cold"], "alpha": 0.7},
     "sae, clamp": {"probe": "sae", "method": "clamp", "values": {"warm": 6.0, "cold": 0.0}, "where": "both"},
 }

@@ -59,6 +59,12 @@ def random_artifact(
         tensors = {"plane": torch.stack([torch.linalg.qr(normal(d, 2))[0].T for _ in range(k)]),
                    "angle": normal(k) + 2, "gate_weight": normal(k, d, scale=d**-0.5),
                    "gate_bias": normal(k)}  # fmt: skip
+    elif family == "mat":
+        tensors = {
+            "vectors": normal(k, d),
+            "gate_weight": normal(k, d, scale=d**-0.5),
+            "gate_bias": normal(k),
+        }
     else:
         return random_probe(labels=labels, hidden_size=hidden_size, seed=seed, **changes).artifact()
     fields = {"layer": 1, "activation_scale": SCALE, **changes}
@@ -80,4 +86,4 @@ def write_artifacts(root: Path) -> dict[str, Path]:
     return {name: artifact.save(root / name) for name, artifact in artifacts.items()}
 
 
-FAMILY_NAMES = ("vectors", "linear", "ace", "loreft", "lorest", "sae", "orbit")
+FAMILY_NAMES = ("vectors", "linear", "ace", "loreft", "lorest", "sae", "orbit", "mat")

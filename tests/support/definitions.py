@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ksteer_kernels.reference import ace, bounds, loreft, lorest, mlp, orbit, sae, vectors
+from ksteer_kernels.reference import ace, bounds, loreft, lorest, mat, mlp, orbit, sae, vectors
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.edit import Edit, Hinge
 from ksteer_vllm.methods.vectors import matched_random
@@ -178,6 +178,15 @@ def _orbit(a: _Asked) -> Edited:
     return _sum(a, edited)
 
 
+def _mat(a: _Asked) -> Edited:
+    t = a.t
+
+    def edited(k: int) -> Tensor:
+        return mat.mat_steer(a.x, t["vectors"][k], t["gate_weight"][k], t["gate_bias"][k], alpha=a.alpha)
+
+    return _sum(a, edited)
+
+
 _FAMILIES: dict[str, Callable[[_Asked], Edited]] = {
     "mlp": _mlp,
     "linear": _linear,
@@ -186,6 +195,7 @@ _FAMILIES: dict[str, Callable[[_Asked], Edited]] = {
     "loreft": _loreft,
     "lorest": _lorest,
     "sae": _sae,
+    "mat": _mat,
     "orbit": _orbit,
 }
 
