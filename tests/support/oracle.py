@@ -6,6 +6,7 @@ absolute positions, the whole sequence in one forward pass, the edit in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from ksteer_vllm import Probe, SteeringSpec
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.edit import Edit
+from tests.support.compare import TOLERANCE, VISIBLE
 from tests.support.definitions import apply_edit
 
 KINK = 5e-6
@@ -63,6 +65,41 @@ class Oracle:
             for handle in handles:
                 handle.remove()
         return torch.log_softmax(logits[len(prompt) - 1 :].double(), -1), nearest[0]
+
+    def check(
+        self,
+        cases: Mapping[str, SteeringSpec | None],
+        prompts: Sequence[Sequence[int]],
+        outputs: Sequence[Any],
+        title: str = "",
+    ) -> None:
+        """Assert that an engine's greedy outputs are what transformers computes, case by case.
+
+        Log-probabilities within TOLERANCE; a case that met a kink may exceed it, at most one of them. Every
+        steered case must differ visibly from no steering, or it could not show that steering was lost.
+        """
+        at_kinks, wrong, weak = [], [], []
+        for (name, spec), prompt, output in zip(cases.items(), prompts, outputs, strict=True):
+            error, kink = self._error(prompt, output, spec)
+            effect = self._error(prompt, output, None)[0] if spec is not None else math.inf
+            print(f"{title} {name}: error {error:.1e}, effect {effect:.2g}, nearest kink {kink:.1e}")
+            if effect <= VISIBLE:
+                weak.append(name)
+            if error >= TOLERANCE:
+                (at_kinks if kink < KINK else wrong).append(f"{name}: {error}")
+        assert not wrong, f"{title} log-probabilities differ: {wrong}"
+        assert not weak, f"{title} steering is too weak to test: {weak}"
+        assert len(at_kinks) <= 1, at_kinks
+
+    def _error(self, prompt: Sequence[int], output: Any, spec: SteeringSpec | None) -> tuple[float, float]:
+        """(largest difference of reported log-probabilities from the oracle's, nearest kink)."""
+        completion = output.outputs[0]
+        expected, kink = self.log_probs(prompt, completion.token_ids, spec)
+        return max(
+            abs(entry.logprob - float(expected[j, token]))
+            for j, step in enumerate(completion.logprobs)
+            for token, entry in step.items()
+        ), kink
 
     def _hook(
         self, edit: Edit, layer: int, positions: Tensor, num_prompt: int, nearest: list[float]
