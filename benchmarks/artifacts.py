@@ -15,7 +15,7 @@ from ksteer_vllm.methods import FAMILIES
 LABELS = tuple(f"label{index}" for index in range(6))
 PROBE_WIDTH = 256
 RANK = 4
-ORTHONORMAL = ("rotation", "basis")
+ORTHONORMAL = ("rotation", "basis", "plane")
 
 
 def random_artifact(family: str, shape: str, seed: int = 0) -> Artifact:
@@ -24,7 +24,7 @@ def random_artifact(family: str, shape: str, seed: int = 0) -> Artifact:
     generator = torch.Generator().manual_seed(seed)
     room = {"K": len(LABELS), "d": sizes["hidden_size"], "h": PROBE_WIDTH, "g": PROBE_WIDTH}
     tensors = {
-        name: random_tensor(name, [room.get(letter, RANK) for letter in dimensions.split()], generator)
+        name: random_tensor(name, [_size(letter, room) for letter in dimensions.split()], generator)
         for name, dimensions in FAMILIES[family].tensors.items()
     }
     identity = ModelIdentity(
@@ -35,6 +35,10 @@ def random_artifact(family: str, shape: str, seed: int = 0) -> Artifact:
     )
     metadata = ProbeMetadata(family=family, labels=LABELS, layer=steered_layer(shape), model=identity)
     return Artifact(metadata, tensors)
+
+
+def _size(dimension: str, room: dict[str, int]) -> int:
+    return int(dimension) if dimension.isdigit() else room.get(dimension, RANK)
 
 
 def random_tensor(name: str, shape: list[int], generator: torch.Generator) -> Tensor:

@@ -127,7 +127,7 @@ class Artifact:
             wanted = [*per_layer]
             for axis, letter in enumerate(names, start=len(per_layer)):
                 if letter not in sizes and axis < tensor.ndim:
-                    sizes[letter] = tensor.shape[axis]
+                    sizes[letter] = int(letter) if letter.isdigit() else tensor.shape[axis]
                 wanted.append(sizes.get(letter, 0))
             if list(tensor.shape) != wanted or 0 in wanted:
                 expected = " ".join([*("layers" for _ in per_layer), *names])

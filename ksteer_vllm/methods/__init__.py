@@ -31,7 +31,7 @@ class Use:
 class Family:
     """Methods that share one kind of artifact.
 
-    tensors: name -> dimensions: K labels, d hidden_size, any other letter a free size.
+    tensors: name -> dimensions: K labels, d hidden_size, a number as it is, any other letter a free size.
     program: module:function that gives the family's slots and rows, see `ksteer_vllm.methods.program`.
     fits: name of `ksteer fit --method` -> module:function.
     """
@@ -103,7 +103,7 @@ FAMILIES: dict[str, Family] = {
         "ksteer_vllm.methods.sae:SAEProgram",
     ),
     "orbit": Family(
-        {"plane": "K p d", "angle": "K", "gate_weight": "K d", "gate_bias": "K"},
+        {"plane": "K 2 d", "angle": "K", "gate_weight": "K d", "gate_bias": "K"},
         {"orbit": _use("target alpha", 1.0)},
         "ksteer_vllm.methods.orbit:ORBITProgram",
         {"orbit": "ksteer_vllm.fit.methods.orbit:fit"},
