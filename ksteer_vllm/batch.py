@@ -27,6 +27,7 @@ from ksteer_kernels.native import gradient_kernel
 from ksteer_vllm.capture import Capture
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.device_reports import DeviceReports
+from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.pool import ProbePool, RequestRows
 from ksteer_vllm.report_store import ReportStore
 from ksteer_vllm.row_writer import RowWriter
@@ -74,6 +75,8 @@ class SteeringState:
             self.backend = "triton" if device.type == "cuda" else "torch"
         else:
             self.backend = config.kernels
+        if self.backend == "torch" and device.type != "cpu":
+            raise ConfigError("ksteer option kernels: torch runs on CPUs only, this engine runs on a GPU")
         self._use_native = config.kernels == "auto" and device.type == "cpu"
         if self._use_native:
             gradient_kernel()  # built now, not at the first steered request

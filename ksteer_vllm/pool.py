@@ -113,8 +113,8 @@ class ProbePool:
         for layer in edit["layers"]:
             if settings is None or program.differs_by_layer(edit):
                 placed = self._placed(edit["probe"], program.row_at(edit, layer))
-                settings = _projecting(
-                    replace(placed, flags=placed.flags | flags, cap=edit.get("cap", placed.cap))
+                settings = _compact(
+                    _projecting(replace(placed, flags=placed.flags | flags, cap=edit.get("cap", placed.cap)))
                 )
             cells[layer] = settings
         return cells
@@ -123,11 +123,14 @@ class ProbePool:
         if "condition" not in edit:
             return {}
         condition = edit["condition"]
-        program = self._programs[condition["probe"]]
-        return {
-            layer: self._placed(condition["probe"], program.condition_at(condition, layer))
-            for layer in edit["layers"]
-        }
+        name, cells = condition["probe"], {}
+        program = self._programs[name]
+        settings: RowSettings | None = None
+        for layer in edit["layers"]:
+            if settings is None or program.metadata.layers:
+                settings = _compact(self._placed(name, program.condition_at(condition, layer)))
+            cells[layer] = settings
+        return cells
 
     def _placed(self, name: str, row: PlannedRow) -> RowSettings:
         return replace(row.settings, slot=self._slots[name, row.slot])
@@ -140,3 +143,9 @@ def _projecting(settings: RowSettings) -> RowSettings:
         return settings
     readout = -settings.strength * settings.readout
     return replace(settings, program=Program.AFFINE, strength=float(settings.strength != 0), readout=readout)
+
+
+def _compact(settings: RowSettings) -> RowSettings:
+    """With vectors in the tables' own float32."""
+    vectors = {name: getattr(settings, name) for name in ("readout", "scale", "label_weights")}
+    return replace(settings, **{name: v.float() for name, v in vectors.items() if v is not None})

@@ -58,6 +58,8 @@ class Probe:
     def __post_init__(self) -> None:
         if self.metadata.family != "mlp":
             raise ProbeError(f"a probe is of family 'mlp', this is {self.metadata.family!r}")
+        if self.metadata.layers:
+            raise ProbeError("layers: a probe has one set of weights, for the layer it was fitted at")
         self.artifact()
         if not (self.input_std > 0).all():
             raise ProbeError("input_std: must be > 0 everywhere")

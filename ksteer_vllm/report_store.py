@@ -34,8 +34,8 @@ class _Rows:
 
     def write(self, positions: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         """positions ascending and distinct; what was recorded at one of them before is replaced."""
-        kept = np.flatnonzero(~np.isin(self.positions[: self.count], positions))
-        if len(kept) < self.count or (self.count and positions[0] < self.positions[self.count - 1]):
+        if self.count and positions[0] <= self.positions[self.count - 1]:
+            kept = np.flatnonzero(~np.isin(self.positions[: self.count], positions))
             positions = np.concatenate([self.positions[kept], positions])
             values = np.concatenate([self.values[kept], values])
             order = np.argsort(positions)

@@ -169,3 +169,9 @@ def test_no_pickle_is_read(folder: Path) -> None:
 def test_a_folder_can_be_moved(folder: Path, tmp_path: Path) -> None:
     moved = shutil.move(folder, tmp_path / "moved")
     assert Probe.load(moved).labels == ("warm", "cold", "dry")
+
+
+def test_a_probe_has_no_weights_of_their_own_for_several_layers() -> None:
+    probe = random_probe()
+    with pytest.raises(ProbeError, match="layers: a probe has one set of weights"):
+        probe.with_metadata(layers=(probe.metadata.layer,))

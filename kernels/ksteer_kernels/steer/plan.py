@@ -7,15 +7,17 @@ or the row tables change.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ksteer_kernels.groups import active_groups
 from ksteer_kernels.hidden.token_settings import TokenSettings
-from ksteer_kernels.native import native_group
+from ksteer_kernels.native import UP_TO_ROWS, native_group
 from ksteer_kernels.settings import Program, RowTables
 
 
@@ -26,7 +28,7 @@ class PlannedGroup:
     tokens: [n] int64 token indices, ascending; span: (start, stop) if they are consecutive, else None.
     settings: every token's. plain: nothing but gradient steps of the mean loss, or constants.
     scaled: of plain gradient steps, the readout times the step's size, one [n, W] float32 tensor per step
-        (equal consecutive steps share one); of a plain ADD, its s [n, W] alone.
+        (equal consecutive steps share one), made on demand for many tokens; of a plain ADD, its s alone.
     """
 
     slot: int
@@ -35,7 +37,7 @@ class PlannedGroup:
     span: tuple[int, int] | None
     settings: TokenSettings
     plain: bool
-    scaled: tuple[Tensor, ...]
+    scaled: Sequence[Tensor]
 
     @cached_property
     def native(self) -> array[int]:
@@ -60,7 +62,7 @@ def plan_groups(
             and not bool(torch.isfinite(settings.cap).any())
             and not settings.needs_logits
         )
-        scaled: tuple[Tensor, ...] = ()
+        scaled: Sequence[Tensor] = ()
         if plain:
             scaled = _scaled_readouts(group.program, settings)
         first, last = int(tokens[0]), int(tokens[-1])
@@ -69,17 +71,37 @@ def plan_groups(
     return planned
 
 
-def _scaled_readouts(program: Program, settings: TokenSettings) -> tuple[Tensor, ...]:
-    """a_t u for t < max(num_steps), a_t = strength * gain * decay**t while t < num_steps, 0 afterwards, each
-    row for itself; of ADD -strength * gain * readout."""
-    size = settings.strength if settings.gain is None else settings.strength * settings.gain
+class Readouts(Sequence[Tensor]):
+    """a_t u [n, W] for t < max(num_steps), made when asked for: a long prompt with many steps of different
+    sizes would fill gigabytes. a_t = strength * gain * decay**t while t < num_steps, 0 afterwards."""
+
+    def __init__(self, settings: TokenSettings) -> None:
+        size = settings.strength if settings.gain is None else settings.strength * settings.gain
+        step = torch.arange(int(settings.num_steps.max()), device=size.device)[:, None]
+        decayed = size * settings.decay ** step.to(size.dtype)
+        self.sizes = torch.where(step < settings.num_steps, decayed, 0.0)
+        self.readout = settings.readout
+        self.repeats = [False, *(self.sizes[1:] == self.sizes[:-1]).all(1).tolist()]
+
+    def __len__(self) -> int:
+        return len(self.repeats)
+
+    def __getitem__(self, t: Any) -> Any:
+        return self.sizes[t][:, None] * self.readout
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Equal consecutive steps get one tensor."""
+        scaled = self[0]
+        for t, repeat in enumerate(self.repeats):
+            if t > 0 and not repeat:
+                scaled = self[t]
+            yield scaled
+
+
+def _scaled_readouts(program: Program, settings: TokenSettings) -> Sequence[Tensor]:
+    """What a plain group's steps multiply by; of ADD -strength * gain * readout."""
     if program == Program.ADD:
+        size = settings.strength if settings.gain is None else settings.strength * settings.gain
         return (-size[:, None] * settings.readout,)
-    count = int(settings.num_steps.max())
-    step = torch.arange(count, device=size.device)[:, None]
-    table = torch.where(step < settings.num_steps, size * settings.decay ** step.to(size.dtype), 0.0)
-    repeats = (table[1:] == table[:-1]).all(1).tolist()
-    scaled = [table[0][:, None] * settings.readout]
-    for t, repeat in enumerate(repeats, start=1):
-        scaled.append(scaled[-1] if repeat else table[t][:, None] * settings.readout)
-    return tuple(scaled)
+    readouts = Readouts(settings)
+    return tuple(readouts) if len(settings.strength) <= UP_TO_ROWS else readouts
