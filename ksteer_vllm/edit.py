@@ -104,7 +104,7 @@ class Edit(_Model):
 
     probe: Annotated[Name, Field(description="name of a loaded artifact")]
     method: Annotated[
-        Literal[METHODS] | None,  # type: ignore[valid-type]
+        Literal[METHODS] | None,  # type: ignore[valid-type]  # the registry's names, not written out here
         Field(description="default: the first of the artifact's family that takes what is given"),
     ] = None
     target: Annotated[LabelWeights, Field(description="labels to move towards")] = {}

@@ -31,6 +31,7 @@ class SteeringSpec(Edit):
     the steps used come back with the output (`ksteer_vllm.report`).
     """
 
+    # Wider than an Edit's: a spec with a stack names no probe of its own; `check` sees to the rest.
     probe: Annotated[Name | None, Field(description="name of a loaded artifact")] = None  # type: ignore[assignment]
     stack: Annotated[
         tuple[Edit, ...] | None,

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ksteer_kernels.reference.mat import mat_steer
 from ksteer_vllm.artifact import Artifact
-from tests.methods.edited import HIDDEN_SIZE, LABELS, artifact_of, edited
+from tests.methods.fitted import HIDDEN_SIZE, LABELS, artifact_of
+from tests.methods.steering import steered
 
 TOLERANCE = 2e-5  # float32 sums of 32 products of size about 1; a wrong sign or gate moves x by about 1
 
@@ -42,13 +43,13 @@ def test_the_program_is_the_weighted_sum_of_the_definitions(
     for label, weight in target.items():
         parts = (t[name][LABELS.index(label)] for name in ("vectors", "gate_weight", "gate_bias"))
         wanted = wanted + weight * (mat_steer(x.double(), *parts, alpha=alpha) - x.double())
-    found = edited(artifact, {"method": "mat_steer", "target": target, "alpha": alpha}, x)
+    found = steered(artifact, {"method": "mat_steer", "target": target, "alpha": alpha}, x)
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=TOLERANCE)
 
 
 def test_alpha_0_keeps_the_bits(x: Tensor) -> None:
     edit = {"method": "mat_steer", "target": {"dry": 1.0}, "alpha": 0.0}
-    assert torch.equal(edited(random_vectors(), edit, x), x)
+    assert torch.equal(steered(random_vectors(), edit, x), x)
 
 
 @pytest.mark.parametrize(("gate_bias", "share"), [(60.0, 1.0), (-60.0, 0.0)])
@@ -56,5 +57,5 @@ def test_an_open_gate_adds_the_vector_and_a_shut_one_nothing(
     x: Tensor, gate_bias: float, share: float
 ) -> None:
     artifact = random_vectors(gate_bias)
-    found = edited(artifact, {"method": "mat_steer", "target": {"dry": 1.0}, "alpha": 1.0}, x)
+    found = steered(artifact, {"method": "mat_steer", "target": {"dry": 1.0}, "alpha": 1.0}, x)
     torch.testing.assert_close(found, x + share * artifact.tensors["vectors"][1], rtol=0, atol=1e-6)

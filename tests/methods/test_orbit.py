@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ksteer_kernels.reference.orbit import orbit
 from ksteer_vllm.artifact import Artifact
-from tests.methods.edited import HIDDEN_SIZE, LABELS, artifact_of, edited
+from tests.methods.fitted import HIDDEN_SIZE, LABELS, artifact_of
+from tests.methods.steering import steered
 
 TOLERANCE = 2e-5  # float32 sums of 32 products of size about 1; a wrong sign or plane moves x by about 1
 
@@ -51,13 +52,13 @@ def test_the_program_is_the_weighted_sum_of_the_definitions(
     wanted = x.double()
     for label, weight in target.items():
         wanted = wanted + weight * (definition(artifact, LABELS.index(label), x, alpha) - x.double())
-    found = edited(artifact, {"method": "orbit", "target": target, "alpha": alpha}, x)
+    found = steered(artifact, {"method": "orbit", "target": target, "alpha": alpha}, x)
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=TOLERANCE)
 
 
 def test_alpha_0_keeps_the_bits(x: Tensor) -> None:
     assert torch.equal(
-        edited(random_rotations(), {"method": "orbit", "target": {"dry": 1.0}, "alpha": 0.0}, x), x
+        steered(random_rotations(), {"method": "orbit", "target": {"dry": 1.0}, "alpha": 0.0}, x), x
     )
 
 
@@ -73,7 +74,7 @@ def test_an_open_gate_turns_u_to_the_angle_and_keeps_the_norm(x: Tensor) -> None
 
 
 def test_a_shut_gate_leaves_tokens_alone(x: Tensor) -> None:
-    found = edited(
+    found = steered(
         random_rotations(gate_bias=-60.0), {"method": "orbit", "target": {"dry": 1.0}, "alpha": 1.0}, x
     )
     torch.testing.assert_close(found, x, rtol=0, atol=1e-12)

@@ -69,7 +69,7 @@ def gradient_program(p: Tensor, slot: HostSlot, settings: TokenSettings) -> tupl
     is_mean = (settings.loss == int(Loss.MEAN))[:, None]
     normalised = settings.has(Flag.NORMALISED)
     any_normalised = bool(normalised.any())
-    size = settings.strength.to(p) if settings.gain is None else (settings.strength * settings.gain).to(p)
+    size = settings.faded_strength.to(p)
     alive = torch.ones_like(normalised)
     steps = torch.zeros_like(settings.num_steps)
     count = int(settings.num_steps.max()) if len(p) else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -32,11 +32,13 @@ class TokenSettings:
     @classmethod
     def of(cls, rows: RowTables, entry: int, row: Tensor, gain: Tensor | None = None) -> TokenSettings:
         """The settings at one entry of the tokens with these rows [n]; gain: [n] or None."""
-        names = (
-            "loss", "flags", "num_steps", "strength", "decay", "margin", "until_target", "until_avoid",
-            "cap", "readout", "scale", "label_weights",
-        )  # fmt: skip
+        names = [f.name for f in fields(cls) if f.name != "gain"]
         return cls(**{name: getattr(rows, name)[entry, row] for name in names}, gain=gain)
+
+    @property
+    def faded_strength(self) -> Tensor:
+        """[n]: the strength, times what fading has left of it."""
+        return self.strength if self.gain is None else self.strength * self.gain
 
     def has(self, flag: Flag) -> Tensor:
         """[n] bool: whether a token's row has this flag."""

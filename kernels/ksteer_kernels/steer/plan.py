@@ -76,7 +76,7 @@ class Readouts(Sequence[Tensor]):
     sizes would fill gigabytes. a_t = strength * gain * decay**t while t < num_steps, 0 afterwards."""
 
     def __init__(self, settings: TokenSettings) -> None:
-        size = settings.strength if settings.gain is None else settings.strength * settings.gain
+        size = settings.faded_strength
         step = torch.arange(int(settings.num_steps.max()), device=size.device)[:, None]
         decayed = size * settings.decay ** step.to(size.dtype)
         self.sizes = torch.where(step < settings.num_steps, decayed, 0.0)
@@ -101,7 +101,6 @@ class Readouts(Sequence[Tensor]):
 def _scaled_readouts(program: Program, settings: TokenSettings) -> Sequence[Tensor]:
     """What a plain group's steps multiply by; of ADD -strength * gain * readout."""
     if program == Program.ADD:
-        size = settings.strength if settings.gain is None else settings.strength * settings.gain
-        return (-size[:, None] * settings.readout,)
+        return (-settings.faded_strength[:, None] * settings.readout,)
     readouts = Readouts(settings)
     return tuple(readouts) if len(settings.strength) <= UP_TO_ROWS else readouts
