@@ -25,7 +25,7 @@ from ksteer_vllm.errors import ProbeError
 from ksteer_vllm.methods import FAMILIES
 from ksteer_vllm.where import Where
 
-__all__ = ["Artifact", "ModelIdentity", "ProbeMetadata"]
+__all__ = ["METADATA_FILE", "Artifact", "ModelIdentity", "ProbeMetadata"]
 
 WEIGHTS_FILE = "probe.safetensors"
 METADATA_FILE = "probe.json"

@@ -28,5 +28,5 @@ else
   pip install "vllm==$version"
 fi
 say "installing ksteer-vllm (editable) with its test tools"
-pip install -e "$root[demo,test]"
+pip install -e "$root[demo,study,test]"
 say "ready: $venv"

@@ -17,6 +17,7 @@ __all__ = [
     "DataError",
     "LabelledRow",
     "Message",
+    "Prompt",
     "data_digest",
     "labels_of",
     "read_rows",

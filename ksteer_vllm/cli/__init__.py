@@ -1,0 +1,42 @@
+"""The `ksteer` command, one file a subcommand."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import ksteer_vllm
+from ksteer_vllm.cli.condition import condition
+from ksteer_vllm.cli.demo import demo
+from ksteer_vllm.cli.fit import fit
+from ksteer_vllm.cli.inspect import inspect
+from ksteer_vllm.convert.command import convert
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Steering in vLLM: fit probes and vectors, look at them, run the demo.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ksteer {ksteer_vllm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Steering in vLLM: fit probes and vectors, look at them, run the demo."""
+
+
+for command in (fit, condition, convert, inspect, demo):
+    app.command()(command)

@@ -1,0 +1,36 @@
+"""`ksteer demo`: fit, calibrate and steer the shipped model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ksteer_vllm.cli.options import clean_errors, quiet_vllm, wide_console
+
+__all__ = ["demo"]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for model, labelled text, probe and results.")],
+    check: Annotated[bool, typer.Option("--check", help="Exit with status 1 if a claim is missed.")] = False,
+    questions: Annotated[int, typer.Option(min=1, help="Test questions per row of the table.")] = 100,
+    model: Annotated[Path | None, typer.Option(help="Another model of the demo language.")] = None,
+    seed: Annotated[int, typer.Option(help="Of labelled text, fit and sampling.")] = 0,
+) -> None:
+    """Fit, calibrate and steer the small model that comes with this package."""
+    quiet_vllm()
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # two short-lived engines: no new processes
+    import torch
+
+    from ksteer_vllm.demo import MODEL_DIR
+    from ksteer_vllm.demo.run import DemoPlan, run_demo
+
+    torch.set_num_threads(1)  # in a model this small, threads only wait for each other
+    with clean_errors():
+        plan = DemoPlan(test_questions=questions, seed=seed)
+        holds = run_demo(out, plan, model=model or MODEL_DIR, console=wide_console())
+    if check and not holds:
+        raise typer.Exit(1)

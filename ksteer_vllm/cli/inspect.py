@@ -1,0 +1,24 @@
+"""`ksteer inspect`: what an artifact is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ksteer_vllm.cli.options import clean_errors, wide_console
+
+__all__ = ["inspect"]
+
+
+def inspect(folder: Annotated[Path, typer.Argument(help="A probe folder.")]) -> None:
+    """Show a probe of any family: what it was fitted on, how it reads held-out text, what it weighs."""
+    from ksteer_vllm.artifact import Artifact
+    from ksteer_vllm.fit.describe import describe
+
+    with clean_errors():
+        artifact = Artifact.load(folder)
+    console = wide_console()
+    for table in describe(artifact):
+        console.print(table)

@@ -1,0 +1,71 @@
+"""What the commands share: arguments, options, the console, and how an error is shown."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError
+
+__all__ = [
+    "Data",
+    "Dtype",
+    "GpuMemory",
+    "MaxModelLen",
+    "Model",
+    "clean_errors",
+    "given",
+    "quiet_vllm",
+    "wide_console",
+]
+
+NARROWEST = 118
+"""Columns the tables need; a narrower terminal wraps lines instead of cutting cells."""
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """An error a user can act on is one line and exit status 2; anything else keeps its traceback."""
+    from ksteer_vllm.fit.data import DataError
+
+    known = (ConfigError, DataError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError)
+    try:
+        yield
+    except known as error:
+        typer.echo(f"ksteer: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def wide_console() -> Console:
+    console = Console()
+    return console if console.width >= NARROWEST else Console(width=NARROWEST)
+
+
+def quiet_vllm() -> None:
+    """Errors only, unless the caller has chosen a level. Before vLLM is imported."""
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level)  # vLLM logs before it reads the variable
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
+
+
+Model = Annotated[str, typer.Argument(help="A model folder, or a Hugging Face model name.")]
+Data = Annotated[
+    Path,
+    typer.Argument(help="JSON Lines of prompt, reply, labels; or of prompt, positive, negative, label."),
+]
+Dtype = Annotated[str, typer.Option(help="Of the engine, as in vLLM.")]
+MaxModelLen = Annotated[int | None, typer.Option(min=1, help="Of the engine, as in vLLM.")]
+GpuMemory = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Of the engine, as in vLLM.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given on the command line."""
+    return {name: value for name, value in options.items() if value is not None}

