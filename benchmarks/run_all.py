@@ -29,6 +29,7 @@ PLANS: dict[str, tuple[str, ...]] = {
         "workload_cost --batches 1,8,32 --prefill-batches 1,4 --rounds 4",
         "host_profile --in-flight 32 --requests 96 --rounds 2",
         "serve_latency --prompts 24 --concurrency 8 --rounds 3",
+        "calibration",
         "kernels --tokens 1,32,256 --steps 1,8,64 --hidden-size 576",
     ),
     "gpu": (
@@ -46,7 +47,8 @@ PLANS: dict[str, tuple[str, ...]] = {
 its time on that."""
 
 ORDER = (
-    "idle_cost", "steered_cost", "method_cost", "workload_cost", "serve_latency", "host_profile", "kernels",
+    "idle_cost", "steered_cost", "method_cost", "workload_cost", "serve_latency", "host_profile",
+    "calibration", "kernels",
 )  # fmt: skip
 
 

@@ -64,6 +64,10 @@ class ProbeMetadata(BaseModel):
     default_where: Annotated[
         dict[str, Any] | None, Field(description="where-clause of requests that give none")
     ] = None
+    default_layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(description="layers of requests that give none; empty: all it has tensors for"),
+    ] = ()
     activation_scale: Annotated[
         dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
         Field(description="layer -> mean of |x - mean(x)| over the fitting data: the normalised unit"),
@@ -97,6 +101,8 @@ class ProbeMetadata(BaseModel):
         if self.layers and (list(self.layers) != sorted(set(self.layers)) or self.layer not in self.layers):
             raise ValueError("layers: expected ascending, distinct layers that include `layer`")
         methods = FAMILIES[self.family].methods
+        if absent := sorted(set(self.default_layers) - set(self.layers or (self.layer,))):
+            raise ValueError(f"default_layers: no tensors for layer {absent[0]}")
         unknown = sorted(m for m in self.default_alpha if m not in methods or "alpha" not in methods[m].takes)
         if unknown:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,11 +89,15 @@ class Capture:
         for (capture_id, position, _), piece in zip(self._step, pieces, strict=True):
             self._rows.setdefault((capture_id, layer), []).append((position, piece))
 
-    def take(self) -> bytes:
-        """Everything recorded so far, as safetensors: "LAYER/ID" -> [tokens, d] float32. Clears it."""
-        tensors = {f"{layer}/{name}": _in_order(pieces) for (name, layer), pieces in self._rows.items()}
-        self._rows = {}
-        return save_tensors(tensors)
+    def take(self, ids: Collection[str] | None = None) -> bytes:
+        """What was recorded so far, as safetensors: "LAYER/ID" -> [tokens, d] float32; it is kept no longer.
+
+        ids: of finished requests; None: everything.
+        """
+        taken = [key for key in self._rows if ids is None or key[0] in ids]
+        return save_tensors(
+            {f"{layer}/{name}": _in_order(self._rows.pop((name, layer))) for name, layer in taken}
+        )
 
 
 def _in_order(pieces: Sequence[tuple[int, Tensor]]) -> Tensor:

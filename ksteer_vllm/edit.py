@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from ksteer_vllm.compat import CompatClause
 from ksteer_vllm.errors import SpecError, listing
 from ksteer_vllm.label_weights import FeatureValues, LabelWeights, finite_float
 from ksteer_vllm.methods import METHODS, fields_of
@@ -137,6 +138,10 @@ class Edit(_Model):
     ] = None
     where: WhereClause | None = None
     condition: Condition | None = None
+    compat: Annotated[
+        CompatClause | None,
+        Field(description="do as another package does, quirks included: pip-0.1.2 is k-steering 0.1.2"),
+    ] = None
 
     @field_validator("alpha")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,13 +27,15 @@ class RequestRows:
     """What a request's row holds.
 
     cells: (layer, stage) -> settings. windows: stage -> four absolute positions; fades: stage -> (start,
-    length), length 0: none. edit_at: (layer, stage) -> index of the request's edit.
+    length), length 0: none. edit_at: (layer, stage) -> index of the request's edit. divisors: stage -> what
+    the strength of prompt tokens is divided by, if by anything.
     """
 
     cells: dict[tuple[int, int], RowSettings]
     windows: dict[int, tuple[int, ...]]
     fades: dict[int, tuple[int, int]]
     edit_at: dict[tuple[int, int], int]
+    divisors: dict[int, int] = field(default_factory=dict)
 
 
 class ProbePool:
@@ -71,7 +73,7 @@ class ProbePool:
     def request_rows(
         self, canonical: Mapping[str, Any], records: Sequence[Mapping[str, Any]], report: bool = False
     ) -> RequestRows:
-        """The rows of an admitted request: its canonical spec, and per edit fingerprint, windows and fade."""
+        """The rows of an admitted request: its canonical spec, and per edit what admission recorded of it."""
         edits = canonical["edits"]
         rows = RequestRows({}, {}, {}, {})
         for index, (edit, record, stage) in enumerate(zip(edits, records, assign_stages(edits), strict=True)):
@@ -79,6 +81,8 @@ class ProbePool:
             for used in (stage - 1, stage) if conditions else (stage,):
                 rows.windows[used] = tuple(record["windows"])
                 rows.fades[used] = tuple(record.get("fade", (0, 0)))
+                if "divisor" in record:
+                    rows.divisors[used] = record["divisor"]
             for layer, settings in cells.items():
                 rows.cells[layer, stage] = settings
                 rows.edit_at[layer, stage] = index

@@ -7,6 +7,7 @@ Saved as `ksteer_vllm.artifact` says: `probe.safetensors` and `probe.json`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,20 @@ class FoldedProbe:
     b2: Tensor
     w3: Tensor
     b3: Tensor
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> FoldedProbe:
+        """From a probe's tensors at one layer: W1' = W1 / sigma, b1' = b1 - W1' mu (exact)."""
+        f64 = {name: tensor.double() for name, tensor in tensors.items()}
+        w1 = f64["w1"] / f64["input_std"]
+        b1 = f64["b1"] - w1 @ f64["input_mean"]
+        return cls(w1, b1, f64["w2"], f64["b2"], f64["w3"], f64["b3"])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Label logits [..., K] of residual-stream vectors x [..., d], in x's dtype (float32 or float64)."""
+        h1 = torch.relu(x @ self.w1.T.to(x) + self.b1.to(x))
+        h2 = torch.relu(h1 @ self.w2.T.to(x) + self.b2.to(x))
+        return h2 @ self.w3.T.to(x) + self.b3.to(x)
 
 
 @dataclass(frozen=True)
@@ -83,18 +98,12 @@ class Probe:
         return Artifact(self.metadata, self.tensors())
 
     def folded(self) -> FoldedProbe:
-        """The same function of the raw residual stream: W1' = W1 / sigma, b1' = b1 - W1' mu (exact)."""
-        f64 = {name: tensor.double() for name, tensor in self.tensors().items()}
-        w1 = f64["w1"] / f64["input_std"]
-        b1 = f64["b1"] - w1 @ f64["input_mean"]
-        return FoldedProbe(w1, b1, f64["w2"], f64["b2"], f64["w3"], f64["b3"])
+        """The same function of the raw residual stream."""
+        return FoldedProbe.of(self.tensors())
 
     def logits(self, x: Tensor) -> Tensor:
         """Label logits [..., K] of residual-stream vectors x [..., d], in x's dtype (float32 or float64)."""
-        p = self.folded()
-        h1 = torch.relu(x @ p.w1.T.to(x) + p.b1.to(x))
-        h2 = torch.relu(h1 @ p.w2.T.to(x) + p.b2.to(x))
-        return h2 @ p.w3.T.to(x) + p.b3.to(x)
+        return self.folded().logits(x)
 
     def with_metadata(self, **changes: Any) -> Probe:
         """A copy with some metadata fields replaced (say `default_alpha`)."""

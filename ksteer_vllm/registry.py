@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ksteer_vllm.artifact import Artifact, ProbeMetadata
+from ksteer_vllm.compat import Compat
+from ksteer_vllm.compat.pip import as_ordinary_edit, divisor_and_windows
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.edit import Condition, Edit
 from ksteer_vllm.errors import ConfigError, ProbeError, SpecError, listing
@@ -34,6 +36,7 @@ class AdmittedEdit:
     fade: int | None
     canonical: dict[str, Any]
     fingerprint: str
+    compat: Compat | None = None
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,23 @@ class AdmittedSpec:
         return {"edits": [edit.canonical for edit in self.edits]}
 
     def records(self, num_prompt_tokens: int, max_tokens: int | None) -> list[dict[str, Any]]:
-        """Per edit what the workers and the prefix cache need of a request: fingerprint, windows, fade.
+        """Per edit what workers and the prefix cache need of a request: fingerprint, windows, fade, divisor.
 
         Raises SpecError if a window starts beyond the request.
         """
         records: list[dict[str, Any]] = []
         for index, edit in enumerate(self.edits):
+            divisor = None
             try:
-                windows = edit.where.positions(num_prompt_tokens, max_tokens)
+                if edit.compat is not None:
+                    divisor, windows = divisor_and_windows(edit.compat, num_prompt_tokens)
+                else:
+                    windows = edit.where.positions(num_prompt_tokens, max_tokens)
             except SpecError as error:
                 raise _in_stack(error, index if self.is_stack else None) from None
             records.append({"fingerprint": edit.fingerprint, "windows": list(windows)})
+            if divisor is not None:
+                records[-1]["divisor"] = divisor
             if edit.fade is not None:
                 records[-1]["fade"] = [num_prompt_tokens - 1, edit.fade]
         return records
@@ -110,10 +119,13 @@ class Registry:
 
     def _admit_edit(self, edit: Edit) -> AdmittedEdit:
         probe = self._probe("probe", edit.probe)
+        if edit.compat is not None:
+            edit = as_ordinary_edit(edit, probe.default_alpha.get("gradient"))
         method, use = self._method(edit, probe)
         for side in ("target", "avoid", "values"):
             self._check_labels(side, getattr(edit, side), edit.probe, probe)
-        layers = edit.layers if edit.layers is not None else (probe.layers or (probe.layer,))
+        own_layers = probe.default_layers or probe.layers or (probe.layer,)
+        layers = edit.layers if edit.layers is not None else own_layers
         self._check_layers(edit, layers, probe)
         if edit.num_steps > self.config.max_steps:
             raise SpecError(
@@ -131,7 +143,11 @@ class Registry:
         if edit.condition is not None:
             condition_digest = self._check_condition(edit.condition, layers)
         return AdmittedEdit(
-            where, edit.fade, canonical, fingerprint(canonical, probe.digest, condition_digest)
+            where,
+            edit.fade,
+            canonical,
+            fingerprint(canonical, probe.digest, condition_digest),
+            edit.compat,
         )
 
     def _probe(self, field: str, name: str) -> ProbeMetadata:

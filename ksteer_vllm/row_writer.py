@@ -43,6 +43,7 @@ class RowWriter:
         table.slot[:, changed] = NO_SLOT
         windows = torch.zeros(table.num_stages, len(self._pending), 4, dtype=torch.int64)
         fades = torch.zeros(table.num_stages, len(self._pending), 2, dtype=torch.int64)
+        divisors = torch.zeros(table.num_stages, len(self._pending), dtype=torch.int64)
         cells: list[tuple[int, int, RowSettings]] = []
         for place, (row, request) in enumerate(self._pending.items()):
             if request is None:
@@ -50,12 +51,14 @@ class RowWriter:
             for stage, window in request.windows.items():
                 windows[stage, place] = torch.tensor(window)
                 fades[stage, place] = torch.tensor(request.fades[stage])
+                divisors[stage, place] = request.divisors.get(stage, 1)
             for (layer, stage), settings in request.cells.items():
                 if layer in self._layer_index:
                     cells.append((self._layer_index[layer] * table.num_stages + stage, row, settings))
         self._pending.clear()
         table.windows[:, changed] = self._to_device(windows)
         table.fade[:, changed] = self._to_device(fades)
+        table.divisor[:, changed] = self._to_device(divisors)
         if cells:
             self._write_cells(cells)
         return True

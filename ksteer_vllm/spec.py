@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StrictBool, ValidationError, field_validator
 
+from ksteer_vllm.compat import Compat
 from ksteer_vllm.edit import Condition, Edit, Hinge, Name, Until
 from ksteer_vllm.errors import SpecError, listing
 from ksteer_vllm.where import Where
@@ -144,6 +145,7 @@ def _known(path: list[str]) -> Mapping[str, Any]:
         "where": Where,
         "until": Until,
         "condition": Condition,
+        "compat": Compat,
         "loss": Hinge,
     }
     for part in reversed(path[:-1]):

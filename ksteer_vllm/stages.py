@@ -1,8 +1,8 @@
 """In which stage of a layer each edit of a request runs: stage 0 first, then stage 1, and so on.
 
-A stage has one where-clause and one fade per request, and at each layer at most one edit. Edits of different
-layers share a stage, so a plan with an edit for every layer needs one stage. A condition takes the stage
-before its edit's.
+A stage has one where-clause, one fade and one compat per request, and at each layer at most one edit. Edits
+of different layers share a stage, so a plan with an edit for every layer needs one stage. A condition takes
+the stage before its edit's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def assign_stages(edits: Sequence[Mapping[str, Any]]) -> list[int]:
     profiles: list[str] = []
     chosen = []
     for edit in edits:
-        profile = json.dumps([edit["where"], edit.get("fade")], sort_keys=True)
+        profile = json.dumps([edit["where"], edit.get("fade"), edit.get("compat")], sort_keys=True)
         length = 2 if "condition" in edit else 1
         first = max(following.get(layer, 0) for layer in edit["layers"])
         while any(other != profile for other in profiles[first : first + length]):

@@ -86,6 +86,7 @@ class RowTables:
         windows[0] <= pos < windows[1] or windows[2] <= pos < windows[3].
     fade: [S, R, 2] int64 (start, length); from start on the strength falls linearly to 0 over length
         positions; length 0: no fade.
+    divisor: [S, R] int64; the strength of tokens in the first window is divided by it; 0 is 1.
     """
 
     slot: Tensor
@@ -104,6 +105,7 @@ class RowTables:
     label_weights: Tensor
     windows: Tensor
     fade: Tensor
+    divisor: Tensor
 
     @classmethod
     def allocate(
@@ -149,6 +151,7 @@ class RowTables:
             label_weights=table(0.0, torch.float32, max_labels),
             windows=by_stage(4),
             fade=by_stage(2),
+            divisor=by_stage(),
         )
 
     @property

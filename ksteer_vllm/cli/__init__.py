@@ -9,8 +9,12 @@ import typer
 import ksteer_vllm
 from ksteer_vllm.cli.condition import condition
 from ksteer_vllm.cli.demo import demo
+from ksteer_vllm.cli.evaluate import evaluate
 from ksteer_vllm.cli.fit import fit
+from ksteer_vllm.cli.hub import pull, push
 from ksteer_vllm.cli.inspect import inspect
+from ksteer_vllm.cli.layers import layers
+from ksteer_vllm.cli.sweep import sweep
 from ksteer_vllm.convert.command import convert
 
 __all__ = ["app"]
@@ -38,5 +42,6 @@ def main(
     """Steering in vLLM: fit probes and vectors, look at them, run the demo."""
 
 
-for command in (fit, condition, convert, inspect, demo):
+for command in (layers, fit, sweep, condition, convert, inspect, demo, push, pull):
     app.command()(command)
+app.command("eval")(evaluate)

@@ -39,8 +39,8 @@ def condition(
     """Choose the threshold of a spec's condition (CAST) on labelled text, and print the condition."""
     from ksteer_vllm.artifact import Artifact
     from ksteer_vllm.fit.condition import condition_table, find_condition
-    from ksteer_vllm.fit.data import read_rows
     from ksteer_vllm.fit.pipeline import progress_bar
+    from ksteer_vllm.tasks import open_task
 
     quiet_vllm()
     console = wide_console()
@@ -48,7 +48,7 @@ def condition(
     with clean_errors(), progress_bar(console) as progress:
         found = find_condition(
             model,
-            read_rows(data),
+            open_task(data, labels=(steer or label,)).rows,
             Artifact.load(folder),
             label,
             steer=steer,

@@ -16,13 +16,18 @@ from rich.console import Console
 from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError
 
 __all__ = [
+    "Chat",
     "Data",
     "Dtype",
     "GpuMemory",
     "MaxModelLen",
+    "MaxQuestions",
     "Model",
+    "Questions",
     "clean_errors",
     "given",
+    "names_of",
+    "numbers_of",
     "quiet_vllm",
     "wide_console",
 ]
@@ -58,12 +63,37 @@ def quiet_vllm() -> None:
 
 Model = Annotated[str, typer.Argument(help="A model folder, or a Hugging Face model name.")]
 Data = Annotated[
-    Path,
-    typer.Argument(help="JSON Lines of prompt, reply, labels; or of prompt, positive, negative, label."),
+    str,
+    typer.Argument(
+        help="A .jsonl, .json or .csv file of labelled text; tones, debates or demo; or hub:owner/name."
+    ),
+]
+Questions = Annotated[
+    Path | None,
+    typer.Option(help="tones, debates: a local file with a column text, instead of the hub's questions."),
+]
+MaxQuestions = Annotated[
+    int | None, typer.Option(min=1, help="tones, debates: take only the first so many questions.")
+]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="Texts of prompts are what a user says: use the chat template.")
 ]
 Dtype = Annotated[str, typer.Option(help="Of the engine, as in vLLM.")]
 MaxModelLen = Annotated[int | None, typer.Option(min=1, help="Of the engine, as in vLLM.")]
 GpuMemory = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Of the engine, as in vLLM.")]
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in `a,b,c`."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def numbers_of(field: str, text: str) -> tuple[int, ...]:
+    """The numbers in `1,2,3`. Raises ConfigError, naming the field, for anything else."""
+    try:
+        return tuple(int(name) for name in names_of(text))
+    except ValueError:
+        raise ConfigError(f"{field}: expected numbers such as 1,2,3, got {text[:80]!r}") from None
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ model_name) and `<name>_steering_config.json` (train_layer, steering_strength).
 
 Layer: the classifier is fitted on `hidden_states[train_layer]`, which is the output of decoder block
 train_layer - 1, and the artifact is put there. (The package itself then edits the output of the blocks in
-steer_layers; to have that, convert with --layer.)
+steer_layers; to have that, convert with --layer, or name `layers` in the spec, and to have its step sizes add
+`compat: "pip-0.1.2"`.)
 
 The package keeps no label means, so methods that add label vectors cannot be had: `settings["unavailable"]`
 names them, and the tensor that would hold them is zero.

@@ -14,6 +14,7 @@ from ksteer_vllm.demo.generate import Ask, Method, generate_replies
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.probe import Probe
 from ksteer_vllm.spec import SteeringSpec
+from ksteer_vllm.sweep.choose import TOLERANCE, best, middle, plateau
 
 __all__ = ["METHODS", "RULE", "Calibration", "Point", "calibrate"]
 
@@ -23,10 +24,9 @@ RULE = (
     "one alpha per method for all six tones; score: the mean over tones of the share of replies to "
     "calibration questions that show the tone and are well formed; of a log-spaced grid, extended while the "
     "best lies at an end and refined once, the middle one of the strengths around the best that score within "
-    "0.02 of it"
+    f"{TOLERANCE} of it"
 )
 
-_TOLERANCE = 0.02
 _GRID = tuple(2.0**k for k in range(-6, 2))
 _EXTENSION = 3
 _MAX_EXTENSIONS = 3
@@ -69,7 +69,7 @@ def calibrate(llm: Any, probe: Probe, questions: Sequence[Question], *, seed: in
     return [
         Calibration(
             method,
-            _middle(_plateau(tried[method])),
+            middle(plateau(_scores(tried[method]))),
             tuple(point for _, point in sorted(tried[method].items())),
         )
         for method in METHODS
@@ -104,33 +104,15 @@ def _try(
             )
 
 
-def _best(points: dict[float, Point]) -> Point:
-    return max(points.values(), key=lambda point: (point.score, -point.alpha))
-
-
-def _plateau(points: dict[float, Point]) -> list[float]:
-    """The strengths, ascending and unbroken, around the best that score nearly as high."""
-    best = _best(points)
-    alphas = sorted(points)
-    first = last = alphas.index(best.alpha)
-    while first > 0 and points[alphas[first - 1]].score >= best.score - _TOLERANCE:
-        first -= 1
-    while last + 1 < len(alphas) and points[alphas[last + 1]].score >= best.score - _TOLERANCE:
-        last += 1
-    return alphas[first : last + 1]
-
-
-def _middle(alphas: list[float]) -> float:
-    """The one nearest to the geometric middle of the range."""
-    centre = math.sqrt(alphas[0] * alphas[-1])
-    return min(alphas, key=lambda alpha: abs(math.log(alpha / centre)))
+def _scores(points: dict[float, Point]) -> dict[float, float]:
+    return {alpha: point.score for alpha, point in points.items()}
 
 
 def _refined(points: dict[float, Point]) -> list[float]:
     """A finer grid over the plateau and up to the coarse strengths next to it."""
-    plateau = _plateau(points)
-    alpha, found = plateau[0] / 2 * _REFINEMENT, []
-    while alpha < plateau[-1] * 2 / 1.01:
+    near = plateau(_scores(points))
+    alpha, found = near[0] / 2 * _REFINEMENT, []
+    while alpha < near[-1] * 2 / 1.01:
         if all(abs(math.log(alpha / known)) > 0.01 for known in points):
             found.append(alpha)
         alpha *= _REFINEMENT
@@ -139,13 +121,13 @@ def _refined(points: dict[float, Point]) -> list[float]:
 
 def _beyond_the_end(points: dict[float, Point]) -> list[float]:
     """Strengths past the end of the grid at which the best one lies, if it lies at an end."""
-    alphas, best = sorted(points), _best(points).alpha
+    alphas, top = sorted(points), best(_scores(points))
     if len({point.score for point in points.values()}) == 1:
         return []
-    if best in alphas[:1]:
-        return [best * 2.0**-k for k in range(1, _EXTENSION + 1)]
-    if best in alphas[-1:]:
-        return [best * 2.0**k for k in range(1, _EXTENSION + 1)]
+    if top in alphas[:1]:
+        return [top * 2.0**-k for k in range(1, _EXTENSION + 1)]
+    if top in alphas[-1:]:
+        return [top * 2.0**k for k in range(1, _EXTENSION + 1)]
     return []
 
 

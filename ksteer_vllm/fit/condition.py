@@ -22,7 +22,7 @@ from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.fit.data import DataError, LabelledRow, data_digest, labels_of
 from ksteer_vllm.fit.task import FitTask, LabelledActivations
-from ksteer_vllm.probe import Probe
+from ksteer_vllm.probe import FoldedProbe
 
 __all__ = ["Condition", "Cut", "best_cut", "condition_table", "find_condition", "scores_of"]
 
@@ -103,8 +103,8 @@ def find_condition(
     for part in (choice, test):
         if shows[part.row].all() or not shows[part.row].any():
             raise DataError(f"labels: validation and test need rows with {steer!r} and rows without")
-    cut = best_cut(scores_of(artifact, label, choice.x), shows[choice.row])
-    return Condition(label, cut, _metrics(cut, scores_of(artifact, label, test.x), test, shows))
+    cut = best_cut(_scores(artifact, label, choice), shows[choice.row])
+    return Condition(label, cut, _metrics(cut, _scores(artifact, label, test), test, shows))
 
 
 _SPLIT = ("validation_share", "test_share", "seed")
@@ -113,16 +113,19 @@ _SPLIT = ("validation_share", "test_share", "seed")
 def scores_of(artifact: Artifact, label: str, x: Tensor) -> Tensor:
     """What a condition on `label` reads from x [N, d]: [N] float64. Raises ConfigError for other families."""
     index, family = artifact.labels.index(label), artifact.metadata.family
-    x = x.double()
+    x, tensors = x.double(), artifact.at(artifact.metadata.layer)
     if family == "mlp":
-        return torch.sigmoid(Probe.of(artifact).logits(x)[:, index])
-    tensors = artifact.at(artifact.metadata.layer)
+        return torch.sigmoid(FoldedProbe.of(tensors).logits(x)[:, index])
     if family == "linear":
         z = (x - tensors["input_mean"]) / tensors["input_std"]
         return torch.sigmoid(z @ tensors["weight"][index] + tensors["bias"][index])
     if family == "vectors":
         return cosine_similarity(x, tensors["vectors"][index][None], dim=1)
     raise ConfigError(f"condition: family {family!r} has no score; mlp, linear and vectors have one")
+
+
+def _scores(artifact: Artifact, label: str, tokens: LabelledActivations) -> Tensor:
+    return tokens.stream.map(lambda x: scores_of(artifact, label, x))
 
 
 def best_cut(score: Tensor, shown: Tensor) -> Cut:

@@ -21,6 +21,7 @@ __all__ = [
     "data_digest",
     "labels_of",
     "read_rows",
+    "rows_of_line",
     "write_rows",
 ]
 
@@ -59,14 +60,22 @@ class LabelledRow(BaseModel):
     """One conversation: a prompt, the reply to it, and every label the reply shows (possibly none).
 
     prompt: a list of chat messages, which goes through the model's chat template, or a text, which is
-    taken as it is. A label that is not listed counts as not shown.
+    taken as it is. A label that is not listed counts as not shown. reply: None where there is none yet, see
+    `ksteer_vllm.tasks.generate_missing_replies`; the labels are then what the prompt asks for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: Prompt
-    reply: Text
+    reply: Text | None = None
     labels: tuple[Label, ...]
+
+    @property
+    def spoken(self) -> str:
+        """The reply. Raises DataError if there is none."""
+        if self.reply is None:
+            raise DataError("reply: there is none; have replies generated, or give them in the data")
+        return self.reply
 
     @field_validator("labels")
     @classmethod
@@ -109,7 +118,7 @@ def read_rows(path: str | Path) -> list[LabelledRow]:
         if not line.strip():
             continue
         try:
-            rows += _rows_of(line)
+            rows += rows_of_line(line)
         except DataError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
     if not rows:
@@ -154,8 +163,8 @@ def _line(row: LabelledRow) -> str:
     return json.dumps(row.model_dump(mode="json"), ensure_ascii=False)
 
 
-def _rows_of(line: str) -> list[LabelledRow]:
-    """A line's row, or the two of its contrast pair. Raises DataError, naming the field."""
+def rows_of_line(line: str) -> list[LabelledRow]:
+    """The row that a JSON text holds, or the two of its contrast pair. Raises DataError, naming the field."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -177,7 +186,7 @@ def _problem(error: ValidationError, kind: Any) -> str:
     if first["type"] == "json_invalid":
         return f"not valid JSON: {first['ctx']['error']}"
     if field is None:
-        wanted = "prompt, reply and labels, or with prompt, positive, negative and label"
+        wanted = "prompt, labels and, if there is one, reply, or with prompt, positive, negative and label"
         return f"expected an object with {wanted}, got {type(first['input']).__name__}"
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return f"{field}: required"

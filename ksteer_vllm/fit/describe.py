@@ -23,7 +23,7 @@ def describe(artifact: Artifact) -> Iterator[Table]:
     yield from metrics_tables(artifact.metadata.metrics)
     yield _norms(artifact)
     if artifact.metadata.training:
-        yield _listed("training", artifact.metadata.training)
+        yield _listed("training", {k: v for k, v in artifact.metadata.training.items() if k != "layers"})
 
 
 def metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
@@ -31,9 +31,23 @@ def metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
     units = [unit for unit in ("tokens", "replies") if unit in metrics]
     for unit in units:
         yield report_table(metrics, unit)
-    others = {name: value for name, value in metrics.items() if name not in units}
+    others = {name: value for name, value in metrics.items() if name not in (*units, "layers")}
+    if "layers" in metrics:
+        yield _by_layer(metrics["layers"])
     if others:
         yield _listed("metrics", others)
+
+
+def _by_layer(metrics: dict[str, Any]) -> Table:
+    """The mean AUROC at every layer of an artifact that has several."""
+    table = Table(title="held-out AUROC by layer", title_justify="left")
+    table.add_column("layer")
+    units = [unit for unit in ("tokens", "replies") if all(unit in found for found in metrics.values())]
+    for unit in units:
+        table.add_column(unit, justify="right")
+    for layer, found in metrics.items():
+        table.add_row(layer, *(f"{found[unit]['mean']['auroc']:.3f}" for unit in units))
+    return table
 
 
 def _facts(artifact: Artifact) -> Table:

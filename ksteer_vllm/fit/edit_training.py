@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.fit.activations import REPLY
 from ksteer_vllm.fit.data import DataError
 from ksteer_vllm.fit.language_model import FrozenModel, Tokens
+from ksteer_vllm.fit.positions import REPLY
 from ksteer_vllm.fit.split import SplitPlan
-from ksteer_vllm.fit.task import FitTask, activation_scale
+from ksteer_vllm.fit.statistics import activation_scale
+from ksteer_vllm.fit.task import FitTask
 
-__all__ = ["Edit", "EditPlan", "Fitted", "fit_edits", "orthonormal_rows"]
+__all__ = [
+    "Edit",
+    "EditPlan",
+    "EditTraining",
+    "Editable",
+    "Fitted",
+    "fit_edits",
+    "orthonormal_rows",
+    "train_edit",
+]
 
 _SCALE_ROWS = 64
 _POOL = 8
@@ -57,6 +67,18 @@ class Edit(nn.Module):
 
 
 E = TypeVar("E", bound=Edit)
+Row = TypeVar("Row", bound=Sized)
+Row_contra = TypeVar("Row_contra", bound=Sized, contravariant=True)
+
+
+class Editable(Protocol[Row_contra]):
+    """A frozen model that an edit is fitted through: `FrozenModel`, or anything else with these losses."""
+
+    def loss(self, rows: Sequence[Row_contra], edit: nn.Module | None, /) -> torch.Tensor:
+        """Mean loss of a minibatch, differentiable in the edit's parameters."""
+
+    def mean_loss(self, rows: Sequence[Row_contra], edit: nn.Module | None, /) -> float:
+        """Mean loss over all rows."""
 
 
 @dataclass
@@ -69,7 +91,7 @@ class Fitted(Generic[E]):
 
 
 @dataclass
-class _Training:
+class EditTraining:
     """The validation loss of the edit at its best, the epoch it had it, and the losses of all epochs."""
 
     loss: float = math.inf
@@ -106,7 +128,7 @@ def fit_edits(task: FitTask, plan: EditPlan, make: Callable[[int, float, torch.G
             if task.progress is not None and bar is not None:
                 task.progress.update(bar, completed=done, description=f"{name}, {label} (loss {loss:.4f})")
 
-        found = _train(model, edit, of["train"], of["validation"], plan, tell)
+        found = train_edit(model, edit, of["train"], of["validation"], plan, tell)
         before = model.mean_loss(of["test"], None)
         after = model.mean_loss(of["test"], edit)
         edits.append(edit.cpu())
@@ -121,7 +143,7 @@ def fit_edits(task: FitTask, plan: EditPlan, make: Callable[[int, float, torch.G
         tell(found.loss, index + 1)
     return Fitted(
         edits,
-        {**task.training(plan, None), "positions": REPLY.text, "labels": training},
+        {**task.training(plan, recorded=False), "positions": REPLY.text, "labels": training},
         {"language_model": {"labels": metrics}},
     )
 
@@ -141,17 +163,17 @@ def _encoded(task: FitTask, model: FrozenModel, plan: EditPlan, index: int) -> T
         raise DataError(f"row {index + 1}: {error}") from None
 
 
-def _train(
-    model: FrozenModel,
+def train_edit(
+    model: Editable[Row],
     edit: Edit,
-    train: Sequence[Tokens],
-    validation: Sequence[Tokens],
+    train: Sequence[Row],
+    validation: Sequence[Row],
     plan: EditPlan,
     tell: Callable[[float], None],
-) -> _Training:
+) -> EditTraining:
     """Adam on minibatches, in as many phases as the edit has; leaves the edit at its best, in eval mode."""
     rng = random.Random(plan.seed)
-    found, steps = _Training(), plan.steps
+    found, steps = EditTraining(), plan.steps
     while steps:
         per_epoch = math.ceil(len(train) / plan.batch_size)
         epochs = min(plan.epochs, max(1, round(steps / per_epoch)))
@@ -186,7 +208,7 @@ def _train(
     return found
 
 
-def _batches(rows: Sequence[Tokens], size: int, rng: random.Random) -> Iterator[list[Tokens]]:
+def _batches(rows: Sequence[Row], size: int, rng: random.Random) -> Iterator[list[Row]]:
     """All rows once, in random order, those of similar length together: little of a batch is padding."""
     order = rng.sample(range(len(rows)), len(rows))
     batches = []

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ksteer_vllm.fit.activations import encode_row
 from ksteer_vllm.fit.data import DataError, LabelledRow
+from ksteer_vllm.fit.positions import encode_row
+from ksteer_vllm.fit.split import without_instruction
 from ksteer_vllm.host.decoder import find_decoder_layers
 
 __all__ = ["FrozenModel", "Tokens"]
@@ -82,10 +83,7 @@ class FrozenModel:
 
         Raises DataError if the prompt or the reply has no tokens, or both together are too many.
         """
-        if not system and not isinstance(row.prompt, str):
-            others = tuple(message for message in row.prompt if message.role != "system")
-            row = row.model_copy(update={"prompt": others or row.prompt})
-        prompt, reply = encode_row(self.tokenizer, row)
+        prompt, reply = encode_row(self.tokenizer, row if system else without_instruction(row))
         for field, found in (("prompt", prompt), ("reply", reply)):
             if not found:
                 raise DataError(f"{field}: no tokens")

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.fit.activations import model_of
 from ksteer_vllm.fit.data import LabelledRow
+from ksteer_vllm.fit.positions import REPLY, Window
+from ksteer_vllm.fit.split import check_labels, targets_of
+from ksteer_vllm.fit.stacking import fit_at
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.fit.train import FitPlan
-from ksteer_vllm.methods import fits, load
-from ksteer_vllm.probe import Probe
+from ksteer_vllm.methods import fits
+from ksteer_vllm.probe import ModelIdentity, Probe
 
-__all__ = ["fit_probe_to_rows", "fit_to_rows", "progress_bar"]
+__all__ = ["complete_rows", "few_threads", "fit_probe_to_rows", "fit_to_rows", "progress_bar"]
+
+_SMALL = 512
+"""Hidden size."""
 
 
 def fit_to_rows(
@@ -26,14 +36,20 @@ def fit_to_rows(
     *,
     labels: Sequence[str] = (),
     layer: int | None = None,
+    layers: Sequence[int] = (),
     options: Mapping[str, Any] | None = None,
+    window: Window = REPLY,
+    compat: str | None = None,
+    folder: Path | None = None,
     engine_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Artifact:
-    """Fit one method to labelled rows at one layer (default: 60 % depth).
+    """Fit one method to labelled rows at one layer (default: 60 % depth), or at several.
 
-    method: a name in `ksteer_vllm.methods.fits()`. options: its own, by name. engine_options: further
-    arguments of `vllm.LLM`. Raises DataError or ConfigError, and what vLLM raises for a model it cannot load.
+    method: a name in `ksteer_vllm.methods.fits()`. options: its own, by name. window: the positions read.
+    compat: see `FitTask`. folder: of recorded activations, which then need not fit in memory, and which a fit
+    that is started again finds; None: in memory. engine_options: further arguments of `vllm.LLM`. Raises
+    DataError or ConfigError, and what vLLM raises for a model it cannot load.
     """
     known = fits()
     if method not in known:
@@ -48,9 +64,45 @@ def fit_to_rows(
             options=options,
             engine_options=engine_options,
             progress=progress,
+            window=window,
+            compat=compat,
+            folder=folder,
         )
-        artifact: Artifact = load(known[method])(task)
-    return artifact
+        for one in layers:
+            if not 0 <= one < task.identity.num_layers:
+                raise ConfigError(f"layers: {one} of a model with layers 0 to {task.identity.num_layers - 1}")
+        with few_threads(task.identity):
+            return fit_at(task, layers)
+
+
+def complete_rows(
+    model: str,
+    rows: Sequence[LabelledRow],
+    journal: Path,
+    *,
+    labels: Sequence[str] = (),
+    seed: int = 0,
+    engine_options: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+    progress: Progress | None = None,
+) -> list[LabelledRow]:
+    """The rows, those without a reply with one from the engine; journal: where replies are kept meanwhile.
+
+    labels: that will be fitted; raises DataError, before anything is generated, for one with too few rows.
+    """
+    if all(row.reply is not None for row in rows):
+        return list(rows)
+    check_labels(targets_of(rows, labels), labels)
+    from ksteer_vllm.study.journal import Journal
+    from ksteer_vllm.tasks import generate_missing_replies
+
+    identity = {"model": model_of(model, engine_options).model_dump(), "seed": seed}
+    with Journal(journal, identity) as kept, progress_bar(console) as bar:
+        return list(
+            generate_missing_replies(
+                model, rows, engine_options=engine_options, seed=seed, progress=progress or bar, journal=kept
+            )
+        )
 
 
 def fit_probe_to_rows(
@@ -75,6 +127,18 @@ def fit_probe_to_rows(
             console=console,
         )
     )
+
+
+@contextmanager
+def few_threads(model: ModelIdentity) -> Iterator[None]:
+    """One thread for a small model: its threads would only wait for each other."""
+    before = torch.get_num_threads()
+    if model.hidden_size < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Bar(Progress):

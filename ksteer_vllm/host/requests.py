@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 ADMISSION_KEY = "ksteer_admission"
-"""`extra_args` key written by admission only: {"report", "edits": [{"fingerprint", "windows", "fade"}]}."""
+"""`extra_args` key written by admission only: {"report", "edits": [{"fingerprint", "windows", "fade", "divisor"}]}."""
 
 
 class AdmissionError(VLLMValidationError, ValueError):

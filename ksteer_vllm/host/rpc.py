@@ -15,10 +15,10 @@ def ksteer_counters(worker: Any) -> dict[str, int]:
     return worker_state(worker).counters.snapshot()
 
 
-def ksteer_take_captures(worker: Any) -> bytes:
-    """Everything captured since the last call, as safetensors bytes."""
+def ksteer_take_captures(worker: Any, ids: Sequence[str] | None = None) -> bytes:
+    """What was captured and not yet taken, see `ksteer_vllm.capture.Capture.take`."""
     capture = worker_state(worker).capture
-    return b"" if capture is None else capture.take()
+    return b"" if capture is None else capture.take(None if ids is None else set(ids))
 
 
 def ksteer_take_reports(
@@ -41,5 +41,5 @@ def ksteer_take_reports(
 def install(worker: Any) -> None:
     """Make the methods callable by name on this worker."""
     worker.ksteer_counters = lambda: ksteer_counters(worker)
-    worker.ksteer_take_captures = lambda: ksteer_take_captures(worker)
+    worker.ksteer_take_captures = lambda ids=None: ksteer_take_captures(worker, ids)
     worker.ksteer_take_reports = lambda wanted, abandoned: ksteer_take_reports(worker, wanted, abandoned)

@@ -51,6 +51,7 @@ class Reply:
     negative log-likelihood per token, in nats, under the unsteered model, of the reply and, if it finished,
     of its end. propensity: label -> the evaluation probe's logit, mean over the reply's positions, of the
     text read by the unsteered model. Both are None where no score was asked for, or the reply is empty.
+    shift: mean |x' - x| / |x| over steered tokens, if the spec asks for a report.
     """
 
     ask: Ask
@@ -59,3 +60,4 @@ class Reply:
     finished: bool
     nll: float | None = None
     propensity: Mapping[str, float] | None = None
+    shift: float | None = None

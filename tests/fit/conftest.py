@@ -24,11 +24,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def rows() -> list[LabelledRow]:
+    return make_rows(90)
+
+
+def make_rows(count: int) -> list[LabelledRow]:
     """Replies whose words depend on their labels, to chats and to plain prompts."""
     rng = random.Random(0)
     words = range(4, VOCAB_SIZE)
     found = []
-    for index in range(90):
+    for index in range(count):
         labels = tuple(label for label in LABELS if rng.random() < 0.5)
         first = 20 + 10 * ("warm" in labels) + 20 * ("dry" in labels)
         vocabulary = range(first, first + 4)

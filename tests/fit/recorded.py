@@ -8,7 +8,7 @@ import torch
 
 from ksteer_vllm import ModelIdentity
 from ksteer_vllm.fit import Activations, FitTask, LabelledRow
-from ksteer_vllm.fit.activations import REPLY
+from ksteer_vllm.fit.positions import REPLY
 
 LABELS = ("warm", "dry")
 HIDDEN_SIZE = 16

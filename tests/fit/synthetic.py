@@ -9,7 +9,7 @@ import torch
 
 from ksteer_vllm import ModelIdentity
 from ksteer_vllm.fit import Activations, FitTask, LabelledRow
-from ksteer_vllm.fit.activations import REPLY, Window
+from ksteer_vllm.fit.positions import REPLY, Window
 
 D, ROWS, TOKENS = 12, 120, 6
 LABELS = ("warm", "dry")
@@ -36,7 +36,7 @@ def synthetic_task(
     *,
     window: Window = REPLY,
     labels: tuple[str, ...] = LABELS,
-    first: int = 0,
+    start: int = 0,
     lengths: int | list[int] = TOKENS,
     **options: Any,
 ) -> FitTask:
@@ -48,6 +48,6 @@ def synthetic_task(
     row = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
     shown = torch.tensor([[float(label in one.labels) for label in labels] for one in rows])
     x = 3 + shown[row] @ directions + torch.randn(len(row), D, generator=generator)
-    position = torch.cat([torch.arange(first, first + length) for length in lengths])
+    position = torch.cat([torch.arange(start, start + length) for length in lengths])
     recorded = {window: Activations({2: x}, row, position, MODEL)}
     return FitTask("synthetic", MODEL, rows, labels, 2, method, options=options, recorded=recorded)

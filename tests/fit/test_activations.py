@@ -11,7 +11,7 @@ import torch
 from ksteer_vllm import ConfigError
 from ksteer_vllm.capture import CAPTURE_KEY, Capture
 from ksteer_vllm.fit import DataError, LabelledRow, collect_activations
-from ksteer_vllm.fit.activations import encode_row
+from ksteer_vllm.fit.positions import encode_row
 from tests.support.engines import OPTIONS
 
 LAYERS = [0, 2]

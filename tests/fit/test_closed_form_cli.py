@@ -15,7 +15,7 @@ from ksteer_vllm import ModelIdentity, ProbeMetadata
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.cli import app
 from ksteer_vllm.fit import Activations, DataError, LabelledRow, collect_activations, write_rows
-from ksteer_vllm.fit.activations import REPLY, FirstPositions, Window
+from ksteer_vllm.fit.positions import REPLY, FirstPositions, Window
 from tests.support.engines import OPTIONS
 
 runner = CliRunner()
@@ -47,7 +47,7 @@ def folder(
     with pytest.MonkeyPatch.context() as patch:
         use(recorded, patch)
         for method in METHODS:
-            more = ["--positions", "3"] if method == "actadd" else []
+            more = ["--first", "3"] if method == "actadd" else []
             command = ["fit", str(llama), str(data), "--out", str(found / method), "--method", method]
             result = runner.invoke(app, [*command, *more, "--max-model-len", "256"])
             assert result.exit_code == 0, result.output
@@ -168,7 +168,7 @@ def test_a_method_or_option_that_does_not_exist_is_one_line(llama: Path, folder:
     data = str(folder / "data.jsonl")
     for options, text in (
         (["--method", "magic"], "method: unknown 'magic'; known: mlp, linear, caa, actadd, random, ace"),
-        (["--method", "caa", "--positions", "3"], "method 'caa' takes no positions; it takes: seed"),
+        (["--method", "caa", "--first", "3"], "method 'caa' takes no first; it takes: seed"),
         (["--layer", "4"], "layer: 4 of a model with layers 0 to 3"),
     ):
         result = runner.invoke(app, ["fit", str(llama), data, "--out", "x", *options])

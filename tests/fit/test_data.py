@@ -44,6 +44,16 @@ def test_a_contrast_pair_is_two_rows(tmp_path: Path) -> None:
     assert rows[3].prompt == rows[4].prompt == LabelledRow.model_validate({**GOOD, "prompt": chat}).prompt
 
 
+def test_a_row_may_be_without_a_reply(tmp_path: Path) -> None:
+    without = {"prompt": "How?", "labels": ["dry"]}
+    (row, same) = read_rows(_write(tmp_path / "in.jsonl", without, {**without, "reply": None}))
+    assert row == same
+    assert row.reply is None
+    assert read_rows(write_rows(tmp_path / "out.jsonl", [row])) == [row]
+    with pytest.raises(DataError, match="reply: there is none"):
+        _ = row.spoken
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -58,7 +68,8 @@ def test_a_contrast_pair_is_two_rows(tmp_path: Path) -> None:
         ({**GOOD, "labels": ["dry", "dry"]}, "labels: a label is named twice"),
         ({**GOOD, "labels": [""]}, "labels: "),
         ({**GOOD, "label": "dry"}, "label: unknown field; allowed: prompt, reply, labels"),
-        ({"prompt": "How?", "labels": []}, "reply: required"),
+        ({"prompt": "How?", "reply": "So."}, "labels: required"),
+        ({**GOOD, "reply": ""}, "reply: empty"),
         ({**PAIR, "negative": " "}, "negative: empty"),
         ({**PAIR, "prompt": ""}, "prompt: empty"),
         ({**PAIR, "label": ""}, "label: "),

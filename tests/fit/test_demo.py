@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ksteer_vllm import Probe
-from ksteer_vllm.demo.calibrate import METHODS, Point, _middle, _plateau, _refined
+from ksteer_vllm.demo.calibrate import METHODS, Point, _refined
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.run import COMBINATIONS, DemoPlan, labelled_text, run_demo
 from ksteer_vllm.fit import read_rows
@@ -44,11 +44,9 @@ def test_the_demo_on_a_few_questions(tmp_path: Path) -> None:
         assert text in output
 
 
-def test_the_chosen_strength_is_the_middle_of_the_plateau() -> None:
+def test_the_grid_is_refined_around_the_plateau() -> None:
     scores = {0.25: 0.2, 0.5: 0.97, 1.0: 0.99, 2.0: 0.98, 4.0: 0.9, 8.0: 0.98}
     points = {alpha: Point(alpha, score, score, 1.0) for alpha, score in scores.items()}
-    assert _plateau(points) == [0.5, 1.0, 2.0]
-    assert _middle(_plateau(points)) == 1.0
     finer = _refined(points)
     assert min(finer) > 0.25
     assert max(finer) < 4.0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ksteer_vllm import ConfigError
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.fit import Activations, DataError, FitTask, LabelledRow, fit_to_rows
-from ksteer_vllm.fit.activations import REPLY, FirstPositions
+from ksteer_vllm.fit.positions import REPLY, FirstPositions
 from ksteer_vllm.methods import fits, load
 from ksteer_vllm.methods.vectors import matched_random
 from tests.fit.synthetic import LABELS, synthetic_rows, synthetic_task
@@ -181,7 +181,7 @@ def test_the_linear_probe_has_one_gradient_everywhere() -> None:
 def test_actadd_is_the_mean_over_positions_of_the_differences() -> None:
     rows = synthetic_rows()
     lengths = [4 if index % 3 else 2 for index in range(len(rows))]
-    task = synthetic_task("actadd", rows, window=FirstPositions(4), first=1, lengths=lengths, positions=4)
+    task = synthetic_task("actadd", rows, window=FirstPositions(4), start=1, lengths=lengths, first=4)
     artifact = fitted(task)
     train = task.activations(FirstPositions(4)).of_rows(task.parts["train"])
     x, shown, position = train.x.double().numpy(), train.targets.numpy() > 0, train.position.numpy()
@@ -208,21 +208,21 @@ def test_one_contrast_pair_is_enough_for_actadd_alone() -> None:
         LabelledRow(prompt="I", reply="love", labels=("warm",)),
         LabelledRow(prompt="I", reply="hate", labels=()),
     ]
-    task = synthetic_task("actadd", rows, window=FirstPositions(3), labels=("warm",), lengths=3, positions=3)
+    task = synthetic_task("actadd", rows, window=FirstPositions(3), labels=("warm",), lengths=3, first=3)
     x = task.activations(FirstPositions(3)).x
     artifact = fitted(task)
     torch.testing.assert_close(artifact.tensors["vectors"][0], (x[:3] - x[3:]).mean(0))
     assert artifact.metadata.metrics == {}
-    with pytest.raises(DataError, match=r"1 row with 'warm'; at least 10"):
+    with pytest.raises(DataError, match=r"1 row with 'warm' \(row 1\); at least 10"):
         fitted(synthetic_task("caa", rows, labels=("warm",)))
     for broken, text in (
         (
-            synthetic_task("actadd", rows[:1], window=FirstPositions(3), labels=("warm",), positions=3),
+            synthetic_task("actadd", rows[:1], window=FirstPositions(3), labels=("warm",), first=3),
             "no contrast",
         ),
         (
             synthetic_task(
-                "actadd", rows, window=FirstPositions(3), labels=("warm",), lengths=[2, 3], positions=3
+                "actadd", rows, window=FirstPositions(3), labels=("warm",), lengths=[2, 3], first=3
             ),
             "have 2 tokens at most; choose 2 positions or fewer",
         ),
@@ -253,5 +253,5 @@ def test_unknown_methods_and_options_are_refused() -> None:
         fit_to_rows("nowhere", synthetic_rows(), "magic")
     with pytest.raises(ConfigError, match="method 'caa' takes no width; it takes: seed"):
         fitted(synthetic_task("caa", width=3))
-    with pytest.raises(ConfigError, match=r"positions: .*greater than or equal to 1 \(got '0'\)"):
-        fitted(synthetic_task("actadd", positions=0))
+    with pytest.raises(ConfigError, match=r"first: .*greater than or equal to 1 \(got '0'\)"):
+        fitted(synthetic_task("actadd", first=0))

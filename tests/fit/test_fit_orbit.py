@@ -12,7 +12,7 @@ from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.fit import DataError
 from ksteer_vllm.fit.methods.orbit import fit, joint_subspace, planes
-from ksteer_vllm.fit.train import label_means
+from ksteer_vllm.fit.statistics import label_means
 from tests.fit.recorded import HIDDEN_SIZE, LABELS, recorded_task
 
 

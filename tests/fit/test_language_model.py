@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ksteer_vllm.fit import DataError, LabelledRow
-from ksteer_vllm.fit.activations import REPLY
 from ksteer_vllm.fit.language_model import FrozenModel, Tokens
+from ksteer_vllm.fit.positions import REPLY
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS, make_model
 
 LAYER = 2

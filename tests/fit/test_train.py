@@ -11,7 +11,7 @@ from torch import Tensor
 from ksteer_vllm import ModelIdentity, Probe
 from ksteer_vllm.fit import DataError, FitPlan, fit_probe
 from ksteer_vllm.fit.split import MIN_ROWS, conversations_of, split_conversations
-from ksteer_vllm.fit.train import label_vectors
+from ksteer_vllm.fit.statistics import label_vectors
 
 D, ROWS, TOKENS = 12, 120, 6
 LABELS = ("warm", "dry")

@@ -138,12 +138,13 @@ def test_rows_start_as_nothing():
     assert rows.label_weights.shape == (10, 3, 6)
     assert rows.windows.shape == (5, 3, 4)
     assert rows.fade.shape == (5, 3, 2)
+    assert rows.divisor.shape == (5, 3)
     assert (rows.num_stages, rows.num_rows) == (5, 3)
     assert (rows.slot == NO_SLOT).all()
     assert (rows.program == Program.GRADIENT).all()
     assert torch.isinf(rows.cap).all()
     assert not rows.windows.any()
-    assert rows.nbytes == 4 * (10 * 3 * (11 + 2 * 4 + 6)) + 8 * 5 * 3 * 6
+    assert rows.nbytes == 4 * (10 * 3 * (11 + 2 * 4 + 6)) + 8 * 5 * 3 * 7
 
 
 def test_sizes_must_be_positive():

@@ -7,16 +7,17 @@ import torch
 from ksteer_kernels import RowTables, token_rows_
 
 
-def tables(windows, fade, device="cpu"):
-    """windows: [S][R][4]; fade: [S][R][2]."""
+def tables(windows, fade, device="cpu", divisor=0):
+    """windows: [S][R][4]; fade: [S][R][2]; divisor: [S][R] or one for all."""
     rows = RowTables.allocate(1, len(windows[0]), 1, 1, device, len(windows))
     rows.windows[:] = torch.tensor(windows)
     rows.fade[:] = torch.tensor(fade)
+    rows.divisor[:] = torch.tensor(divisor)
     return rows
 
 
-def expected_rows(size, positions, starts, request_rows, windows, num_tokens, fade):
-    """(rows, gains) [S][size]; a fade's fraction in float32, as the tables hold strengths."""
+def expected_rows(size, positions, starts, request_rows, windows, num_tokens, fade, divisor=None):
+    """(rows, gains) [S][size]; fractions and quotients in float32, as the tables hold strengths."""
     rows = [[-1] * size for _ in windows]
     gains = [[1.0] * size for _ in windows]
     for stage, (window, fades) in enumerate(zip(windows, fade, strict=True)):
@@ -29,13 +30,27 @@ def expected_rows(size, positions, starts, request_rows, windows, num_tokens, fa
                 passed = max(positions[t] - start, 0)
                 if inside and (length == 0 or passed < length):
                     rows[stage][t] = row
+                    gain = np.float32(1)
                     if length:
-                        gains[stage][t] = float(np.float32(1) - np.float32(passed) / np.float32(length))
+                        gain = np.float32(1) - np.float32(passed) / np.float32(length)
+                    if divisor and a <= positions[t] < b:
+                        gain /= np.float32(max(divisor[stage][row], 1))
+                    gains[stage][t] = float(gain)
     return rows, gains
 
 
 def run(
-    backend, device, size, positions, starts, request_rows, windows, num_tokens, fade=None, dtype=torch.int32
+    backend,
+    device,
+    size,
+    positions,
+    starts,
+    request_rows,
+    windows,
+    num_tokens,
+    fade=None,
+    divisor=0,
+    dtype=torch.int32,
 ):
     """Slices of a larger buffer, as a host that pads its batches has them."""
     fade = fade or [[[0, 0]] * len(windows[0])] * len(windows)
@@ -47,7 +62,7 @@ def run(
         torch.tensor(positions, dtype=torch.int64, device=device),
         torch.tensor(starts, dtype=torch.int32, device=device),
         torch.tensor(request_rows, dtype=dtype, device=device),
-        tables(windows, fade, device),
+        tables(windows, fade, device, divisor),
         num_tokens,
         backend=backend,
     )
@@ -92,8 +107,9 @@ def test_random_batches(backend, device, num_requests, dtype, num_stages, decode
         r if i % 3 else -1
         for i, r in enumerate(torch.randperm(num_rows, generator=generator)[:num_requests].tolist(), 1)
     ]
+    divisor = [ints(0, 40, num_rows) for _ in range(num_stages)]
     size = num_tokens + 300
-    arguments = (size, positions + [7] * 20, starts, request_rows, windows, num_tokens, fade)
+    arguments = (size, positions + [7] * 20, starts, request_rows, windows, num_tokens, fade, divisor)
     assert run(backend, device, *arguments, dtype=dtype) == expected_rows(*arguments)
 
 
@@ -107,6 +123,12 @@ def test_a_fade_falls_linearly_and_then_ends(backend, device):
     rows, gains = run(backend, device, 9, list(range(9)), [0, 9], [0], [[[1, 9, 0, 0]]], 9, [[[3, 4]]])
     assert rows == [[-1, 0, 0, 0, 0, 0, 0, -1, -1]]
     assert gains == [[1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 1.0, 1.0]]
+
+
+def test_a_divisor_divides_in_the_first_window_alone(backend, device):
+    rows, gains = run(backend, device, 6, list(range(6)), [0, 6], [0], [[[1, 3, 3, 5]]], 6, divisor=[[4]])
+    assert rows == [[-1, 0, 0, 0, 0, -1]]
+    assert gains == [[1.0, 0.25, 0.25, 1.0, 1.0, 1.0]]
 
 
 def test_each_stage_has_its_own_windows_and_fade(backend, device):
@@ -148,15 +170,16 @@ def test_torch_path_of_other_devices():
 
     windows, fade = [[[0, 5, 8, 9]] * 2, [[2, 9, 0, 0]] * 2], [[[0, 0]] * 2, [[1, 6]] * 2]
     positions, starts, requests = list(range(9)), [0, 4, 9], [1, 0]
+    divisor = [[3, 7], [2, 0]]
     results = []
     for path in (naive, host):
         out, gain = torch.zeros(2, 12, dtype=torch.int32), torch.zeros(2, 12)
         path.token_rows_(
             out, gain, torch.tensor(positions), torch.tensor(starts, dtype=torch.int32),
-            torch.tensor(requests, dtype=torch.int32), tables(windows, fade), 9,
+            torch.tensor(requests, dtype=torch.int32), tables(windows, fade, divisor=divisor), 9,
         )  # fmt: skip
         results.append((out.tolist(), gain.tolist()))
-    expected = expected_rows(12, positions, starts, requests, windows, 9, fade)
+    expected = expected_rows(12, positions, starts, requests, windows, 9, fade, divisor)
     assert results == [expected, expected]
 
 

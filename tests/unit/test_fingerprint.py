@@ -267,3 +267,19 @@ def test_equal_keys_of_fading_edits_mean_equal_strengths(
         assert strengths(left) == strengths(right)
     if all(first >= end for first in (left, right)):
         assert keys[0] == keys[1]
+
+
+def test_a_divided_prompt_shares_with_equal_prompts_only() -> None:
+    """`compat`: tokens of the prompt window have a strength of their own, which depends on its length."""
+    whole = [0, 40, 40, 2**62]
+    divided = key_of(whole, 32, 64, divisor=40)
+    assert divided == key_of(whole, 32, 64, divisor=40)
+    others = [
+        key_of(whole, 32, 64),
+        key_of(whole, 32, 64, divisor=41),
+        key_of([0, 41, 41, 2**62], 32, 64, divisor=40),
+        key_of([0, 64, 64, 2**62], 32, 64, divisor=40),
+    ]
+    assert len({divided, *others}) == 5
+    assert key_of(whole, 64, 96, divisor=40) == key_of(whole, 64, 96), "generated tokens are steered whole"
+    assert key_of(whole, 0, 32, divisor=40) == key_of([0, 50, 50, 2**62], 0, 32, divisor=40)

@@ -1,4 +1,4 @@
-"""Token rows: from requests, their windows and fades to a request row per stage and token."""
+"""Token rows: from requests, their windows, fades and divisors to a request row per stage and token."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def token_rows_(
     """Write every token's request row in each stage into `out`, -1 where it is not steered. No host sync.
 
     out: [S, >= num_tokens] int32; everything from num_tokens on becomes -1.
-    gain: like out, float32: the part of the strength that fading leaves, 1 without a fade. A token that has
-        faded out altogether is not steered.
+    gain: like out, float32: the part of the strength that fading leaves, 1 without a fade, over the row's
+        divisor in its first window. A token that has faded out altogether is not steered.
     positions: [>= num_tokens] int64, absolute position of each token in its request.
     query_start_loc: [>= num_reqs + 1] int32; token t belongs to request i iff
         query_start_loc[i] <= t < query_start_loc[i + 1].

@@ -20,6 +20,7 @@ def token_rows_kernel(
     request_rows,
     windows,
     fade,
+    divisors,
     num_tokens,
     out_size,
     num_requests,
@@ -60,6 +61,8 @@ def token_rows_kernel(
     passed = tl.maximum(position - fade_start, 0).to(tl.float32)
     share = tl.div_rn(passed, tl.maximum(length, 1).to(tl.float32))
     left = tl.where(length > 0, tl.maximum(1.0 - share, 0.0), 1.0)
+    divisor = tl.load(divisors + place, mask=has_row & first, other=1)
+    left = tl.div_rn(left, tl.maximum(divisor, 1).to(tl.float32))
     steered = has_row & (first | second) & (left > 0.0)
     out_at, gain_at = stage.to(tl.int64) * out_stride + tokens, stage.to(tl.int64) * gain_stride + tokens
     tl.store(out + out_at, tl.where(steered, row, -1), mask=tokens < out_size)
@@ -92,6 +95,7 @@ def token_rows_(
         request_rows,
         rows.windows,
         rows.fade,
+        rows.divisor,
         num_tokens,
         out_size,
         num_requests,

@@ -36,8 +36,8 @@ def token_rows_(
     known = np.maximum(row, 0)
     position = positions.numpy()[:num_tokens]
     window = rows.windows.numpy()[:, known]
-    inside = (window[..., 0] <= position) & (position < window[..., 1])
-    inside |= (window[..., 2] <= position) & (position < window[..., 3])
+    first_window = (window[..., 0] <= position) & (position < window[..., 1])
+    inside = first_window | (window[..., 2] <= position) & (position < window[..., 3])
     inside &= row >= 0
     fade = rows.fade.numpy()[:, known]
     if fade[..., 1].any():
@@ -46,4 +46,8 @@ def token_rows_(
         faded = np.where(fade[..., 1] > 0, faded, np.float32(1))
         inside &= faded > 0
         left[:, :num_tokens] = np.where(inside, faded, np.float32(1))
+    divisor = rows.divisor.numpy()[:, known]
+    if divisor.any():
+        dividing = inside & first_window & (divisor > 1)
+        left[:, :num_tokens] /= np.where(dividing, divisor, 1).astype(np.float32)
     token_row[:, :num_tokens] = np.where(inside, row, NO_ROW)

@@ -36,6 +36,8 @@ def token_rows_(
     start, length = fade[..., 0], fade[..., 1]
     passed = (position - start).clamp(min=0).float() / length.clamp(min=1).float()
     left = torch.where(length > 0, (1.0 - passed).clamp(min=0.0), 1.0)
+    divisor = rows.divisor[:, row.clamp(min=0)].clamp(min=1)
+    left = left / torch.where(first, divisor, 1).float()
     steered = owned & (row >= 0) & (first | second) & (left > 0)
     out[:, :num_tokens] = torch.where(steered, row, NO_ROW).to(out.dtype)
     gain[:, :num_tokens] = torch.where(steered, left, 1.0)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.fit.report import evaluate_ranking
-from ksteer_vllm.fit.task import FitTask, SplitPlan, activation_scale
-from ksteer_vllm.fit.train import check_directions, label_means
+from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_means
+from ksteer_vllm.fit.task import FitTask, SplitPlan
 
 __all__ = ["fit"]
 
@@ -19,13 +19,13 @@ def fit(task: FitTask) -> Artifact:
     """Means over the reply positions of the training rows; held-out metrics rank by r_k . x."""
     plan = task.plan(SplitPlan)
     train, test = task.train_and_test()
-    positive, negative = label_means(train.x, train.targets)
+    positive, negative = label_means(train.stream, train.targets)
     directions = (positive - negative).float()
     check_directions(directions, task.labels)
     return task.artifact(
         "ace",
         {"directions": directions, "negatives_mean": negative},
         training=task.training(plan),
-        metrics=evaluate_ranking(test.x @ directions.T, test.targets, test.row, task.labels),
-        scale=activation_scale(train.x),
+        metrics=evaluate_ranking(test.along(directions), test.targets, test.row, task.labels),
+        scale=activation_scale(train.stream),
     )

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.errors import listing
-from ksteer_vllm.fit.activations import FirstPositions
 from ksteer_vllm.fit.data import DataError
+from ksteer_vllm.fit.positions import FirstPositions
 from ksteer_vllm.fit.report import evaluate_ranking
 from ksteer_vllm.fit.split import MIN_ROWS
-from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan, activation_scale
-from ksteer_vllm.fit.train import check_directions, label_means
+from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_means
+from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan
 
 __all__ = ["ActAddPlan", "contrast_vectors", "fit"]
 
@@ -32,7 +32,7 @@ __all__ = ["ActAddPlan", "contrast_vectors", "fit"]
 class ActAddPlan(SplitPlan):
     """Options of `--method actadd`."""
 
-    positions: Annotated[int, Field(ge=1, description="n, the first prompt positions")] = 4
+    first: Annotated[int, Field(ge=1, description="n, the first prompt positions")] = 4
 
 
 def fit(task: FitTask) -> Artifact:
@@ -46,7 +46,7 @@ def fit(task: FitTask) -> Artifact:
         alone = [label for label, count in zip(task.labels, sides.amin(0), strict=True) if not count]
         raise DataError(f"labels: no contrast for {listing(alone)}: need rows with it and rows without")
     split = bool((sides >= MIN_ROWS).all())
-    window = FirstPositions(plan.positions)
+    window = FirstPositions(plan.first)
     if split:
         train, test = task.train_and_test(window)
         training = task.training(plan, window)
@@ -55,14 +55,14 @@ def fit(task: FitTask) -> Artifact:
         training = {**plan.model_dump(mode="json"), **task.provenance(window), "split": "every row was used"}
     vectors = contrast_vectors(train, task.labels)
     check_directions(vectors, task.labels)
-    first = int(train.position.min())
+    start = int(train.position.min())
     return task.artifact(
         "vectors",
         {"vectors": vectors},
         training=training,
-        metrics=evaluate_ranking(test.x @ vectors.T, test.targets, test.row, task.labels) if split else None,
-        scale=activation_scale(train.x),
-        default_where={"prompt": [first, first + plan.positions]},
+        metrics=evaluate_ranking(test.along(vectors), test.targets, test.row, task.labels) if split else None,
+        scale=activation_scale(train.stream),
+        default_where={"prompt": [start, start + plan.first]},
     )
 
 
@@ -79,9 +79,9 @@ def contrast_vectors(tokens: LabelledActivations, labels: tuple[str, ...]) -> Te
             if not 0 < shown.sum() < len(shown):
                 first = int(tokens.position.min())
                 raise DataError(
-                    f"positions: the texts with or without {label!r} have {position - first} tokens at most; "
+                    f"first: the texts with or without {label!r} have {position - first} tokens at most; "
                     f"choose {position - first} positions or fewer"
                 )
-        positive, negative = label_means(tokens.x[here], targets)
+        positive, negative = label_means(tokens.stream.select(here), targets)
         differences.append(positive - negative)
     return torch.stack(differences).mean(0).float()

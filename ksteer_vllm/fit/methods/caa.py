@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.fit.report import evaluate_ranking
-from ksteer_vllm.fit.task import FitTask, SplitPlan, activation_scale
-from ksteer_vllm.fit.train import check_directions, label_vectors
+from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors
+from ksteer_vllm.fit.task import FitTask, SplitPlan
 
 __all__ = ["fit"]
 
@@ -18,12 +18,12 @@ def fit(task: FitTask) -> Artifact:
     """Label vectors of the training rows; held-out metrics rank by the projection x . V_k."""
     plan = task.plan(SplitPlan)
     train, test = task.train_and_test()
-    vectors = label_vectors(train.x, train.targets)
+    vectors = label_vectors(train.stream, train.targets)
     check_directions(vectors, task.labels)
     return task.artifact(
         "vectors",
         {"vectors": vectors},
         training=task.training(plan),
-        metrics=evaluate_ranking(test.x @ vectors.T, test.targets, test.row, task.labels),
-        scale=activation_scale(train.x),
+        metrics=evaluate_ranking(test.along(vectors), test.targets, test.row, task.labels),
+        scale=activation_scale(train.stream),
     )

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.fit.data import DataError
 from ksteer_vllm.fit.report import evaluate_ranking
-from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan, activation_scale
-from ksteer_vllm.fit.train import check_directions, label_vectors, standardisation
+from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors, standardisation
+from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan
 
 __all__ = ["GatedVectors", "MATPlan", "fit", "squared_mmd"]
 
@@ -71,10 +71,10 @@ def fit(task: FitTask) -> Artifact:
     plan = task.plan(MATPlan)
     parts, tokens = task.parts, task.activations()
     train, validation, test = (tokens.of_rows(parts[name]) for name in ("train", "validation", "test"))
-    differences = label_vectors(train.x, train.targets)
+    differences = label_vectors(train.stream, train.targets)
     check_directions(differences, task.labels)
-    mean, std = standardisation(train.x)
-    scale = activation_scale(train.x)
+    mean, std = standardisation(train.stream)
+    scale = activation_scale(train.stream)
     objective = _Objective(mean, std, scale, plan)
     model, best = _train(objective, differences / scale, train, validation, plan, task.progress)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def fit(task: FitTask) -> Artifact:
         vectors = model.vectors * scale
         sides = _draw(test, torch.Generator().manual_seed(plan.seed), _HELD_OUT)
         before, after = objective.discrepancies(model, *sides)
-    logits = test.x.double() @ weight.T + bias
+    logits = test.stream.map(lambda x: x.double() @ weight.T + bias)
     discrepancy = {
         label: {"unsteered": a, "steered": b}
         for label, a, b in zip(task.labels, before.tolist(), after.tolist(), strict=True)
@@ -175,5 +175,5 @@ def _draw(tokens: LabelledActivations, generator: torch.Generator, count: int) -
     for shown in tokens.targets.T > 0.5:
         for side, keep in zip(sides, (~shown, shown), strict=True):
             found = keep.nonzero()[:, 0]
-            side.append(tokens.x[found[torch.randint(len(found), (count,), generator=generator)]])
+            side.append(tokens.stream.take(found[torch.randint(len(found), (count,), generator=generator)]))
     return [torch.stack(side) for side in sides]

@@ -14,8 +14,8 @@ def fit(task: FitTask) -> Artifact:
     plan = task.plan(FitPlan)
     _ = task.parts  # refuses too few rows before an engine starts
     tokens = task.activations()
-    return fit_probe(
-        tokens.x,
+    probe = fit_probe(
+        tokens.stream,
         task.targets,
         tokens.row,
         task.conversation,
@@ -25,4 +25,7 @@ def fit(task: FitTask) -> Artifact:
         plan=plan,
         provenance=task.provenance(),
         progress=task.progress,
-    ).artifact()
+    )
+    if task.compat is not None:
+        probe = probe.with_metadata(settings={"compat": task.compat})
+    return probe.artifact()

@@ -22,9 +22,17 @@ from torch import Tensor
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.fit.data import DataError
+from ksteer_vllm.fit.logistic import logistic_regression
 from ksteer_vllm.fit.report import evaluate
-from ksteer_vllm.fit.task import FitTask, SplitPlan, activation_scale
-from ksteer_vllm.fit.train import check_directions, label_means, standardisation
+from ksteer_vllm.fit.statistics import (
+    activation_scale,
+    check_directions,
+    covariance,
+    label_means,
+    standardisation,
+)
+from ksteer_vllm.fit.stream import Stream
+from ksteer_vllm.fit.task import FitTask, SplitPlan
 
 __all__ = ["ORBITPlan", "fit"]
 
@@ -49,29 +57,28 @@ def fit(task: FitTask) -> Artifact:
     if plan.directions > task.identity.hidden_size:
         raise ConfigError(f"directions: {plan.directions} of {task.identity.hidden_size} dimensions")
     train, test = task.train_and_test()
-    shown, absent = label_means(train.x, train.targets)
+    shown, absent = label_means(train.stream, train.targets)
     check_directions(shown - absent, task.labels)
     plane, angle = planes(
-        joint_subspace(train.x, shown - absent, plan.directions), absent, shown, task.labels
+        joint_subspace(train.stream, shown - absent, plan.directions), absent, shown, task.labels
     )
-    weight, bias = _gates(train.x, train.targets, plan)
+    weight, bias = _gates(train.stream, train.targets, plan)
     covered = _covered(plane, angle, absent, shown).tolist()
     return task.artifact(
         "orbit",
         {"plane": plane, "angle": angle, "gate_weight": weight, "gate_bias": bias},
         training=task.training(plan),
         metrics={
-            **evaluate(-(test.x @ weight.T + bias), test.targets, test.row, task.labels),
+            **evaluate(-(test.along(weight) + bias), test.targets, test.row, task.labels),
             "covered": dict(zip(task.labels, covered, strict=True)),
         },
-        scale=activation_scale(train.x),
+        scale=activation_scale(train.stream),
     )
 
 
-def joint_subspace(x: Tensor, differences: Tensor, directions: int) -> Tensor:
+def joint_subspace(x: Tensor | Stream, differences: Tensor, directions: int) -> Tensor:
     """V [m, d] float64 with orthonormal rows; x [N, d], differences [K, d], all of which it holds."""
-    centred = x.double() - x.double().mean(0)
-    leading = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -directions:].T
+    leading = torch.linalg.eigh(covariance(x)).eigenvectors[:, -directions:].T
     units = differences.double() / differences.double().norm(dim=1, keepdim=True)
     _, values, rows = torch.linalg.svd(torch.cat([units, leading]), full_matrices=False)
     return rows[values > _DEGENERATE * values[0]]
@@ -106,16 +113,11 @@ def _covered(plane: Tensor, angle: Tensor, absent: Tensor, shown: Tensor) -> Ten
     return torch.einsum("kp,kpd,kd->k", moved, plane, difference) / difference.square().sum(1)
 
 
-def _gates(x: Tensor, targets: Tensor, plan: ORBITPlan) -> tuple[Tensor, Tensor]:
+def _gates(x: Stream, targets: Tensor, plan: ORBITPlan) -> tuple[Tensor, Tensor]:
     """weight [K, d], bias [K] on raw x: the log odds that a token does not show the label."""
-    from sklearn.linear_model import LogisticRegression
-
     mean, std = standardisation(x)
-    z = ((x - mean) / std).numpy()
-    weights, biases = [], []
-    for shown in targets.T:
-        model = LogisticRegression(C=1 / plan.l2, max_iter=plan.max_iter).fit(z, shown.numpy() < 0.5)
-        weight = torch.from_numpy(model.coef_[0]).double() / std.double()
-        weights.append(weight)
-        biases.append(torch.tensor(model.intercept_[0], dtype=torch.float64) - weight @ mean.double())
-    return torch.stack(weights).float(), torch.stack(biases).float()
+    found, offset, _ = logistic_regression(
+        x.standardised(mean, std), targets < 0.5, l2=plan.l2, max_iter=plan.max_iter
+    )
+    weight = found.double() / std.double()
+    return weight.float(), (offset.double() - weight @ mean.double()).float()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.fit.report import evaluate_ranking
-from ksteer_vllm.fit.task import FitTask, SplitPlan, activation_scale
-from ksteer_vllm.fit.train import check_directions, label_vectors
+from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors
+from ksteer_vllm.fit.task import FitTask, SplitPlan
 from ksteer_vllm.methods.vectors import matched_random
 
 __all__ = ["fit"]
@@ -18,13 +18,13 @@ def fit(task: FitTask) -> Artifact:
     """CAA's vectors, turned at random; the seed is the task's."""
     plan = task.plan(SplitPlan)
     train, test = task.train_and_test()
-    mean_differences = label_vectors(train.x, train.targets)
+    mean_differences = label_vectors(train.stream, train.targets)
     check_directions(mean_differences, task.labels)
     vectors = matched_random(mean_differences, task.seed).float()
     return task.artifact(
         "vectors",
         {"vectors": vectors},
         training=task.training(plan),
-        metrics=evaluate_ranking(test.x @ vectors.T, test.targets, test.row, task.labels),
-        scale=activation_scale(train.x),
+        metrics=evaluate_ranking(test.along(vectors), test.targets, test.row, task.labels),
+        scale=activation_scale(train.stream),
     )

@@ -1,0 +1,75 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ksteer_vllm.evaluate.matching import TOLERANCE
+from ksteer_vllm.evaluate.metrics import UNSTEERED
+from ksteer_vllm.evaluate.plan import EvaluationPlan
+from ksteer_vllm.evaluate.settings import Setting
+from ksteer_vllm.study.asks import Reply
+from ksteer_vllm.study.coherence import CoherenceRule
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["STEPS_OF", "Evaluation", "Matched"]
+
+STEPS_OF = "K-Steering, 8 steps"
+"""The variant whose number of steps is varied."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The strength that comes closest to the common displacement of a size. reached: within the tolerance."""
+
+    variant: str
+    size: int
+    alpha: float
+    shift: float
+    wanted: float
+
+    @property
+    def reached(self) -> bool:
+        return abs(self.shift - self.wanted) <= TOLERANCE * self.wanted
+
+
+@dataclass
+class Evaluation:
+    """Everything the report is made from.
+
+    own, matched, steps: rows per reply as `metrics.towards` gives them, at each variant's own calibrated
+    strength, at equal displacement, and by number of steps. moved: displacement and KL at own strengths.
+    propensities: variant, target, prompt, multiplier, propensity. points: replies on principal components.
+    without: variants that could not run at a size, in words.
+    """
+
+    plan: EvaluationPlan
+    settings: list[Setting]
+    targets: list[tuple[str, ...]]
+    judge: str
+    rule: CoherenceRule
+    exact_kl: bool
+    own: pd.DataFrame
+    matched: pd.DataFrame
+    steps: pd.DataFrame | None
+    moved: pd.DataFrame
+    strengths: list[Matched]
+    propensities: pd.DataFrame
+    points: pd.DataFrame | None
+    samples: list[Reply]
+    without: list[str] = field(default_factory=list)
+    not_judged: int = 0
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def reached(self) -> pd.DataFrame:
+        """The replies at equal displacement of the variants that reached it, and the unsteered ones."""
+        there = {(m.variant, m.size) for m in self.strengths if m.reached}
+        rows = self.matched
+        keep = [
+            variant == UNSTEERED or (variant, size) in there
+            for variant, size in zip(rows["variant"], rows["size"], strict=True)
+        ]
+        return rows[keep]

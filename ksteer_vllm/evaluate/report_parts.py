@@ -1,0 +1,144 @@
+"""Sections of the report that follow the comparison at own strengths."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ksteer_vllm.evaluate import figures
+from ksteer_vllm.evaluate.combinations import name_of
+from ksteer_vllm.evaluate.comparison import intervals
+from ksteer_vllm.evaluate.metrics import MEASURES, READING, UNSTEERED, summarise
+from ksteer_vllm.evaluate.outcome import STEPS_OF, Evaluation
+from ksteer_vllm.evaluate.steerability import steerability
+from ksteer_vllm.study.coherence import RULE
+from ksteer_vllm.study.folder import ReportFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["equal_displacement", "how", "labels", "projections", "records", "samples", "slopes", "steps"]
+
+
+def equal_displacement(report: ReportFolder, found: Evaluation) -> None:
+    import pandas as pd
+
+    report.heading("At equal displacement")
+    strengths = pd.DataFrame(
+        [
+            {
+                "variant": m.variant,
+                "size": m.size,
+                "alpha": m.alpha,
+                "displacement": m.shift,
+                "reached": m.reached,
+            }
+            for m in found.strengths
+        ]
+    )
+    table = summarise(found.matched, ["size", "variant"])[["size", "variant", "replies", *READING[:4]]]
+    table = table.merge(strengths, on=["variant", "size"], how="left")
+    report.results["equal_displacement"] = records(table)
+    table["reached"] = ["–" if pd.isna(value) else "yes" if value else "no" for value in table["reached"]]
+    wanted = {m.size: m.wanted for m in found.strengths}
+    report.table(
+        table.rename(columns=MEASURES),
+        caption="Strengths at which all variants move the stream equally far, by the median of their "
+        f"displacements at own strength ({', '.join(f'{labels(k)}: {v:.3f}' for k, v in wanted.items())}). "
+        "Reached: within 3 %; a variant that cannot move that far, or that little, is left out of the "
+        "sentences above.",
+    )
+
+
+def steps(report: ReportFolder, found: Evaluation) -> None:
+    if found.steps is None:
+        return
+    report.heading("How many gradient steps")
+    table = intervals(found.steps)
+    curve = table[table["variant"] != UNSTEERED].copy()
+    curve["steps"] = [int(name.split()[0]) for name in curve["variant"]]
+    references = intervals(found.reached())
+    report.figure(
+        "steps",
+        figures.steps(curve, references[references["variant"] == "CAA"]),
+        f"K-Steering by number of steps, at the displacement of {STEPS_OF}; dashed: CAA at the common "
+        "displacement",
+    )
+    report.table(curve[["size", "steps", "mean", "low", "high"]], caption="Share of replies on target.")
+    report.results["steps"] = records(curve)
+
+
+def slopes(report: ReportFolder, found: Evaluation) -> None:
+    rows = found.propensities
+    if rows.empty or rows["propensity"].isna().all():
+        return
+    report.heading("Steerability")
+    table = steerability(rows)
+    by_variant = table.groupby("variant", sort=False)[["slope", "negative_share"]].mean().reset_index()
+    curves = rows.groupby(["variant", "multiplier"], sort=False)["propensity"].mean().reset_index()
+    curves = curves.sort_values("multiplier", kind="stable")
+    report.figure(
+        "steerability", figures.slopes(curves), "Propensity by multiplier, mean over labels and prompts"
+    )
+    report.table(
+        by_variant.rename(columns={"slope": "mean slope", "negative_share": "share negative"}),
+        caption="Single labels, as Tan et al. (arXiv 2407.12404) define it: per example the least-squares "
+        "slope of propensity over multipliers −1 to 1 of the calibrated strength, and the share of examples "
+        "with a negative slope. Propensity: the evaluation probe's mean logit of the target. Multiplier 0 is "
+        "the unsteered reply.",
+    )
+    report.results["steerability"] = records(table)
+
+
+def projections(report: ReportFolder, found: Evaluation) -> None:
+    if found.points is None:
+        return
+    report.heading("Before and after")
+    report.figure(
+        "projections",
+        figures.streams(found.points, UNSTEERED),
+        "Replies as the unsteered model reads them: the mean residual stream of each, before (grey) and "
+        "after steering towards single labels",
+    )
+
+
+def samples(report: ReportFolder, found: Evaluation) -> None:
+    report.heading("The first prompt")
+    report.text(f"> {found.samples[0].ask.question}")
+    lines = []
+    for target in [next(t for t in found.targets if len(t) == size) for size in found.plan.sizes]:
+        lines += [
+            f"- {name_of(target)}, {reply.ask.tags['variant']}: {reply.text}"
+            for reply in found.samples
+            if tuple(reply.ask.tags.get("target", ())) == target
+        ]
+    plain = next(r.text for r in found.samples if r.ask.tags["variant"] == UNSTEERED)
+    report.text("\n".join([f"- unsteered: {plain}", *lines]))
+
+
+def how(report: ReportFolder, found: Evaluation) -> None:
+    report.heading("How it was measured")
+    rule = found.rule
+    away = "away from all other labels" if found.plan.avoid == "rest" else "away from none"
+    thresholds = (
+        f"perplexity at most {rule.max_perplexity:.3g}, repetition at most {rule.max_repetition:.2f}, "
+        f"{rule.min_length:.0f} to {rule.max_length:.0f} tokens"
+    )
+    report.text(
+        f"Specs name the target labels, and steer {away} where the method takes such. Replies to one prompt "
+        "share a sampling seed. Coherent: by the judge's word, where it gives one, and by this rule, the "
+        f"same for every variant: {RULE}. Here: {thresholds}; "
+        f"{rule.unsteered:.2f} of the unsteered replies are coherent. The random direction has the norms of "
+        "CAA's vectors and runs at CAA's strength. The evaluation probe was fitted to conversations no "
+        f"method saw. Replies without a usable verdict: {found.not_judged}."
+    )
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Plain JSON: missing numbers are None."""
+    records: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=6))
+    return records
+
+
+def labels(size: int) -> str:
+    return f"{size} label{'s' if size > 1 else ''}"

@@ -1,0 +1,56 @@
+"""Named settings of the MLP probe's fit, as others have published them.
+
+`paper`: arXiv 2505.24535, two hidden layers of 256, cross-entropy (BCE with `--loss bce`), the prompt's last
+token; where the paper is silent, as in the authors' code (withmartian/nonlinear_steering). `pip-0.1.2`: the
+package k-steering 0.1.2: two hidden layers of 128, BCE, one epoch, the prompt's last token, read at the
+block's input. Both: Adam at 1e-3 without weight decay on raw activations, the last weights kept. Held-out
+rows are set aside here as in every fit; the package trains on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ksteer_vllm.compat import PIP_0_1_2
+from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.fit.positions import PROMPT_LAST, REPLY, Window
+
+__all__ = ["PRESETS", "Preset", "preset_of"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """options: of the method `mlp`; window: the positions read; compat: as in `FitTask`."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    window: Window = REPLY
+    compat: str | None = None
+
+
+_AS_PUBLISHED = {
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "noise": 0.0,
+    "standardise": False,
+    "early_stopping": False,
+}
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(
+        {**_AS_PUBLISHED, "width": 256, "loss": "cross-entropy", "epochs": 10, "batch_size": 32}, PROMPT_LAST
+    ),
+    PIP_0_1_2: Preset(
+        {**_AS_PUBLISHED, "width": 128, "loss": "bce", "epochs": 1, "batch_size": 64}, PROMPT_LAST, PIP_0_1_2
+    ),
+}
+
+
+def preset_of(name: str | None) -> Preset:
+    """None: no preset. Raises ConfigError for an unknown name."""
+    if name is None:
+        return Preset()
+    if name not in PRESETS:
+        raise ConfigError(f"preset: unknown {name[:80]!r}; known: {listing(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,102 @@
+"""One method fitted at one layer or several, and kept; several give one artifact with tensors for each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.fit.data import data_digest
+from ksteer_vllm.fit.task import FitTask
+from ksteer_vllm.methods import fits, load
+
+__all__ = ["fit_at", "fit_once", "is_fitted", "stack_layers"]
+
+_KEY = "fit_key"
+"""In an artifact's `training`: names everything the fit depended on."""
+
+
+def fit_at(task: FitTask, layers: Sequence[int] = ()) -> Artifact:
+    """Fit the task's method at its layer, or at each of several, whose activations are recorded together.
+
+    The artifact's own layer is the task's if it is among them, else the middle one. A request steers at all
+    of them unless it names some.
+    """
+    fit = load(fits()[task.method])
+    wanted = sorted(set(layers)) or [task.layer]
+    if len(wanted) == 1:
+        only: Artifact = fit(replace(task, layer=wanted[0]))
+        return only
+    reads = {replace(task, layer=layer).read_layer for layer in wanted}
+    found = [
+        fit(replace(task, layer=layer, layers=tuple(sorted({*task.layers, *reads})))) for layer in wanted
+    ]
+    return stack_layers(found, task.layer if task.layer in wanted else wanted[len(wanted) // 2])
+
+
+def stack_layers(artifacts: Sequence[Artifact], layer: int) -> Artifact:
+    """Artifacts of one family and labels, ascending by layer, as one; layer: its own, one of theirs.
+
+    Metrics and training are those at `layer`, and of every layer below `layers`.
+    """
+    at = {artifact.metadata.layer: artifact for artifact in artifacts}
+    own = at[layer]
+
+    def of_layers(name: str) -> Mapping[str, Any]:
+        return {str(number): getattr(artifact.metadata, name) for number, artifact in at.items()}
+
+    return Artifact(
+        own.metadata.model_validate(
+            {
+                **own.metadata.model_dump(),
+                "layers": sorted(at),
+                "activation_scale": {
+                    number: scale
+                    for artifact in artifacts
+                    for number, scale in artifact.metadata.activation_scale.items()
+                },
+                "training": {**own.metadata.training, "layers": of_layers("training")},
+                "metrics": {**own.metadata.metrics, "layers": of_layers("metrics")},
+            }
+        ),
+        {name: torch.stack([at[number].tensors[name] for number in sorted(at)]) for name in own.tensors},
+    )
+
+
+def fit_once(task: FitTask, folder: Path, layers: Sequence[int] = ()) -> Path:
+    """`fit_at`, saved to the folder; not again where that has been done. Returns the folder."""
+    if not is_fitted(task, folder, layers):
+        artifact = fit_at(task, layers)
+        artifact.with_metadata(training={**artifact.metadata.training, _KEY: _key(task, layers)}).save(folder)
+    return folder
+
+
+def is_fitted(task: FitTask, folder: Path, layers: Sequence[int] = ()) -> bool:
+    """Whether the folder holds the artifact of this very fit."""
+    try:
+        return Artifact.load(folder).metadata.training.get(_KEY) == _key(task, layers)
+    except ProbeError:
+        return False
+
+
+def _key(task: FitTask, layers: Sequence[int]) -> str:
+    what = {
+        "method": task.method,
+        "options": dict(task.options),
+        "rows": data_digest(task.rows),
+        "labels": task.labels,
+        "layers": sorted(set(layers)) or [task.layer],
+        "layer": task.layer,
+        "positions": task.window.text,
+        "model": task.identity.model_dump(),
+        "engine_options": dict(task.engine_options),
+        "compat": task.compat,
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,87 @@
+"""What `KSteering.fit` may be given, as labelled rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from ksteer_vllm.errors import listing
+from ksteer_vllm.fit.data import DataError, LabelledRow, Message, Prompt
+from ksteer_vllm.fit.split import without_instruction
+from ksteer_vllm.tasks import TaskDataset, open_task
+
+__all__ = ["Labelled", "dataset_rows", "plain_row", "questions_of", "task_rows"]
+
+PIP_TONES: Final = ("casual", "cautious", "concise", "empathetic", "expert")
+"""The tones of k-steering 0.1.2: its wheel has no "helpful"."""
+
+Labelled = tuple[list[LabelledRow], tuple[str, ...]]
+"""Rows, and their labels in the order of a classifier's logits."""
+
+
+def task_rows(
+    task: str, labels: Sequence[str], *, questions: str | Path | None = None, as_pip: bool = False
+) -> Labelled:
+    """A predefined task's. as_pip: the package's labels, sorted; rows that show none of them are left out."""
+    data = open_task(task, labels=labels, questions=questions)
+    chosen = data.labels
+    if as_pip:
+        chosen = PIP_TONES if task == "tones" and not labels else tuple(sorted(chosen))
+    return [row for row in data.rows if set(row.labels) & set(chosen)], chosen
+
+
+def dataset_rows(dataset: Any, labels: Sequence[str], *, chat: bool) -> Labelled:
+    """Those of a TaskDataset, a file, a DataFrame or a list of rows. Raises DataError.
+
+    Rows: `LabelledRow`, or {"text" or "prompt", "label"}, as the package takes them; chat: their texts are
+    what a user says.
+    """
+    if isinstance(dataset, str | Path):
+        dataset = open_task(dataset, labels=labels, chat=chat)
+    elif hasattr(dataset, "to_dict") and hasattr(dataset, "columns"):
+        dataset = TaskDataset.from_pandas(dataset, labels=labels, chat=chat)
+    elif not isinstance(dataset, TaskDataset):
+        rows = [_row(item, number, chat) for number, item in enumerate(dataset, start=1)]
+        dataset = TaskDataset.of("dataset", rows, labels=labels)
+    return list(dataset.rows), tuple(labels) or dataset.labels
+
+
+def _row(item: Any, number: int, chat: bool) -> LabelledRow:
+    if isinstance(item, LabelledRow):
+        return item
+    if not isinstance(item, Mapping):
+        raise DataError(f"row {number}: expected a LabelledRow or a mapping, got {type(item).__name__}")
+    if "labels" in item:
+        try:
+            return LabelledRow.model_validate(dict(item))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DataError(f"row {number}: {where}: {first['msg']}") from None
+    text, label = (_text(item, number, *names) for names in (("prompt", "text"), ("label",)))
+    prompt: Prompt = (Message(role="user", content=text),) if chat else text
+    return LabelledRow(prompt=prompt, labels=(label,))
+
+
+def _text(item: Mapping[str, Any], number: int, *names: str) -> str:
+    """The first of these fields. Raises DataError if none is a text."""
+    found = next((item[name] for name in names if name in item), None)
+    if not isinstance(found, str) or not found.strip():
+        raise DataError(f"row {number}: {' or '.join(names)}: empty or missing; it has: {listing(item)}")
+    return found
+
+
+def plain_row(row: LabelledRow) -> LabelledRow:
+    """A chat as one text, its messages one below the other: for models without a chat template, and as the
+    package has it."""
+    if isinstance(row.prompt, str):
+        return row
+    return row.model_copy(update={"prompt": "\n".join(message.content for message in row.prompt)})
+
+
+def questions_of(rows: Sequence[LabelledRow]) -> list[Prompt]:
+    """The distinct prompts, without instructions."""
+    return list(dict.fromkeys(without_instruction(row).prompt for row in rows))

@@ -1,0 +1,73 @@
+"""Several strengths on the same prompts: what each makes of them, and which still read like the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ksteer_vllm.fit.data import Prompt
+from ksteer_vllm.study.asks import Ask, Reply
+from ksteer_vllm.study.coherence import CoherenceRule, measures
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["AlphaSweep", "sweep"]
+
+
+@dataclass(frozen=True)
+class AlphaSweep:
+    """What `KSteering.sweep_alpha` found.
+
+    replies: a row for each strength and prompt (alpha 0: unsteered): text, its perplexity under the unsteered
+    model, its share of repetition, its length in tokens and whether it is coherent. largest_coherent: the
+    largest strength below which, itself included, none leaves the coherence budget; None: not even the
+    smallest is within it. rule: the thresholds.
+    """
+
+    replies: pd.DataFrame
+    largest_coherent: float | None
+    rule: CoherenceRule
+
+    @property
+    def by_strength(self) -> pd.DataFrame:
+        """alpha, share of coherent replies, mean perplexity and length."""
+        named = {"coherent": "mean", "perplexity": "mean", "repetition": "mean", "tokens": "mean"}
+        return self.replies.groupby("alpha", as_index=False).agg(named)
+
+
+def sweep(
+    run: Callable[[Sequence[Ask]], list[Reply]],
+    prompts: Sequence[Prompt],
+    specs: Mapping[float, Mapping[str, Any]],
+    budget: float,
+) -> AlphaSweep:
+    """All in one call of `run`, unsteered replies first. specs: strength -> spec."""
+    import pandas as pd
+
+    asks = [Ask(prompt, None, index) for index, prompt in enumerate(prompts)]
+    for alpha, spec in specs.items():
+        asks += [Ask(prompt, spec, index, {"alpha": alpha}) for index, prompt in enumerate(prompts)]
+    replies = run(asks)
+    rule = CoherenceRule.of(replies[: len(prompts)], budget=budget)
+    rows, largest, within = [], None, True
+    for number, alpha in enumerate((0.0, *specs)):
+        own = replies[number * len(prompts) : (number + 1) * len(prompts)]
+        for reply in own:
+            found = measures(reply)
+            rows.append(
+                {
+                    "alpha": alpha,
+                    "prompt": reply.ask.question,
+                    "text": reply.text,
+                    "perplexity": found.perplexity,
+                    "repetition": found.repetition,
+                    "tokens": found.length,
+                    "coherent": rule.coherent(reply),
+                }
+            )
+        within = within and rule.within_budget(rule.share(own))
+        if number and within:
+            largest = alpha
+    return AlphaSweep(pd.DataFrame(rows), largest, rule)

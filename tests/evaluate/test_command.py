@@ -1,0 +1,124 @@
+"""`ksteer eval`: strengths from the calibration, and the errors a user can act on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ksteer_vllm.cli import app
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.evaluate.command import run_evaluation
+from ksteer_vllm.evaluate.judges import JUDGES, Verdict
+from ksteer_vllm.evaluate.plan import EvaluationPlan
+from ksteer_vllm.evaluate.strengths import calibrated_settings, chosen_variants
+from ksteer_vllm.study.suite import Suite
+from ksteer_vllm.study.variants import STANDARD, variants_of
+from tests.evaluate.calibrations import calibration_of, write_calibration
+
+VARIANTS = {variant.name: variant for variant in STANDARD}
+STRENGTHS = {"K-Steering, 8 steps": 2.0, "CAA": 1.0, "ACE": None, "random direction": 9.0}
+PLAN = EvaluationPlan(sizes=(1, 2))
+
+
+def _settings(plan: EvaluationPlan = PLAN, **more: Any) -> tuple[dict[str, dict[int, float]], list[str]]:
+    calibration = calibration_of(STANDARD, STRENGTHS, **more)
+    named = [VARIANTS[name] for name in [*STRENGTHS, "LoReFT"]]
+    found, without = calibrated_settings(named, calibration, plan)
+    return {setting.name: dict(setting.alpha) for setting in found}, without
+
+
+def test_strengths_are_the_calibrated_ones_and_the_random_control_has_those_of_caa() -> None:
+    alphas, without = _settings()
+    assert alphas == {
+        "K-Steering, 8 steps": {1: 2.0, 2: 2.0},
+        "CAA": {1: 1.0, 2: 1.0},
+        "random direction": {1: 1.0, 2: 1.0},
+    }
+    assert without == ["ACE (no strength within the budget at size 1, 2)", "LoReFT (not calibrated)"]
+    alphas, _ = _settings(PLAN.model_copy(update={"strength": "largest_coherent"}))
+    assert alphas["CAA"] == {1: 2.0, 2: 2.0}
+
+
+def test_sizes_and_avoid_are_those_of_the_calibration() -> None:
+    with pytest.raises(ConfigError, match="combinations of 1 labels, not 2; run `ksteer sweep --sizes 1,2`"):
+        _settings(sizes=(1,))
+    with pytest.raises(ConfigError, match="calibrated with 'none'; run `ksteer sweep` with --avoid rest"):
+        _settings(avoid="none")
+
+
+def test_variants_are_chosen_by_their_name_or_their_artifacts() -> None:
+    named = list(VARIANTS.values())
+    assert [v.name for v in chosen_variants(named, ["CAA", "mlp"])] == [
+        "K-Steering, 1 step",
+        "K-Steering, 8 steps",
+        "K-Steering, 8 steps, softmin",
+        "CAA",
+    ]
+    assert chosen_variants(named, []) == named
+    with pytest.raises(ConfigError, match="nope was not calibrated; calibrated are: K-Steering, 1 step"):
+        chosen_variants(named, ["nope"])
+
+
+def test_evaluates_a_calibrated_suite(suite: Suite, tmp_path: Path) -> None:
+    folder = tmp_path / "suite"
+    shutil.copytree(suite.folder, folder)
+    strengths = {"K-Steering, 8 steps": 2.0, "CAA": 1.0}
+    write_calibration(folder, calibration_of(variants_of(suite.paths), strengths, sizes=(1,)))
+    arguments = ["eval", str(folder), "--sizes", "1", "--prompts", "1", "--steps", "8", "--max-tokens", "4"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    for words in ("each variant at its own calibrated strength", "1 label, own strength", "Highest: "):
+        assert words in result.output
+    found = json.loads((folder / "results" / "results.json").read_text())
+    names = {row["variant"] for row in found["by_size"]}
+    assert names == {"unsteered", "K-Steering, 8 steps", "CAA", "random direction"}
+    assert (folder / "results" / "report.md").exists()
+
+
+def test_sizes_without_single_labels_and_methods_without_steps(suite: Suite, tmp_path: Path) -> None:
+    """Nothing is said of steerability, steps and projections; a suite need not have a probe that reads."""
+    folder = tmp_path / "suite"
+    shutil.copytree(suite.folder, folder, ignore=shutil.ignore_patterns("evaluation", "calibration"))
+    file = suite.file.model_copy(update={"judge": "stub"})
+    Suite(folder, file).write()
+    write_calibration(folder, calibration_of(variants_of(suite.paths), {"CAA": 1.0}, sizes=(2,)))
+    plan = EvaluationPlan(sizes=(2,), prompts=1, max_tokens=4)
+    JUDGES["stub"] = "tests.evaluate.test_command:Stub"
+    try:
+        found = run_evaluation(folder, plan, Console(quiet=True))
+    finally:
+        del JUDGES["stub"]
+    assert found.steps is found.points is None
+    text = (folder / "results" / "report.md").read_text()
+    assert "## Side effects" in text
+    assert "## Steerability" not in text
+
+
+class Stub:
+    name = "stub"
+
+    def __init__(self, labels: Any) -> None:
+        self.labels = frozenset(labels)
+
+    def judge(self, replies: Any) -> list[Verdict]:
+        return [Verdict(self.labels) for _ in replies]
+
+
+def test_what_is_missing_is_said_in_one_line(suite: Suite, tmp_path: Path) -> None:
+    for folder, says in (
+        (tmp_path, "a suite is what `ksteer fit --method all` writes"),
+        (suite.folder, f"calibrate with `ksteer sweep {suite.folder}` first"),
+    ):
+        result = CliRunner().invoke(app, ["eval", str(folder)])
+        assert result.exit_code == 2
+        assert says in " ".join(result.output.split())
+    for option, value, says in (("--strength", "strongest", "strength: "), ("--sizes", "a", "sizes: ")):
+        result = CliRunner().invoke(app, ["eval", str(suite.folder), option, value])
+        assert result.exit_code == 2
+        assert f"ksteer: {says}" in result.output

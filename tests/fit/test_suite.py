@@ -1,0 +1,168 @@
+"""A suite of several methods: kept where it was done, refused where it is another's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ksteer_vllm import ConfigError
+from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.cli import app
+from ksteer_vllm.fit import DataError, write_rows
+from ksteer_vllm.fit.activations import Recorder
+from ksteer_vllm.fit.data import data_digest
+from ksteer_vllm.fit.suite import EVALUATION_WIDTH, SuitePlan, fit_suite
+from ksteer_vllm.study.suite import Suite
+from ksteer_vllm.tasks import TaskDataset
+from tests.fit.conftest import make_rows
+from tests.support.engines import OPTIONS
+
+METHODS = ("mlp", "caa", "actadd")
+PLAN = SuitePlan(methods=METHODS, layers=(1, 2), options={"epochs": 2, "width": 16, "first": 1})
+ENGINE = {name: value for name, value in OPTIONS.items() if name != "disable_log_stats"}
+
+
+@pytest.fixture(scope="module")
+def dataset() -> TaskDataset:
+    return TaskDataset.of("words", make_rows(240))
+
+
+@pytest.fixture(scope="module")
+def folder(llama: Path, dataset: TaskDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    fit_suite(str(llama), dataset, folder, PLAN, engine_options=ENGINE)
+    return folder
+
+
+def test_methods_and_reader_are_fitted_to_different_conversations(folder: Path, dataset: TaskDataset) -> None:
+    suite, halves = Suite.open(folder), dataset.partition(0)
+    assert suite.file.labels == ("dry", "warm")
+    assert suite.file.layers == (1, 2)
+    assert suite.file.data_digest == dataset.digest
+    assert suite.file.prompts == dict(halves.prompts)
+    assert set(suite.artifacts) == set(METHODS)
+    for name, artifact in suite.artifacts.items():
+        assert artifact.metadata.layers == (1, 2), name
+        assert artifact.metadata.training["data_digest"] == data_digest(halves.steering)
+    reader = suite.evaluation
+    assert reader is not None
+    assert reader.metadata.layers == ()
+    assert len(reader.tensors["w1"]) == EVALUATION_WIDTH != len(suite.artifacts["mlp"].at(1)["w1"])
+    assert reader.metadata.training["seed"] == 1
+    assert reader.metadata.training["rows"] == len(halves.evaluation)
+    assert not (folder / "activations").exists()
+
+
+def test_the_report_shows_every_method_and_the_activations(folder: Path) -> None:
+    text = (folder / "fit" / "report.md").read_text()
+    for name in (*METHODS, "evaluation", "auroc (tokens)", "activations.png", "data_digest"):
+        assert name in text
+    results = json.loads((folder / "fit" / "results.json").read_text())
+    assert set(results["methods"]) == {*METHODS, "evaluation"}
+    assert (folder / "fit" / "activations.png").stat().st_size > 5000
+
+
+def test_what_is_there_is_not_fitted_again(
+    llama: Path, dataset: TaskDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recorder, "_engine", None)
+    fit_suite(str(llama), dataset, folder, PLAN, engine_options=ENGINE)
+    with pytest.raises(TypeError, match="not callable"):
+        fit_suite(str(llama), dataset, folder, replace(PLAN, methods=("mlp", "ace")), engine_options=ENGINE)
+
+
+def test_a_folder_of_something_else_is_refused(llama: Path, dataset: TaskDataset, folder: Path) -> None:
+    other = TaskDataset.of("words", dataset.rows[::-1])
+    for task, plan, says in (
+        (other, PLAN, "whose data_digest is"),
+        (dataset, replace(PLAN, layers=(2,)), "whose layers is 1, 2, not 2"),
+        (dataset, replace(PLAN, labels=("warm",)), "whose labels is dry, warm, not warm"),
+    ):
+        with pytest.raises(ConfigError, match=f"{says}.*take another folder"):
+            fit_suite(str(llama), task, folder, plan, engine_options=ENGINE)
+    with pytest.raises(ConfigError, match=r"method: unknown 'magic'; known: .*, or all"):
+        fit_suite(str(llama), dataset, folder, SuitePlan(methods=("magic",)), engine_options=ENGINE)
+
+
+def test_a_method_the_data_does_not_suit(llama: Path, dataset: TaskDataset, tmp_path: Path) -> None:
+    """Named, it is an error; of all, it is left out and reported."""
+    plan = replace(PLAN, layers=(), layer=1, options={"epochs": 1, "width": 8, "first": 100, "steps": 1})
+    with pytest.raises(DataError, match="actadd: first: the texts with or without"):
+        fit_suite(str(llama), dataset, tmp_path, replace(plan, methods=("actadd",)), engine_options=ENGINE)
+    suite = fit_suite(str(llama), dataset, tmp_path, replace(plan, methods=()), engine_options=ENGINE)
+    assert "actadd" not in suite.paths
+    assert {"mlp", "linear", "caa", "ace", "loreft", "lorest", "orbit", "mat_steer"} <= set(suite.paths)
+    assert "Left out: actadd: first:" in (tmp_path / "fit" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_fit_goes_on(llama: Path, tmp_path: Path) -> None:
+    """Killed when the first method is done: that one stays, the shards stay, the rest follows."""
+    data, out = write_rows(tmp_path / "data.jsonl", make_rows(240)), tmp_path / "suite"
+    command = [
+        *(Path(sys.executable).with_name("ksteer"), "fit", str(llama), str(data), "--out", str(out)),
+        *("--method", "mlp,caa,ace", "--layer", "2", "--width", "8", "--epochs", "2"),
+        *("--max-model-len", "256", "--gpu-memory-utilization", "0.1", "--dtype", "float32"),
+    ]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (out / "mlp" / "probe.json").exists():
+        assert first.poll() is None, "the fit ended before its first method was there"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (out / "fit").exists()
+    shards = out / "activations" / "steering" / "reply" / "00000.safetensors"
+    kept = {path: path.stat().st_mtime_ns for path in (out / "mlp" / "probe.json", shards)}
+    second = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert (out / "mlp" / "probe.json").stat().st_mtime_ns == kept[out / "mlp" / "probe.json"]
+    suite = Suite.open(out)
+    assert set(suite.artifacts) == {"mlp", "caa", "ace"}
+    assert suite.evaluation is not None
+    assert not shards.exists()
+
+
+def test_one_method_is_one_folder_and_goes_on_too(llama: Path, tmp_path: Path) -> None:
+    """A fit that stops after the recording leaves the shards; the next one needs no engine."""
+    data, out = write_rows(tmp_path / "data.jsonl", make_rows(90)), tmp_path / "probe"
+    command = ["fit", str(llama), str(data), "--out", str(out), "--layers", "1,2"]
+    command += ["--max-model-len", "256", "--gpu-memory-utilization", "0.1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "ksteer_vllm.fit.stacking.stack_layers", lambda *_: (_ for _ in ()).throw(DataError("stop"))
+        )
+        result = CliRunner().invoke(app, [*command, "--method", "caa"])
+        assert result.exit_code == 2
+        assert result.output.endswith("ksteer: stop\n")
+    assert list((out / "activations" / "reply").glob("*.safetensors"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "_engine", None)
+        result = CliRunner().invoke(app, [*command, "--method", "caa"])
+    assert result.exit_code == 0, result.output
+    assert "caa of layers 1, 2, labels dry, warm" in " ".join(result.output.split())
+    assert "held-out AUROC by layer" in result.output
+    assert Artifact.load(out).metadata.layers == (1, 2)
+    assert not (out / "activations").exists()
+    for options, says in (
+        (["--positions", "last"], "positions: unknown 'last'; known: reply, reply-mean, prompt-last"),
+        (["--preset", "paper"], "preset: paper is one of the method mlp, not of caa"),
+        (["--layers", "a"], "layers: expected numbers such as 1,2,3, got 'a'"),
+        (["--layers", "7"], "layers: 7 of a model with layers 0 to 3"),
+    ):
+        result = CliRunner().invoke(app, [*command, "--method", "caa", *options])
+        assert result.exit_code == 2
+        assert result.output.startswith(f"ksteer: {says}")
