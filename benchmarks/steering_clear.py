@@ -25,7 +25,7 @@ import torch
 import typer
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.record import RESULTS, Table, wide_console, write_result
+from benchmarks.record import RESULTS, wide_console, write_result
 from benchmarks.toy.environment import ToyPlan
 from benchmarks.toy.experiment import Cell, run_cell
 from benchmarks.toy.figures import draw, tables
@@ -41,13 +41,12 @@ def main(
     name: Annotated[str, typer.Option(help="of the result and the figure")] = "steering_clear",
     redraw: Annotated[str, typer.Option(help="run nothing; show this result again")] = "",
 ) -> None:
-    """Run all cells, print the tables and what they say, write results/NAME.json and .png."""
+    """Run all cells, print the tables and what they say, write results/NAME.json, .md and .png."""
     console, started = wide_console(), time.perf_counter()
     if redraw:
         lines = json.loads((RESULTS / f"{redraw}.json").read_text())["rows"]
         rows = pd.read_csv(io.StringIO("\n".join(lines)))
-        show(rows, console)
-        draw(rows, RESULTS / f"{redraw}.png")
+        show(rows, redraw, console)
         return
     chosen = tuple(map(int, sizes.split(",")))
     cells = [
@@ -63,7 +62,7 @@ def main(
     ]
     rows = pd.DataFrame(run_cells(cells, workers or os.cpu_count() or 1, console))
     minutes = (time.perf_counter() - started) / 60
-    made, said = show(rows, console)
+    said = show(rows, name, console)
     result = write_result(
         name,
         {
@@ -73,19 +72,22 @@ def main(
             "findings": said,
             "rows": rows.round(4).to_csv(index=False).splitlines(),
         },
-        made,
     )
-    console.print(f"{minutes:.1f} minutes; written:", result.name, draw(rows, RESULTS / f"{name}.png").name)
+    console.print(f"{minutes:.1f} minutes; written: {result.name}")
 
 
-def show(rows: pd.DataFrame, console: Any) -> tuple[list[Table], list[str]]:
-    """Print the tables and the findings; both are returned."""
-    made, said = tables(rows), findings(rows)
+def show(rows: pd.DataFrame, name: str, console: Any) -> list[str]:
+    """Print the tables and the findings, write them to NAME.md and the figure to NAME.png; the findings."""
+    made, said = tables(rows), [f"- {sentence}" for sentence in findings(rows)]
     for table in made:
         console.print(table.rich())
-    for sentence in said:
-        console.print(f"- {sentence}")
-    return made, said
+    console.print("\n".join(said))
+    picture = draw(rows, RESULTS / f"{name}.png")
+    parts = [f"# {picture.stem}", f"![{picture.stem}]({picture.name})", "\n".join(said)]
+    page = RESULTS / f"{name}.md"
+    page.write_text("\n\n".join([*parts, *(table.markdown() for table in made)]) + "\n")
+    console.print("written:", page.name, picture.name)
+    return said
 
 
 def run_cells(cells: list[Cell], workers: int, console: Any) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ class Stream:
 
     def _read(self, index: Tensor) -> Tensor:
         if len(self.pieces) == 1:
-            return self._scaled(self.pieces[0][index].float())
+            return self._scaled(self.pieces[0][index].float(), fresh=True)
         ends = torch.tensor([len(piece) for piece in self.pieces]).cumsum(0)
         of_piece = torch.searchsorted(ends, index, right=True)
         found = torch.empty(len(index), self.hidden_size)
@@ -82,7 +82,10 @@ class Stream:
             here = of_piece == number
             first = ends[number] - len(self.pieces[number])
             found[here] = self.pieces[number][index[here] - first].float()
-        return self._scaled(found)
+        return self._scaled(found, fresh=True)
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        return x if self.mean is None or self.std is None else (x - self.mean) / self.std
+    def _scaled(self, x: Tensor, *, fresh: bool = False) -> Tensor:
+        """fresh: x is nobody else's."""
+        if self.mean is None or self.std is None:
+            return x
+        return (x.sub_(self.mean) if fresh else x - self.mean).div_(self.std)

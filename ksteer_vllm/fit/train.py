@@ -22,7 +22,7 @@ from ksteer_vllm.probe import ModelIdentity, Probe, ProbeMetadata
 
 __all__ = ["POOL_BYTES", "FitPlan", "FittedNetwork", "fit_probe", "train_network"]
 
-POOL_BYTES = 1 << 30
+POOL_BYTES = 1 << 29
 """Training vectors are shuffled within pools of at most this size, the pools among each other."""
 
 

