@@ -33,7 +33,7 @@ from benchmarks.toy.findings import findings
 
 
 def main(
-    seeds: Annotated[int, typer.Option(help="environments, each with its own classifier and targets")] = 3,
+    seeds: Annotated[int, typer.Option(help="environments, each with its own classifier and targets")] = 5,
     examples: Annotated[str, typer.Option(help="contrast pairs per value")] = "4,16,64,256,1024,4096",
     sizes: Annotated[str, typer.Option(help="attributes steered at once")] = "1,2,3,4,5,6,7,8",
     hidden_size: Annotated[int, typer.Option(help="of the residual stream; inputs have 64 numbers")] = 24,
@@ -78,12 +78,13 @@ def main(
 
 def show(rows: pd.DataFrame, name: str, console: Any) -> list[str]:
     """Print the tables and the findings, write them to NAME.md and the figure to NAME.png; the findings."""
-    made, said = tables(rows), [f"- {sentence}" for sentence in findings(rows)]
+    made, said = tables(rows), findings(rows)
+    listed = "\n".join(f"- {sentence}" for sentence in said)
     for table in made:
         console.print(table.rich())
-    console.print("\n".join(said))
+    console.print(listed)
     picture = draw(rows, RESULTS / f"{name}.png")
-    parts = [f"# {picture.stem}", f"![{picture.stem}]({picture.name})", "\n".join(said)]
+    parts = [f"# {picture.stem}", f"![{picture.stem}]({picture.name})", listed]
     page = RESULTS / f"{name}.md"
     page.write_text("\n\n".join([*parts, *(table.markdown() for table in made)]) + "\n")
     console.print("written:", page.name, picture.name)

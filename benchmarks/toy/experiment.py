@@ -139,10 +139,9 @@ class _OneByOne:
             for noise in cell.noises
         ]
         self.linear = fits.fit_linear(each, targets, cell.plans.linear)
-        self.lorefts, self.lorests = (
-            [[fit(toy.classifier, pairs, rank) for pairs in each] for rank in cell.ranks]
-            for fit in _edit_fits(cell)
-        )
+        fit_loreft, fit_lorest = _edit_fits(cell)
+        self.lorefts = [[fit_loreft(toy.classifier, pairs, rank) for pairs in each] for rank in cell.ranks]
+        self.lorests = [[fit_lorest(toy.classifier, pairs, rank) for pairs in each] for rank in cell.ranks]
         self.x = torch.cat([pairs.before for pairs in each])[:_TYPICAL]
 
     def edits(self, size: int) -> dict[str, list[Edit]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def draw(rows: pd.DataFrame, picture: Path) -> Path:
     for axis, size in zip(axes[0], shown, strict=True):
         _lines(axis, alone[alone["size"] == size], "examples", "all_targeted")
         axis.set_xscale("log", base=2)
+        counts = sorted(rows["examples"].unique())
+        axis.set_xticks(counts, map(str, counts))
         axis.set_xlabel("examples: contrast pairs per value")
         axis.set_title(f"{size} attribute{'' if size == 1 else 's'} at once")
     axes[0][0].set_ylabel("all targeted attributes\nread their target")
@@ -52,7 +55,9 @@ def draw(rows: pd.DataFrame, picture: Path) -> Path:
     handles, names = axes[1][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=4, fontsize=9, frameon=False)
     runs = rows["seed"].nunique()
-    figure.suptitle(f"Steering Clear's toy environment; mean and range of {runs} environments", fontsize=11)
+    figure.suptitle(
+        f"Steering Clear's toy environment; mean and its standard error over {runs} environments", fontsize=11
+    )
     figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(picture, dpi=120)
     plt.close(figure)
@@ -68,9 +73,11 @@ _MEASURES = {
 
 def _lines(axis: Any, rows: pd.DataFrame, over: str, measure: str) -> None:
     for method, (colour, marker, line) in STYLES.items():
-        found = rows[rows["method"] == method].groupby(over)[measure].agg(["mean", "min", "max"]).dropna()
+        found = rows[rows["method"] == method].groupby(over)[measure].agg(["mean", "sem"])
+        found = found[found["mean"].notna()].fillna(0)
         axis.plot(found.index, found["mean"], color=colour, marker=marker, linestyle=line, label=method)
-        axis.fill_between(found.index, found["min"], found["max"], color=colour, alpha=0.08, linewidth=0)
+        low, high = found["mean"] - found["sem"], found["mean"] + found["sem"]
+        axis.vlines(found.index, low, high, color=colour, alpha=0.6, linewidth=1)
     axis.set_ylim(-0.03, 1.03)
     axis.grid(alpha=0.25)
 
@@ -97,7 +104,7 @@ def _table(title: str, rows: pd.DataFrame, over: str) -> Table:
     means = rows.groupby(["method", over])[list(_MEASURES)].mean()
     columns = sorted(rows[over].unique())
     order = [name for name in (*STYLES, UNSTEERED) if name in set(rows["method"])]
-    body = []
+    body: list[Sequence[str]] = []
     for method in order:
         cells = [means.loc[(method, column)] for column in columns]
         body.append([method, *(" / ".join(_share(cell[name]) for name in _MEASURES) for cell in cells)])

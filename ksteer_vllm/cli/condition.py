@@ -16,6 +16,7 @@ from ksteer_vllm.cli.options import (
     Model,
     clean_errors,
     given,
+    one_process,
     quiet_vllm,
     wide_console,
 )
@@ -43,6 +44,7 @@ def condition(
     from ksteer_vllm.tasks import open_task
 
     quiet_vllm()
+    one_process()
     console = wide_console()
     options = given(dtype=dtype, max_model_len=max_model_len, gpu_memory_utilization=gpu_memory_utilization)
     with clean_errors(), progress_bar(console) as progress:

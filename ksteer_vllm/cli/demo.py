@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ksteer_vllm.cli.options import clean_errors, quiet_vllm, wide_console
+from ksteer_vllm.cli.options import clean_errors, one_process, quiet_vllm, wide_console
 
 __all__ = ["demo"]
 
@@ -22,7 +21,7 @@ def demo(
 ) -> None:
     """Fit, calibrate and steer the small model that comes with this package."""
     quiet_vllm()
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # two short-lived engines: no new processes
+    one_process()
     import torch
 
     from ksteer_vllm.demo import MODEL_DIR

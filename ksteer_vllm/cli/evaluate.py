@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ksteer_vllm.cli.options import clean_errors, given, numbers_of, quiet_vllm, wide_console
+from ksteer_vllm.cli.options import (
+    clean_errors,
+    given,
+    numbers_of,
+    one_process,
+    quiet_vllm,
+    wide_console,
+)
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="SUITE", help="A calibrated suite folder.")],
-    sizes: Annotated[str, typer.Option(help="How many labels at once.")] = "1,2,3",
+    sizes: Annotated[
+        str | None, typer.Option(help="How many labels at once, such as 1,2; default: as calibrated.")
+    ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Evaluation prompts, the first so many.")] = 20,
     variants: Annotated[
         list[str] | None,
@@ -34,8 +42,12 @@ def evaluate(
     ] = None,
     strength: Annotated[str, typer.Option(help="Which calibrated one: best or largest_coherent.")] = "best",
     steps: Annotated[str, typer.Option(help="Of the curve of gradient steps.")] = "1,2,4,8,16",
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the sampling.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of a reply.")] = 96,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Of the sampling; default, and only choice: as calibrated.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a reply; default, and only choice: as calibrated.")
+    ] = None,
 ) -> None:
     """Evaluate every variant of a suite at its calibrated strength, over combinations of labels.
 
@@ -48,7 +60,7 @@ def evaluate(
     from ksteer_vllm.evaluate.plan import EvaluationPlan
 
     quiet_vllm()
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine's steps are driven from here
+    one_process()
     console = wide_console()
     options: dict[str, Any] = given(
         url=judge_url, model=judge_model, concurrency=judge_concurrency, timeout=judge_timeout
@@ -57,16 +69,18 @@ def evaluate(
         try:
             plan = EvaluationPlan.model_validate(
                 {
-                    "sizes": numbers_of("sizes", sizes),
                     "prompts": prompts,
                     "variants": tuple(variants or ()),
                     "judge": judge or ("openai" if judge_url else None),
                     "judge_options": options,
                     "strength": strength,
                     "steps": numbers_of("steps", steps),
-                    "temperature": temperature,
-                    "max_tokens": max_tokens,
-                    **given(avoid=avoid),
+                    **given(
+                        sizes=None if sizes is None else numbers_of("sizes", sizes),
+                        avoid=avoid,
+                        temperature=temperature,
+                        max_tokens=max_tokens,
+                    ),
                 }
             )
         except ValidationError as error:

@@ -23,6 +23,7 @@ from ksteer_vllm.cli.options import (
     given,
     names_of,
     numbers_of,
+    one_process,
     quiet_vllm,
     wide_console,
 )
@@ -96,6 +97,7 @@ def fit(
     from ksteer_vllm.tasks import open_task
 
     quiet_vllm()
+    one_process()
     console = wide_console()
     with clean_errors():
         chosen = preset_of(preset)

@@ -20,6 +20,7 @@ from ksteer_vllm.cli.options import (
     given,
     names_of,
     numbers_of,
+    one_process,
     quiet_vllm,
     wide_console,
 )
@@ -61,6 +62,7 @@ def layers(
     from ksteer_vllm.tasks import open_task
 
     quiet_vllm()
+    one_process()
     console = wide_console()
     with clean_errors():
         plan = LayerPlan(

@@ -28,6 +28,7 @@ __all__ = [
     "given",
     "names_of",
     "numbers_of",
+    "one_process",
     "quiet_vllm",
     "wide_console",
 ]
@@ -59,6 +60,14 @@ def quiet_vllm() -> None:
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(level)  # vLLM logs before it reads the variable
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
+
+
+def one_process() -> None:
+    """Engines run in this process, unless the caller has chosen otherwise: when it ends, nothing is left running.
+
+    Before an engine starts.
+    """
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
 Model = Annotated[str, typer.Argument(help="A model folder, or a Hugging Face model name.")]

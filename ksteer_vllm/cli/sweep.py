@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -15,6 +14,7 @@ from ksteer_vllm.cli.options import (
     clean_errors,
     given,
     numbers_of,
+    one_process,
     quiet_vllm,
     wide_console,
 )
@@ -63,7 +63,7 @@ def sweep(
 ) -> None:
     """Calibrate: for every variant and number of labels the best strength and the largest coherent one."""
     quiet_vllm()
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine's steps are driven from here
+    one_process()
     from ksteer_vllm.sweep.calibration import Rule
     from ksteer_vllm.sweep.command import SweepRequest, sweep_folder
 

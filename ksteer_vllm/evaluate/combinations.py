@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from ksteer_vllm.errors import ConfigError
 
-__all__ = ["Avoid", "avoided", "combinations", "name_of"]
+__all__ = ["Avoid", "avoided", "combinations", "name_of", "size_name"]
 
 Avoid = Literal["rest", "none"]
 
@@ -36,3 +36,8 @@ def avoided(labels: Sequence[str], target: Collection[str], avoid: Avoid = "rest
 def name_of(target: Sequence[str]) -> str:
     """A combination in tables: `expert + casual`; nothing asked for: `-`."""
     return " + ".join(target) or "-"
+
+
+def size_name(size: int) -> str:
+    """A size in tables and figures: `1 label`, `2 labels`."""
+    return f"{size} label{'s' if size > 1 else ''}"

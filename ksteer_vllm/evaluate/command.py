@@ -10,12 +10,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ksteer_vllm.evaluate.combinations import combinations, size_name
+from ksteer_vllm.evaluate.judges import described
 from ksteer_vllm.evaluate.metrics import MEASURES
 from ksteer_vllm.evaluate.outcome import Evaluation
 from ksteer_vllm.evaluate.plan import EvaluationPlan
 from ksteer_vllm.evaluate.report import headline, size_table, write_report
 from ksteer_vllm.evaluate.run import evaluate_suite
-from ksteer_vllm.evaluate.strengths import calibrated_settings, chosen_variants
+from ksteer_vllm.evaluate.strengths import calibrated_settings, chosen_variants, planned
 from ksteer_vllm.study.suite import Suite
 from ksteer_vllm.study.variants import variants_of
 from ksteer_vllm.sweep.calibration import Calibration
@@ -31,12 +33,14 @@ _SHOWN = ("on_target", "success", "coherent", "nll", "shift", "kl")
 def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Evaluation:
     """Evaluate a calibrated suite and leave the report in SUITE/results.
 
-    Raises ConfigError for a folder that is no suite or is not calibrated, or a plan that does not fit it.
+    Raises ConfigError for a folder that is no suite or is not calibrated, for artifacts that are not those
+    that were calibrated, or a plan that does not fit.
     """
     suite = Suite.open(folder)
     calibration = Calibration.load(folder)
-    if "avoid" not in plan.model_fields_set:
-        plan = plan.model_copy(update={"avoid": calibration.avoid})
+    calibration.check({name: artifact.metadata.digest for name, artifact in suite.artifacts.items()})
+    combinations(suite.file.labels, plan.sizes if "sizes" in plan.model_fields_set else ())
+    plan = planned(plan, calibration)
     settings, without = calibrated_settings(_variants(suite, calibration, plan), calibration, plan)
     results = folder / RESULTS
     options = _judge_options(suite, plan, results)
@@ -56,21 +60,19 @@ def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Eval
 
 
 def _variants(suite: Suite, calibration: Calibration, plan: EvaluationPlan) -> list[Any]:
-    """The calibrated ones, and the random control, which needs no strength of its own."""
+    """The calibrated ones, then the suite's others: the random control needs no strength of its own, the
+    rest are named as left out."""
     known = {variant.name for variant in calibration.variants}
-    controls = [v for v in variants_of(suite.paths) if v.method == "random" and v.name not in known]
-    return chosen_variants([*calibration.variants, *controls], plan.variants)
+    others = [variant for variant in variants_of(suite.paths) if variant.name not in known]
+    return chosen_variants([*calibration.variants, *others], plan.variants)
 
 
 def _judge_options(suite: Suite, plan: EvaluationPlan, results: Path) -> dict[str, Any]:
     """An endpoint's verdicts are kept beside the replies, and it is told what a known task's labels mean."""
-    from ksteer_vllm.tasks.predefined import STYLED
-
     if (plan.judge or suite.file.judge) != "openai":
         return plan.judge_options
-    task = STYLED.get(suite.file.task)
-    described = {"descriptions": task.styles} if task else {}
-    return {"journal": results / "verdicts.jsonl", **described, **plan.judge_options}
+    descriptions = described(suite.file.task, suite.file.labels)
+    return {"journal": results / "verdicts.jsonl", "descriptions": descriptions, **plan.judge_options}
 
 
 def _print(found: Evaluation, console: Console) -> None:
@@ -93,7 +95,7 @@ def _print(found: Evaluation, console: Console) -> None:
     for comparison, by_size in headline(found).items():
         for size, lines in by_size.items():
             if lines:
-                console.print(f"[bold]{size} label{'s' if size > 1 else ''}, {comparison}[/bold]")
+                console.print(f"[bold]{size_name(size)}, {comparison}[/bold]")
                 for line in lines:
                     console.print(f"  {line}", highlight=False)
 

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ksteer_vllm.evaluate.combinations import size_name
+from ksteer_vllm.study.palette import OKABE_ITO as COLOURS
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "composition", "ranking", "slopes", "steps", "streams"]
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's, which the colour-blind can tell apart."""
+__all__ = ["composition", "ranking", "slopes", "steps", "streams"]
 
 MARKERS = "osD^vPX*<>hp"
 STYLES = ("-", "--", "-.", ":")
@@ -64,7 +64,7 @@ def ranking(own: pd.DataFrame, matched: pd.DataFrame | None, sizes: Sequence[int
             axes.errorbar(
                 rows["mean"], y, xerr=bars, fmt=marker, color=colour, label=label, markersize=5, capsize=2
             )
-        axes.set_title(_labels(size), fontsize=10)
+        axes.set_title(size_name(size), fontsize=10)
         axes.set_xlim(-0.03, 1.03)
         axes.set_xlabel("share of replies on target")
         axes.grid(axis="x", alpha=0.3)
@@ -86,7 +86,7 @@ def steps(curve: pd.DataFrame, references: pd.DataFrame | None = None) -> Figure
         bars = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
         axes.errorbar(
             rows["steps"], rows["mean"], yerr=bars, color=colour, marker=MARKERS[index], capsize=3,
-            label=f"K-Steering, {_labels(int(size))}",
+            label=f"K-Steering, {size_name(int(size))}",
         )  # fmt: skip
         if references is not None:
             for _, row in references[references["size"] == size].iterrows():
@@ -153,10 +153,6 @@ def streams(points: pd.DataFrame, unsteered: str) -> Figure:
 
 def _explained(points: pd.DataFrame, axis: int) -> str:
     return f"component {axis + 1} ({points.attrs['explained'][axis]:.0%} of variance)"
-
-
-def _labels(size: int) -> str:
-    return f"{size} label{'s' if size > 1 else ''}"
 
 
 def _pyplot() -> Any:

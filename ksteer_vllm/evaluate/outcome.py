@@ -42,6 +42,7 @@ class Evaluation:
 
     own, matched, steps: rows per reply as `metrics.towards` gives them, at each variant's own calibrated
     strength, at equal displacement, and by number of steps. moved: displacement and KL at own strengths.
+    strengths, step_strengths: those of matched and of steps.
     propensities: variant, target, prompt, multiplier, propensity. points: replies on principal components.
     without: variants that could not run at a size, in words.
     """
@@ -57,12 +58,18 @@ class Evaluation:
     steps: pd.DataFrame | None
     moved: pd.DataFrame
     strengths: list[Matched]
+    step_strengths: list[Matched]
     propensities: pd.DataFrame
     points: pd.DataFrame | None
     samples: list[Reply]
     without: list[str] = field(default_factory=list)
     not_judged: int = 0
     source: dict[str, Any] = field(default_factory=dict)
+
+    def unsteered_coherent(self) -> float:
+        """Share of the unsteered replies that are coherent, by judge and rule."""
+        plain = self.own[self.own["variant"] == UNSTEERED]
+        return float(plain.drop_duplicates("prompt")["coherent"].mean())
 
     def reached(self) -> pd.DataFrame:
         """The replies at equal displacement of the variants that reached it, and the unsteered ones."""

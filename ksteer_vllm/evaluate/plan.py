@@ -14,10 +14,12 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class EvaluationPlan(BaseModel):
-    """sizes: of label combinations. prompts: of the suite's evaluation prompts, the first so many. variants:
+    """What is left open is taken from the suite's calibration: sizes, avoid, temperature, max_tokens.
+
+    sizes: of label combinations. prompts: of the suite's evaluation prompts, the first so many. variants:
     names, default all. judge: default the suite's. avoid: the labels not asked for, or none. strength: which
     calibrated strength. steps: of the step-count curve. texts: unsteered replies that displacement and KL
-    are measured on. budget: of the coherence rule.
+    are measured on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,6 +33,5 @@ class EvaluationPlan(BaseModel):
     strength: Literal["best", "largest_coherent"] = "best"
     steps: tuple[Count, ...] = (1, 2, 4, 8, 16)
     texts: Count = 3
-    budget: Annotated[float, Field(gt=0, le=1)] = 0.9
     temperature: Annotated[float, Field(ge=0)] = 1.0
     max_tokens: Count = 96

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ksteer_vllm.capture import CAPTURE_KEY
+from ksteer_vllm.evaluate.metrics import UNSTEERED
 from ksteer_vllm.fit.data import LabelledRow
 from ksteer_vllm.fit.positions import encode_row
 from ksteer_vllm.study.asks import Reply
@@ -15,13 +16,30 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-__all__ = ["mean_streams", "projected"]
+__all__ = ["mean_streams", "projected", "worth_a_point"]
+
+_PROMPTS = 10
+
+
+def worth_a_point(replies: Sequence[Reply], variants: Collection[str]) -> list[Reply]:
+    """The replies to the first prompts that have text: the unsteered ones, and those of the variants towards
+    single labels."""
+    return [
+        reply
+        for reply in replies
+        if reply.text.strip()
+        and reply.ask.tags["prompt"] < _PROMPTS
+        and (
+            reply.ask.tags["variant"] == UNSTEERED
+            or (reply.ask.tags["variant"] in variants and len(reply.ask.tags["target"]) == 1)
+        )
+    ]
 
 
 def mean_streams(bench: Bench, replies: Sequence[Reply], layer: int) -> Tensor:
     """[N, d] float32: the mean over a reply's positions of the residual stream after the layer, unsteered.
 
-    The bench must capture at the layer. Raises ValueError for an empty reply.
+    The bench must capture at the layer. Raises DataError for a reply without text.
     """
     import torch
     from safetensors.torch import load

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.evaluate import figures
 from ksteer_vllm.evaluate import report_parts as parts
+from ksteer_vllm.evaluate.combinations import size_name
 from ksteer_vllm.evaluate.comparison import LEVEL, difference_table, intervals, sentences
 from ksteer_vllm.evaluate.metrics import MEASURES, READING, UNSTEERED, summarise
 from ksteer_vllm.evaluate.outcome import Evaluation
-from ksteer_vllm.evaluate.report_parts import labels, records
+from ksteer_vllm.evaluate.report_parts import records
 from ksteer_vllm.study.folder import ReportFolder
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ def _summary(report: ReportFolder, found: Evaluation) -> None:
         for size in found.plan.sizes:
             lines, pairs = _sentences(seen, size)
             if lines:
-                title = f"**{labels(size)}, {_AT[name]}.**"
+                title = f"**{size_name(size)}, {_AT[name]}.**"
                 report.text("\n".join([title, "", *(f"- {line}" for line in lines)]))
-            tables.append((f"Paired differences, {labels(size)}, {_AT[name]}.", difference_table(pairs)))
+            tables.append((f"Paired differences, {size_name(size)}, {_AT[name]}.", difference_table(pairs)))
             differences.setdefault(name, []).extend(pair.as_json() for pair in pairs)
     report.results["differences"] = differences
     own, matched = intervals(found.own), intervals(found.reached())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.evaluate import figures
-from ksteer_vllm.evaluate.combinations import name_of
+from ksteer_vllm.evaluate.combinations import name_of, size_name
 from ksteer_vllm.evaluate.comparison import intervals
 from ksteer_vllm.evaluate.metrics import MEASURES, READING, UNSTEERED, summarise
-from ksteer_vllm.evaluate.outcome import STEPS_OF, Evaluation
+from ksteer_vllm.evaluate.outcome import STEPS_OF, Evaluation, Matched
 from ksteer_vllm.evaluate.steerability import steerability
 from ksteer_vllm.study.coherence import RULE
 from ksteer_vllm.study.folder import ReportFolder
@@ -17,34 +18,20 @@ from ksteer_vllm.study.folder import ReportFolder
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["equal_displacement", "how", "labels", "projections", "records", "samples", "slopes", "steps"]
+__all__ = ["equal_displacement", "how", "projections", "records", "samples", "slopes", "steps"]
 
 
 def equal_displacement(report: ReportFolder, found: Evaluation) -> None:
-    import pandas as pd
-
     report.heading("At equal displacement")
-    strengths = pd.DataFrame(
-        [
-            {
-                "variant": m.variant,
-                "size": m.size,
-                "alpha": m.alpha,
-                "displacement": m.shift,
-                "reached": m.reached,
-            }
-            for m in found.strengths
-        ]
-    )
     table = summarise(found.matched, ["size", "variant"])[["size", "variant", "replies", *READING[:4]]]
-    table = table.merge(strengths, on=["variant", "size"], how="left")
+    table = table.merge(_strengths(found.strengths), on=["variant", "size"], how="left")
     report.results["equal_displacement"] = records(table)
-    table["reached"] = ["–" if pd.isna(value) else "yes" if value else "no" for value in table["reached"]]
+    table["reached"] = _words(table["reached"])
     wanted = {m.size: m.wanted for m in found.strengths}
     report.table(
         table.rename(columns=MEASURES),
         caption="Strengths at which all variants move the stream equally far, by the median of their "
-        f"displacements at own strength ({', '.join(f'{labels(k)}: {v:.3f}' for k, v in wanted.items())}). "
+        f"displacements at own strength ({', '.join(f'{size_name(k)}: {v:.3f}' for k, v in wanted.items())}). "
         "Reached: within 3 %; a variant that cannot move that far, or that little, is left out of the "
         "sentences above.",
     )
@@ -55,17 +42,29 @@ def steps(report: ReportFolder, found: Evaluation) -> None:
         return
     report.heading("How many gradient steps")
     table = intervals(found.steps)
-    curve = table[table["variant"] != UNSTEERED].copy()
-    curve["steps"] = [int(name.split()[0]) for name in curve["variant"]]
-    references = intervals(found.reached())
-    report.figure(
-        "steps",
-        figures.steps(curve, references[references["variant"] == "CAA"]),
-        f"K-Steering by number of steps, at the displacement of {STEPS_OF}; dashed: CAA at the common "
-        "displacement",
+    curve = table[table["variant"] != UNSTEERED].merge(
+        _strengths(found.step_strengths), on=["variant", "size"], how="left"
     )
-    report.table(curve[["size", "steps", "mean", "low", "high"]], caption="Share of replies on target.")
+    curve["steps"] = [int(name.split()[0]) for name in curve["variant"]]
     report.results["steps"] = records(curve)
+    references = intervals(found.reached())
+    reached = curve[curve["reached"]]
+    if len(reached):
+        report.figure(
+            "steps",
+            figures.steps(reached, references[references["variant"] == "CAA"]),
+            f"K-Steering by number of steps, at the displacement of {STEPS_OF}; dashed: CAA at the common "
+            "displacement",
+        )
+    shown = curve[["size", "steps", "mean", "low", "high", "alpha", "displacement", "reached"]]
+    wanted = {m.size: m.wanted for m in found.step_strengths}
+    missed = [f"{m.variant} at {size_name(m.size)}" for m in found.step_strengths if not m.reached]
+    report.table(
+        shown.assign(reached=_words(shown["reached"])),
+        caption="Share of replies on target. Wanted displacements: "
+        f"{', '.join(f'{size_name(k)}: {v:.3f}' for k, v in wanted.items())}. "
+        + (f"Not reached, and left out of the figure: {', '.join(missed)}." if missed else "All are reached."),
+    )
 
 
 def slopes(report: ReportFolder, found: Evaluation) -> None:
@@ -128,17 +127,25 @@ def how(report: ReportFolder, found: Evaluation) -> None:
         f"Specs name the target labels, and steer {away} where the method takes such. Replies to one prompt "
         "share a sampling seed. Coherent: by the judge's word, where it gives one, and by this rule, the "
         f"same for every variant: {RULE}. Here: {thresholds}; "
-        f"{rule.unsteered:.2f} of the unsteered replies are coherent. The random direction has the norms of "
+        f"{found.unsteered_coherent():.2f} of the unsteered replies are coherent. The random direction has the norms of "
         "CAA's vectors and runs at CAA's strength. The evaluation probe was fitted to conversations no "
         f"method saw. Replies without a usable verdict: {found.not_judged}."
     )
+
+
+def _strengths(found: Sequence[Matched]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [(m.variant, m.size, m.alpha, m.shift, m.reached) for m in found]
+    return pd.DataFrame(rows, columns=["variant", "size", "alpha", "displacement", "reached"])
+
+
+def _words(reached: pd.Series) -> list[str]:
+    """What a table shows of truth values, some of them missing."""
+    return ["–" if value != value else "yes" if value else "no" for value in reached]
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Plain JSON: missing numbers are None."""
     records: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=6))
     return records
-
-
-def labels(size: int) -> str:
-    return f"{size} label{'s' if size > 1 else ''}"

@@ -15,12 +15,12 @@ from ksteer_vllm.evaluate.displacement import Displacement
 from ksteer_vllm.evaluate.forced import EXACT_UP_TO, TOP_TOKENS, Reader
 from ksteer_vllm.evaluate.judges import Judge, judge_for
 from ksteer_vllm.evaluate.matching import Point
-from ksteer_vllm.evaluate.metrics import UNSTEERED, reply_frame, towards
+from ksteer_vllm.evaluate.metrics import reply_frame, towards
 from ksteer_vllm.evaluate.outcome import STEPS_OF, Evaluation, Matched
 from ksteer_vllm.evaluate.plan import EvaluationPlan
-from ksteer_vllm.evaluate.projections import mean_streams, projected
+from ksteer_vllm.evaluate.projections import mean_streams, projected, worth_a_point
 from ksteer_vllm.evaluate.settings import Setting, asks_of, step_settings, unsteered_asks
-from ksteer_vllm.evaluate.steerability import MULTIPLIERS
+from ksteer_vllm.evaluate.steerability import MULTIPLIERS, propensities
 from ksteer_vllm.study.asks import Ask, Reply
 from ksteer_vllm.study.bench import Bench
 from ksteer_vllm.study.coherence import CoherenceRule, repetition
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["JOURNAL", "evaluate_suite"]
 
 JOURNAL = "journal.jsonl"
-_PROJECTED_PROMPTS = 10
 _PROJECTED_VARIANTS = 3
 
 
@@ -53,7 +52,7 @@ def evaluate_suite(
 
     Raises ConfigError if the plan does not fit the suite.
     """
-    from ksteer_vllm.fit.pipeline import progress_bar
+    from ksteer_vllm.fit.pipeline import few_threads, progress_bar
 
     file = suite.file
     prompts = file.prompts.get("evaluation", ())[: plan.prompts]
@@ -67,6 +66,7 @@ def evaluate_suite(
     with progress_bar(console) as progress:
         judge = _judge(suite, plan, progress)
         with (
+            few_threads(suite.artifacts[used[0]].metadata.model),
             Bench(
                 file.model,
                 {name: suite.paths[name] for name in used},
@@ -110,11 +110,11 @@ class _Run:
         }
         groups = self._generate([plain, main, *others.values()], "generating at calibrated strengths")
         unsteered, steered = groups[:2]
-        self._rule = self.rule or CoherenceRule.of(unsteered, budget=plan.budget)
+        self._rule = self.rule or CoherenceRule.of(unsteered)
         displacement, exact = self._displacement(unsteered)
         moved = displacement.table(self.settings)
         strengths, matched_settings = self._matched(displacement, moved)
-        step_counts = self._step_settings(displacement, moved)
+        step_strengths, step_counts = self._steps(displacement, moved)
         matched, stepped = self._generate(
             [self._asks(matched_settings, self.targets), self._asks(step_counts, self.targets)],
             "generating at equal displacement",
@@ -133,7 +133,8 @@ class _Run:
             steps=self._seen(unsteered, stepped) if stepped else None,
             moved=moved,
             strengths=strengths,
-            propensities=_propensities(unsteered, by_multiplier, [t[0] for t in singles]),
+            step_strengths=step_strengths,
+            propensities=propensities(unsteered, by_multiplier, [t[0] for t in singles]),
             points=self._points(unsteered, steered),
             samples=[r for r in [*unsteered, *steered] if r.ask.tags["prompt"] == 0],
             not_judged=int(own["success"].isna().sum()),
@@ -147,6 +148,7 @@ class _Run:
                 },
                 "evaluation_probe": self.suite.evaluation.metadata.digest if self.suite.evaluation else None,
                 "plan": plan.model_dump(mode="json", exclude={"judge_options"}),
+                "coherence": self._rule.model_dump(mode="json"),
                 "labels": list(labels),
             },
         )
@@ -185,21 +187,22 @@ class _Run:
         wanted = {(s.name, size): common[size] for s in self.settings for size in s.alpha if size in common}
         settings = [s.at({k: a for k, a in s.alpha.items() if k in common}) for s in self.settings]
         points = displacement.matched(settings, wanted)
-        strengths = [Matched(*cell, *point, wanted[cell]) for cell, point in points.items()]
-        return strengths, [s.at(_strengths_of(points, s)) for s in settings]
+        return _as_matched(points, wanted), [s.at(_strengths_of(points, s)) for s in settings]
 
-    def _step_settings(self, displacement: Displacement, moved: pd.DataFrame) -> list[Setting]:
+    def _steps(
+        self, displacement: Displacement, moved: pd.DataFrame
+    ) -> tuple[list[Matched], list[Setting]]:
         """K-Steering by number of steps, each at the displacement of the calibrated 8 steps."""
         base = next((s for s in self.settings if s.name == STEPS_OF), None)
         if base is None:
-            return []
+            return [], []
         means = moved[moved["variant"] == base.name].groupby("size")["shift"].mean()
         settings = step_settings(
             base.at({k: a for k, a in base.alpha.items() if k in means}), self.plan.steps
         )
         wanted = {(s.name, size): float(means[size]) for s in settings for size in s.alpha}
         points = displacement.matched(settings, wanted)
-        return [s.at(_strengths_of(points, s)) for s in settings]
+        return _as_matched(points, wanted), [s.at(_strengths_of(points, s)) for s in settings]
 
     def _seen(self, unsteered: Sequence[Reply], steered: Sequence[Reply]) -> pd.DataFrame:
         replies = [*unsteered, *steered]
@@ -217,46 +220,16 @@ class _Run:
             return None
         shown = [s.name for s in self.settings if s.name in (STEPS_OF, "CAA", "random direction")]
         shown = (shown or [s.name for s in self.settings])[:_PROJECTED_VARIANTS]
-        chosen = [
-            reply
-            for reply in [*unsteered, *steered]
-            if reply.tokens
-            and reply.ask.tags["prompt"] < _PROJECTED_PROMPTS
-            and (
-                reply.ask.tags["variant"] == UNSTEERED
-                or (reply.ask.tags["variant"] in shown and len(reply.ask.tags["target"]) == 1)
-            )
-        ]
+        chosen = worth_a_point([*unsteered, *steered], shown)
+        if len(chosen) < 2:
+            return None
         streams = mean_streams(self.bench, chosen, self.suite.evaluation.metadata.layer)
         return projected(streams, chosen)
 
 
+def _as_matched(points: dict[tuple[str, int], Point], wanted: dict[tuple[str, int], float]) -> list[Matched]:
+    return [Matched(*cell, *point, wanted[cell]) for cell, point in points.items()]
+
+
 def _strengths_of(points: dict[tuple[str, int], Point], setting: Setting) -> dict[int, float]:
     return {size: alpha for (name, size), (alpha, _) in points.items() if name == setting.name}
-
-
-def _propensities(
-    unsteered: Sequence[Reply], steered: dict[float, list[Reply]], labels: Sequence[str]
-) -> pd.DataFrame:
-    """The target's logit by multiplier; multiplier 0 is the unsteered reply, for every variant."""
-    import pandas as pd
-
-    rows = [
-        _propensity(reply, reply.ask.tags["variant"], reply.ask.tags["target"][0], multiplier)
-        for multiplier, replies in steered.items()
-        for reply in replies
-        if len(reply.ask.tags["target"]) == 1
-    ]
-    variants = dict.fromkeys(row["variant"] for row in rows)
-    rows += [_propensity(reply, v, label, 0.0) for v in variants for label in labels for reply in unsteered]
-    return pd.DataFrame(rows, columns=["variant", "target", "prompt", "multiplier", "propensity"])
-
-
-def _propensity(reply: Reply, variant: str, label: str, multiplier: float) -> dict[str, Any]:
-    return {
-        "variant": variant,
-        "target": label,
-        "prompt": reply.ask.tags["prompt"],
-        "multiplier": multiplier,
-        "propensity": (reply.propensity or {}).get(label, float("nan")),
-    }

@@ -8,15 +8,17 @@ variants are in one unit: logits per calibrated strength.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ksteer_vllm.study.asks import Reply
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MULTIPLIERS", "slope", "steerability"]
+__all__ = ["MULTIPLIERS", "propensities", "slope", "steerability"]
 
 MULTIPLIERS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Of the calibrated strength; 0 is the unsteered reply, for every method."""
@@ -56,3 +58,33 @@ def steerability(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def propensities(
+    unsteered: Sequence[Reply], steered: Mapping[float, Sequence[Reply]], labels: Sequence[str]
+) -> pd.DataFrame:
+    """Rows of variant, target, prompt, multiplier, propensity: the target's logit, for single labels.
+
+    steered: multiplier -> replies; multiplier 0 is the unsteered reply, for every variant.
+    """
+    import pandas as pd
+
+    rows = [
+        _row(reply, reply.ask.tags["variant"], reply.ask.tags["target"][0], multiplier)
+        for multiplier, replies in steered.items()
+        for reply in replies
+        if len(reply.ask.tags["target"]) == 1
+    ]
+    variants = dict.fromkeys(row["variant"] for row in rows)
+    rows += [_row(reply, v, label, 0.0) for v in variants for label in labels for reply in unsteered]
+    return pd.DataFrame(rows, columns=["variant", "target", "prompt", "multiplier", "propensity"])
+
+
+def _row(reply: Reply, variant: str, label: str, multiplier: float) -> dict[str, Any]:
+    return {
+        "variant": variant,
+        "target": label,
+        "prompt": reply.ask.tags["prompt"],
+        "multiplier": multiplier,
+        "propensity": (reply.propensity or {}).get(label, float("nan")),
+    }

@@ -10,7 +10,7 @@ from ksteer_vllm.evaluate.settings import Setting
 from ksteer_vllm.study.variants import Variant
 from ksteer_vllm.sweep.calibration import Calibration
 
-__all__ = ["calibrated_settings", "chosen_variants"]
+__all__ = ["calibrated_settings", "chosen_variants", "planned"]
 
 
 def chosen_variants(variants: Sequence[Variant], wanted: Sequence[str]) -> list[Variant]:
@@ -20,9 +20,35 @@ def chosen_variants(variants: Sequence[Variant], wanted: Sequence[str]) -> list[
     """
     known = {variant.name for variant in variants} | {variant.artifact for variant in variants}
     if unknown := [name for name in wanted if name not in known]:
-        names = listing(variant.name for variant in variants)
-        raise ConfigError(f"variants: {listing(unknown)} was not calibrated; calibrated are: {names}")
+        names = listing((variant.name for variant in variants), 40)
+        raise ConfigError(f"variants: unknown {listing(map(repr, unknown))}; there are: {names}")
     return [v for v in variants if not wanted or v.name in wanted or v.artifact in wanted]
+
+
+def planned(plan: EvaluationPlan, calibration: Calibration) -> EvaluationPlan:
+    """The plan with what it leaves open as it was calibrated: sizes, avoid, temperature, max_tokens.
+
+    Raises ConfigError for a size that was not calibrated, and for another avoid or sampling: the strengths
+    and the coherence rule are for those only.
+    """
+    calibrated = sorted({cell.size for cell in calibration.cells})
+    if "sizes" not in plan.model_fields_set:
+        plan = plan.model_copy(update={"sizes": tuple(calibrated)})
+    if new := sorted(set(plan.sizes) - set(calibrated)):
+        raise ConfigError(
+            f"sizes: {listing(new)} was not calibrated, only {listing(calibrated)}; leave the others out, or "
+            f"run `ksteer sweep` with --sizes {','.join(map(str, sorted({*calibrated, *new})))}"
+        )
+    for field in ("avoid", "temperature", "max_tokens"):
+        wanted, found = getattr(plan, field), getattr(calibration, field)
+        if field not in plan.model_fields_set:
+            plan = plan.model_copy(update={field: found})
+        elif wanted != found:
+            raise ConfigError(
+                f"{field}: {wanted!r}, but the strengths were calibrated with {found!r}; leave it out, or run "
+                f"`ksteer sweep` with --{field.replace('_', '-')} {wanted}"
+            )
+    return plan
 
 
 def calibrated_settings(
@@ -31,13 +57,8 @@ def calibrated_settings(
     """Every variant with its strength per size, and in words which have none for which size.
 
     The random direction runs at the strength of the vectors whose norms it has, where those are calibrated.
-    Raises ConfigError for a size that was not calibrated, or if strengths are for another `avoid`.
+    plan: as `planned`, so that its sizes were calibrated.
     """
-    if calibration.avoid != plan.avoid:
-        raise ConfigError(
-            f"avoid: {plan.avoid!r}, but the strengths were calibrated with {calibration.avoid!r}; "
-            f"run `ksteer sweep` with --avoid {plan.avoid}"
-        )
     found, without = [], []
     for variant in variants:
         like = _strength_of(variant, calibration)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ksteer_vllm.capture import CAPTURE_KEY
 from ksteer_vllm.config import enable
-from ksteer_vllm.fit.data import DataError, LabelledRow
+from ksteer_vllm.fit.data import DataError, LabelledRow, row_name
 from ksteer_vllm.fit.positions import REPLY, Window
 from ksteer_vllm.fit.shards import ShardFolder
 from ksteer_vllm.fit.stream import Stream
@@ -33,7 +33,9 @@ __all__ = [
 ]
 
 CHUNK_ROWS = 256
-"""Rows given to the engine at once."""
+"""Rows given to the engine at once, at most."""
+CHUNK_BYTES = 1 << 29
+"""Of the vectors they give, in float32 and of all layers together; a row that gives more is run alone."""
 SHARD_BYTES = 128 << 20
 """A shard is closed after the chunk that reaches this, all its layers together."""
 
@@ -108,24 +110,37 @@ class Recorder:
         """
         temporary = Path(tempfile.mkdtemp(prefix="ksteer-")) if folder is None else None
         try:
-            shards = ShardFolder(
-                temporary or folder or Path(),
-                rows,
-                self.layers,
-                model=self.identity,
-                positions=window.text,
-                dtype=str(self.engine_options.get("dtype", "auto")),
-            )
+            shards = self._shards(rows, window, temporary or folder or Path())
             if shards.done < len(rows):
                 self._fill(shards, rows, window)
-            streams: dict[int, Tensor | Stream] = dict(shards.streams())
-            if temporary is not None:
-                streams = {layer: Stream.of(stream).tensor() for layer, stream in streams.items()}
-            row, position = shards.rows_and_positions()
-            return Activations(streams, row, position, shards.model)
+            found = _of_shards(shards)
+            if temporary is None:
+                return found
+            streams = {layer: Stream.of(stream).tensor() for layer, stream in found.streams.items()}
+            return replace(found, streams=streams)
         finally:
             if temporary is not None:
                 shutil.rmtree(temporary)
+
+    def recorded(self, rows: Sequence[LabelledRow], window: Window, folder: Path) -> Activations | None:
+        """What `record` left in the folder; None if it is not there, or not of every row. No engine starts.
+
+        Raises DataError for shards of another recording.
+        """
+        if not folder.exists():
+            return None
+        shards = self._shards(rows, window, folder)
+        return _of_shards(shards) if shards.done == len(rows) else None
+
+    def _shards(self, rows: Sequence[LabelledRow], window: Window, folder: Path) -> ShardFolder:
+        return ShardFolder(
+            folder,
+            rows,
+            self.layers,
+            model=self.identity,
+            positions=window.text,
+            dtype=str(self.engine_options.get("dtype", "auto")),
+        )
 
     def _fill(self, shards: ShardFolder, rows: Sequence[LabelledRow], window: Window) -> None:
         llm = self._engine()
@@ -137,19 +152,20 @@ class Recorder:
         numbers: list[Tensor] = []
         positions: list[Tensor] = []
 
-        def encoded(start: int) -> list[tuple[list[int], int, int]]:
-            chosen = range(start, min(start + CHUNK_ROWS, len(rows)))
-            return [_encode(tokenizer, index, rows[index], window, longest) for index in chosen]
+        def encoded(index: int) -> tuple[list[int], int, int]:
+            return _encode(tokenizer, index, rows[index], window, longest)
 
-        starts = range(shards.done, len(rows), CHUNK_ROWS)
-        for start in starts:
-            encoded(start)  # a row that cannot be run is named before any is
-        for start in starts:
-            chunk = encoded(start)
+        lengths = []  # of all rows: one that cannot be run is named before any is
+        for index in range(shards.done, len(rows)):
+            _, first, end = encoded(index)
+            lengths.append(end - first)
+        for chosen in _chunks(lengths, shards.done, 4 * len(self.layers) * self.identity.hidden_size):
+            start, chunk = chosen.start, [encoded(index) for index in chosen]
             captured = self._run(chunk)
             for index, (_, first, end) in enumerate(chunk):
+                name = row_name(rows[start + index], start + index)
                 found = {
-                    layer: _checked(captured, layer, index, end - first, start + index)
+                    layer: _checked(captured, layer, index, end - first, name)
                     for layer in self.layers
                 }
                 for layer, stream in found.items():
@@ -222,6 +238,24 @@ def shut_down(llm: Any) -> None:
     llm.llm_engine.engine_core.shutdown()
 
 
+def _of_shards(shards: ShardFolder) -> Activations:
+    row, position = shards.rows_and_positions()
+    return Activations(dict(shards.streams()), row, position, shards.model)
+
+
+def _chunks(lengths: Sequence[int], start: int, position_bytes: int) -> Iterator[range]:
+    """Rows from `start` on, each of so many positions, in ranges within CHUNK_ROWS and CHUNK_BYTES."""
+    first, held = start, 0
+    for index, length in enumerate(lengths, start=start):
+        size = length * position_bytes
+        if index > first and (index - first == CHUNK_ROWS or held + size > CHUNK_BYTES):
+            yield range(first, index)
+            first, held = index, 0
+        held += size
+    if lengths:
+        yield range(first, start + len(lengths))
+
+
 def _encode(
     tokenizer: Any, index: int, row: LabelledRow, window: Window, max_model_len: int
 ) -> tuple[list[int], int, int]:
@@ -229,10 +263,10 @@ def _encode(
     try:
         found = window.of(tokenizer, row)
     except DataError as error:
-        raise DataError(f"row {index + 1}: {error}") from None
+        raise DataError(f"{row_name(row, index)}: {error}") from None
     if len(found[0]) + 1 > max_model_len:
         raise DataError(
-            f"row {index + 1}: prompt and reply have {len(found[0])} tokens; "
+            f"{row_name(row, index)}: prompt and reply have {len(found[0])} tokens; "
             f"the engine holds {max_model_len} with the one it generates"
         )
     return found
@@ -247,14 +281,14 @@ def _merge(results: Sequence[bytes]) -> dict[str, Tensor]:
     return captured
 
 
-def _checked(captured: Mapping[str, Tensor], layer: int, index: int, length: int, row: int) -> Tensor:
+def _checked(captured: Mapping[str, Tensor], layer: int, index: int, length: int, name: str) -> Tensor:
     stream = captured.get(f"{layer}/{index}")
     if stream is None or len(stream) != length:
         found = 0 if stream is None else len(stream)
-        raise RuntimeError(f"row {row + 1}: layer {layer} recorded {found} of {length} positions")
+        raise RuntimeError(f"{name}: layer {layer} recorded {found} of {length} positions")
     if not torch.isfinite(stream).all():
         raise DataError(
-            f"row {row + 1}: the residual stream after layer {layer} is not finite; "
+            f"{name}: the residual stream after layer {layer} is not finite; "
             "leave the row out, or run the engine in float32"
         )
     return stream

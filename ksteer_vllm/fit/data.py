@@ -8,7 +8,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+)
 
 from ksteer_vllm.errors import listing
 
@@ -21,6 +29,8 @@ __all__ = [
     "data_digest",
     "labels_of",
     "read_rows",
+    "row_name",
+    "row_number",
     "rows_of_line",
     "write_rows",
 ]
@@ -61,7 +71,8 @@ class LabelledRow(BaseModel):
 
     prompt: a list of chat messages, which goes through the model's chat template, or a text, which is
     taken as it is. A label that is not listed counts as not shown. reply: None where there is none yet, see
-    `ksteer_vllm.tasks.generate_missing_replies`; the labels are then what the prompt asks for.
+    `ksteer_vllm.tasks.generate_missing_replies`; the labels are then what the prompt asks for. `number` says
+    where the row was read; it is kept by copies, and is no part of what is compared, hashed or written.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +80,24 @@ class LabelledRow(BaseModel):
     prompt: Prompt
     reply: Text | None = None
     labels: tuple[Label, ...]
+    _number: int | None = PrivateAttr(default=None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LabelledRow) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash((self.prompt, self.reply, self.labels))
+
+    @property
+    def number(self) -> int | None:
+        """The row of the user's data this was read from, counted from 1; None if it was read from none."""
+        return self._number
+
+    def numbered(self, number: int) -> LabelledRow:
+        """The same row with this number."""
+        row = self.model_copy()
+        row._number = number
+        return row
 
     @property
     def spoken(self) -> str:
@@ -106,19 +135,19 @@ class ContrastPair(BaseModel):
 def read_rows(path: str | Path) -> list[LabelledRow]:
     """The rows of a JSON Lines file; blank lines are skipped, and a contrast pair gives two rows.
 
-    Raises DataError, naming the file, the line and the field.
+    Lines end with a line feed; other separators, such as U+2028, are text. Raises DataError, naming the file,
+    the line and the field.
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     rows: list[LabelledRow] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    for count, (number, line) in enumerate(filled, start=1):
         try:
-            rows += rows_of_line(line)
+            rows += [row.numbered(count) for row in rows_of_line(line)]
         except DataError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
     if not rows:
@@ -131,6 +160,16 @@ def write_rows(path: str | Path, rows: Iterable[LabelledRow]) -> Path:
     path = Path(path)
     path.write_text("".join(_line(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def row_number(row: LabelledRow, index: int) -> int:
+    """The row's own number, or else its place in a list, `index` counted from 0."""
+    return index + 1 if row.number is None else row.number
+
+
+def row_name(row: LabelledRow, index: int) -> str:
+    """What a message calls a row: `row 8`; index: see `row_number`."""
+    return f"row {row_number(row, index)}"
 
 
 def labels_of(rows: Sequence[LabelledRow], wanted: Sequence[str] = ()) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.fit.data import DataError
+from ksteer_vllm.fit.data import DataError, row_name
 from ksteer_vllm.fit.language_model import FrozenModel, Tokens
 from ksteer_vllm.fit.positions import REPLY
 from ksteer_vllm.fit.split import SplitPlan
@@ -160,7 +160,7 @@ def _encoded(task: FitTask, model: FrozenModel, plan: EditPlan, index: int) -> T
     try:
         return model.encode(task.rows[index], system=plan.system)
     except DataError as error:
-        raise DataError(f"row {index + 1}: {error}") from None
+        raise DataError(f"{row_name(task.rows[index], index)}: {error}") from None
 
 
 def train_edit(

@@ -92,7 +92,7 @@ def complete_rows(
     """
     if all(row.reply is not None for row in rows):
         return list(rows)
-    check_labels(targets_of(rows, labels), labels)
+    check_labels(targets_of(rows, labels), labels, rows=rows)
     from ksteer_vllm.study.journal import Journal
     from ksteer_vllm.tasks import generate_missing_replies
 

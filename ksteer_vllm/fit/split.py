@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ksteer_vllm.errors import listing
-from ksteer_vllm.fit.data import DataError, LabelledRow, Message, Prompt
+from ksteer_vllm.fit.data import DataError, LabelledRow, Message, Prompt, row_number
 
 __all__ = [
     "MIN_ROWS",
@@ -67,15 +67,22 @@ def targets_of(rows: Sequence[LabelledRow], labels: Sequence[str]) -> Tensor:
     return torch.tensor([[float(label in row.labels) for label in labels] for row in rows])
 
 
-def check_labels(targets: Tensor, labels: Sequence[str], least: int = MIN_ROWS) -> None:
-    """Raise DataError for a label that fewer than `least` rows show, or lack. targets: [rows, K]."""
+def check_labels(
+    targets: Tensor, labels: Sequence[str], least: int = MIN_ROWS, *, rows: Sequence[LabelledRow] = ()
+) -> None:
+    """Raise DataError for a label that fewer than `least` rows show, or lack.
+
+    targets: [rows, K]. rows: for their numbers; none: they are counted.
+    """
+    numbers = [row_number(row, index) for index, row in enumerate(rows)] or range(1, len(targets) + 1)
     for shown, label in zip(targets.bool().T, labels, strict=True):
         for side, found in (("with", shown), ("without", ~shown)):
-            which = (found.nonzero().flatten() + 1).tolist()
+            which = found.nonzero().flatten().tolist()
             if len(which) >= least:
                 continue
             count = f"{len(which)} rows" if len(which) > 1 else "1 row" if which else "no row"
-            where = f" (row {listing(which, 10)})" if which else ""
+            named = dict.fromkeys(numbers[index] for index in which)
+            where = f" (row {listing(named, 10)})" if named else ""
             raise DataError(
                 f"labels: {count} {side} {label!r}{where}; at least {least} are needed (labels: "
                 f"{listing(labels)}; rows: {len(targets)}): add rows, or leave the label out (--labels)"

@@ -31,7 +31,7 @@ from ksteer_vllm.fit.activations import (
     default_layer,
     model_of,
 )
-from ksteer_vllm.fit.data import DataError, LabelledRow, data_digest, labels_of
+from ksteer_vllm.fit.data import DataError, LabelledRow, data_digest, labels_of, row_name
 from ksteer_vllm.fit.positions import REPLY, Window
 from ksteer_vllm.fit.split import (
     SplitPlan,
@@ -176,7 +176,7 @@ class FitTask:
 
         Raises DataError for a label without enough rows on either side.
         """
-        check_labels(self.targets, self.labels)
+        check_labels(self.targets, self.labels, rows=self.rows)
         split = self._split
         return split_conversations(
             self.conversation, self.targets, split.validation_share, split.test_share, split.seed
@@ -210,7 +210,8 @@ class FitTask:
             finite = torch.isfinite(block).all(dim=1)
             if not finite.all():
                 row = int(found.row[where][~finite][0])
-                raise DataError(f"row {row + 1}: the residual stream is not finite; leave the row out")
+                name = row_name(self.rows[row], row)
+                raise DataError(f"{name}: the residual stream is not finite; leave the row out")
         return LabelledActivations(stream, found.row, found.position, self.targets[found.row])
 
     def _record(self, window: Window) -> Activations:

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from ksteer_vllm.fit.data import DataError
+from ksteer_vllm.fit.data import DataError, LabelledRow, row_name
 from ksteer_vllm.fit.report import evaluate, evaluate_ranking
 from ksteer_vllm.fit.split import SplitPlan, check_labels, split_conversations
 from ksteer_vllm.fit.statistics import activation_scale, label_vectors, standardisation
@@ -73,12 +73,14 @@ def fit_probe(
     plan: FitPlan,
     provenance: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    rows: Sequence[LabelledRow] = (),
 ) -> Probe:
     """Fit a probe on one layer's residual stream; the same inputs give the same probe.
 
     x: [N, d] float32. targets: [rows, K], 1 where a row shows a label. row: [N] int64, each vector's row.
     conversation: per row, what it must stay together with when the rows are split. Training, validation
     and test never share a conversation; label vectors and input statistics come from the training part.
+    rows: what messages name rows by; none: they are counted.
     Raises DataError for a label without enough positive or negative rows, for values that are not finite and,
     with cross-entropy, for a row that does not show exactly one label.
     """
@@ -86,8 +88,8 @@ def fit_probe(
     if not all(torch.isfinite(block).all() for _, block in stream.blocks()):
         raise DataError("the residual stream is not finite")
     if plan.loss == "cross-entropy":
-        _check_one_label(targets)
-    check_labels(targets, labels)
+        _check_one_label(targets, rows)
+    check_labels(targets, labels, rows=rows)
     parts = split_conversations(conversation, targets, plan.validation_share, plan.test_share, plan.seed)
     token_targets = targets.float()[row]
     of = {name: torch.isin(row, torch.tensor(rows)) for name, rows in parts.items()}
@@ -96,8 +98,9 @@ def fit_probe(
     test_x, test_y, test_row = stream.select(of["test"]), token_targets[of["test"]], row[of["test"]]
     mean32, std32 = standardisation(train_x)
     scale = activation_scale(train_x)
+    noise = None
     if not plan.standardise:
-        mean32, std32 = torch.zeros_like(mean32), torch.ones_like(std32)
+        noise, mean32, std32 = std32, torch.zeros_like(mean32), torch.ones_like(std32)
     vectors = label_vectors(train_x, train_y)
 
     def probe_of(network: nn.Sequential) -> Probe:
@@ -117,6 +120,7 @@ def fit_probe(
             valid_y,
             plan.model_copy(update={"seed": plan.seed + index}),
             progress,
+            deviation=noise,
         )
         for index in range(plan.seeds)
     ]
@@ -137,11 +141,12 @@ def fit_probe(
     return probe_of(fitted[best].network).with_metadata(training=training, metrics=metrics[best])
 
 
-def _check_one_label(targets: Tensor) -> None:
-    for index, count in enumerate(targets.sum(1).long().tolist(), start=1):
+def _check_one_label(targets: Tensor, rows: Sequence[LabelledRow]) -> None:
+    for index, count in enumerate(targets.sum(1).long().tolist()):
         if count != 1:
+            name = row_name(rows[index], index) if rows else f"row {index + 1}"
             raise DataError(
-                f"row {index}: shows {count or 'no'} labels; cross-entropy needs exactly one: take --loss bce"
+                f"{name}: shows {count or 'no'} labels; cross-entropy needs exactly one: take --loss bce"
             )
 
 
@@ -209,11 +214,14 @@ def train_network(
     valid_targets: Tensor,
     plan: FitPlan,
     progress: Progress | None = None,
+    *,
+    deviation: Tensor | None = None,
 ) -> FittedNetwork:
     """AdamW on minibatches; keeps the weights of the epoch with the lowest validation loss, see `FitPlan`.
 
-    x [N, d] standardised, targets [N, K] of 0 and 1, and the validation part's likewise. Raises DataError if
-    the loss is not finite.
+    x [N, d], targets [N, K] of 0 and 1, and the validation part's likewise. deviation [d]: that of every
+    coordinate of x, which the noise is counted in; None: 1, x is standardised. Raises DataError if the loss
+    is not finite.
     """
     train, valid = Stream.of(x), Stream.of(valid_x)
     generator = torch.Generator().manual_seed(plan.seed)
@@ -227,7 +235,8 @@ def train_network(
         for batch, wanted in batches:
             noisy = batch
             if plan.noise:
-                noisy = batch + plan.noise * torch.randn(batch.shape, generator=generator)
+                drawn = torch.randn(batch.shape, generator=generator)
+                noisy = batch + plan.noise * (drawn if deviation is None else drawn * deviation)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(_loss(network(noisy), wanted, plan))
             optimizer.step()

@@ -26,6 +26,7 @@ __all__ = [
     "AdmissionError",
     "admitted_args",
     "asks_for_steering",
+    "compute_all_captured",
     "prompt_length",
 ]
 
@@ -145,6 +146,16 @@ class Admission:
                 Capture.check(extra[CAPTURE_KEY])
             except ValueError as error:
                 raise AdmissionError(f"extra_args.{CAPTURE_KEY}: {error}", CAPTURE_KEY) from None
+
+
+def compute_all_captured(request: Any) -> None:
+    """Let a request that captures skip the prefix cache: a token read from it would not be recorded.
+
+    Written into the request's own copy of the sampling parameters.
+    """
+    params = request.sampling_params
+    if params is not None and CAPTURE_KEY in (params.extra_args or {}):
+        params.skip_reading_prefix_cache = True
 
 
 def admit_into(request: Any, admitted: AdmittedSpec) -> None:

@@ -65,6 +65,7 @@ def _process_inputs(original: Function) -> Function:
         resumable = bool(kwargs.get("resumable", False))
         admitted = self.ksteer_admission.check(params, resumable=resumable)
         request = original(self, request_id, prompt, params, *args, **kwargs)
+        requests.compute_all_captured(request)
         if admitted is not None:
             requests.admit_into(request, admitted)
         return request

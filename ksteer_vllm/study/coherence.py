@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.study.asks import Reply
 
 __all__ = ["RULE", "CoherenceRule", "Measures", "measures", "repetition"]
@@ -74,13 +75,16 @@ class CoherenceRule(BaseModel):
     def of(cls, unsteered: Sequence[Reply], *, budget: float = 0.9) -> CoherenceRule:
         """The rule from scored unsteered replies to the prompts that will be steered.
 
-        Raises ValueError if none of them has text and a score.
+        Raises ConfigError if none of them has text and a score.
         """
         import numpy as np
 
         scored = [measures(reply) for reply in unsteered if reply.tokens and reply.nll is not None]
         if not scored:
-            raise ValueError("no unsteered reply has text and a score")
+            raise ConfigError(
+                f"prompts: all {len(unsteered)} unsteered replies are empty, so nothing says what a coherent one is; "
+                "give prompts the model answers, in its own chat format if it has one"
+            )
         perplexity = np.quantile([found.perplexity for found in scored], 1 - _TAIL)
         repeated = np.quantile([found.repetition for found in scored], 1 - _TAIL)
         shortest, longest = np.quantile([found.length for found in scored], [_TAIL, 1 - _TAIL])

@@ -15,8 +15,9 @@ from ksteer_vllm.evaluate.judges import Judge
 from ksteer_vllm.fit.data import Prompt
 from ksteer_vllm.study.asks import Ask, Reply
 from ksteer_vllm.study.bench import Bench
-from ksteer_vllm.study.coherence import CoherenceRule
 from ksteer_vllm.study.journal import Journal
+from ksteer_vllm.study.unsteered import unsteered_rule
+from ksteer_vllm.study.verdicts import Verdicts
 from ksteer_vllm.sweep.bisect import bracket, largest_coherent, next_strengths
 from ksteer_vllm.sweep.calibration import Calibration, Cell
 from ksteer_vllm.sweep.cells import SweptCell, targets_of
@@ -27,11 +28,7 @@ from ksteer_vllm.sweep.subject import Subject
 
 __all__ = ["SweepPlan", "check_plan", "run_sweep"]
 
-UNSTEERED_REPLIES = 100
-"""At least so many set the coherence rule, where the prompts give fewer with several seeds each."""
-
 _PILOTS = 2
-_SEEDS_APART = 10_000
 
 
 class SweepPlan(BaseModel):
@@ -119,12 +116,17 @@ class _Sweep:
 
     def __post_init__(self) -> None:
         self.prompts = self.subject.prompts[: self.plan.prompts]
-        unsteered = self._unsteered()
-        rule = CoherenceRule.of(unsteered, budget=self.plan.budget)
-        scores = Scores(rule, self.judge, self.plan.metric)
-        share = scores.unsteered_share(unsteered)
-        scores.rule = rule.model_copy(update={"unsteered": share})
-        self.scores = scores
+        verdicts = Verdicts(self.judge)
+        rule = unsteered_rule(
+            self.bench,
+            self.prompts,
+            verdicts,
+            budget=self.plan.budget,
+            seed=self.plan.seed,
+            journal=self.journal,
+            progress=self.progress,
+        )
+        self.scores = Scores(rule, verdicts, self.plan.metric)
 
     def cells(self) -> list[SweptCell]:
         """All cells, with the strengths of their grids."""
@@ -181,18 +183,12 @@ class _Sweep:
             judge=self.judge.name if self.judge is not None else None,
             avoid=self.plan.avoid,
             coherence=self.scores.rule,
+            digests=self.subject.digests(),
+            temperature=self.bench.temperature,
+            max_tokens=self.bench.max_tokens,
             layers={variant.name: _best_layer(variant.name, found) for variant in self.subject.variants},
             cells=tuple(found),
         )
-
-    def _unsteered(self) -> list[Reply]:
-        count = -(-UNSTEERED_REPLIES // len(self.prompts))
-        asks = [
-            Ask(prompt, None, self.plan.seed + k + turn * _SEEDS_APART, {"variant": "unsteered"})
-            for turn in range(count)
-            for k, prompt in enumerate(self.prompts)
-        ]
-        return self._run(asks, "unsteered")
 
     def _centres(self, places: Mapping[tuple[str, int | None], SweptCell]) -> dict[Any, float]:
         """Place -> natural strength, where alpha has no unit of its own found from the shift it causes."""

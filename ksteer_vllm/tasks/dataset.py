@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ksteer_vllm.fit.data import DataError, LabelledRow, Prompt, data_digest, labels_of
+from ksteer_vllm.fit.data import DataError, LabelledRow, Prompt, data_digest, labels_of, row_number
 from ksteer_vllm.tasks.partition import PROMPT_PARTS, Partition, partition_rows
 from ksteer_vllm.tasks.tables import Columns, rows_of_records
 
@@ -42,7 +42,7 @@ class TaskDataset:
         prompts: Mapping[str, Sequence[Prompt]] | None = None,
         judge: str = "probe",
     ) -> TaskDataset:
-        """A task of these rows. labels: none: all of the rows, sorted.
+        """A task of these rows, numbered in their order where they have no number. labels: none: all, sorted.
 
         Raises DataError if there are no rows, if a label is in none or in all of them, or if only one kind of
         prompts is given.
@@ -59,7 +59,8 @@ class TaskDataset:
         given = {part: tuple(found) for part, found in (prompts or {}).items()}
         if given and (set(given) != set(PROMPT_PARTS) or not all(given.values())):
             raise DataError(f"prompts: give some for each of {', '.join(PROMPT_PARTS)}, or none at all")
-        return cls(name, chosen, tuple(rows), given, judge)
+        numbered = (row.numbered(row_number(row, index)) for index, row in enumerate(rows))
+        return cls(name, chosen, tuple(numbered), given, judge)
 
     @property
     def digest(self) -> str:

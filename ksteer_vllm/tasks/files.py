@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +23,9 @@ def csv_records(path: str | Path) -> list[dict[str, str]]:
     Raises DataError for a file that cannot be read, a column that is there twice, a row of another length.
     """
     csv.field_size_limit(_LONGEST_CELL)
-    text = _text(Path(path))
+    lines = io.StringIO(_text(Path(path), newline=""), newline="")
     try:
-        header, *rows = [row for row in csv.reader(text.splitlines(keepends=True), strict=True) if row] or [
-            []
-        ]
+        header, *rows = [row for row in csv.reader(lines, strict=True) if row] or [[]]
     except csv.Error as error:
         raise DataError(f"{path}: not valid CSV: {error}") from None
     if not header:
@@ -51,7 +50,7 @@ def json_records(path: str | Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}: expected a list of objects, got {type(found).__name__}")
         places = [f"{path}, row {number}" for number in range(1, len(found) + 1)]
     else:
-        lines = {n: line for n, line in enumerate(text.splitlines(), start=1) if line.strip()}
+        lines = {n: line for n, line in enumerate(text.split("\n"), start=1) if line.strip()}
         places = [f"{path}, line {number}" for number in lines]
         found = [_parsed(line, place) for line, place in zip(lines.values(), places, strict=True)]
     for record, place in zip(found, places, strict=True):
@@ -63,15 +62,16 @@ def json_records(path: str | Path) -> list[dict[str, Any]]:
 def json_rows(path: Path, columns: Columns, *, chat: bool = False) -> list[LabelledRow]:
     """Rows, contrast pairs, or a table's records, from a .json or .jsonl file. Raises DataError."""
     records = json_records(path)
-    if path.suffix.lower() == ".jsonl" and is_row_form(records):
+    if path.suffix.lower() == ".jsonl" and is_row_form(records, columns):
         rows = read_rows(path)
         return [as_chat(row) for row in rows] if chat else rows
     return rows_of_records(records, columns, where=str(path), chat=chat)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, newline: str | None = None) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 

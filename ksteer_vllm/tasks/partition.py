@@ -58,7 +58,7 @@ def partition_rows(
     members: dict[str, list[int]] = {}
     for index in free:
         members.setdefault(names[index], []).append(index)
-    check_labels(targets_of(rows, labels), labels, least=2 * MIN_ROWS)
+    check_labels(targets_of(rows, labels), labels, least=2 * MIN_ROWS, rows=rows)
     aside = 0 if prompts else max(1, round(PROMPT_SHARE * len(members)))
     order = list(members)
     rng = random.Random(seed)

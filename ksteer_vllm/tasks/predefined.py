@@ -49,13 +49,13 @@ def styled_task(
     on without the hub.
     """
     task = STYLED[name]
-    found = _from_hub(name, task.hub) if questions is None else read_questions(questions)
+    found = _from_hub(name, task.hub) if questions is None else _from_file(Path(questions))
     rows = [
         LabelledRow(
             prompt=(Message(role="system", content=instruction), Message(role="user", content=question)),
             labels=(label,),
-        )
-        for question in found[:max_questions]
+        ).numbered(number)
+        for question, number in list(found.items())[:max_questions]
         for label, instruction in task.styles.items()
     ]
     return TaskDataset.of(name, rows, labels=labels or tuple(task.styles))
@@ -78,16 +78,19 @@ def demo_task(*, labels: Sequence[str] = ()) -> TaskDataset:
 
 def read_questions(path: str | Path) -> list[str]:
     """The distinct questions of a file, in its order. Raises DataError."""
+    return list(_from_file(Path(path)))
+
+
+def _from_file(path: Path) -> dict[str, int]:
     from ksteer_vllm.tasks.files import csv_records, json_records
 
-    path = Path(path)
     readers = {".csv": csv_records, ".json": json_records, ".jsonl": json_records}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: questions are read from {listing(readers)} files")
     return _questions(readers[path.suffix.lower()](path), str(path))
 
 
-def _from_hub(task: str, names: Sequence[str]) -> list[str]:
+def _from_hub(task: str, names: Sequence[str]) -> dict[str, int]:
     from ksteer_vllm.tasks import hub
 
     problems = []
@@ -102,14 +105,17 @@ def _from_hub(task: str, names: Sequence[str]) -> list[str]:
     )
 
 
-def _questions(records: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+def _questions(records: Sequence[Mapping[str, Any]], where: str) -> dict[str, int]:
+    """The distinct questions, each with the number of the first row that asks it."""
     if not records:
         raise DataError(f"{where}: no rows")
     column = next((name for name in _QUESTION_COLUMNS if name in records[0]), None)
     if column is None:
         raise DataError(f"{where}: no column {listing(_QUESTION_COLUMNS)}; it has: {listing(records[0])}")
+    found: dict[str, int] = {}
     for number, record in enumerate(records, start=1):
         cell = record.get(column)
         if not isinstance(cell, str) or not cell.strip():
             raise DataError(f"{where}, row {number}, column {column!r}: empty, or not a text; drop the row")
-    return list(dict.fromkeys(record[column].strip() for record in records))
+        found.setdefault(cell.strip(), number)
+    return found

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from rich.progress import Progress
 
-from ksteer_vllm.fit.data import DataError, LabelledRow
+from ksteer_vllm.fit.data import DataError, LabelledRow, row_name
 from ksteer_vllm.study.asks import Ask
 from ksteer_vllm.study.journal import Journal
 
@@ -72,8 +72,8 @@ def generate_missing_replies(
     for index in without:
         if index not in replies:
             raise DataError(
-                f"row {index + 1}: the model's reply is empty, {ATTEMPTS} times over; give a reply, or drop "
-                "the row"
+                f"{row_name(rows[index], index)}: the model's reply is empty, {ATTEMPTS} times over; give a "
+                "reply, or drop the row"
             )
     return [
         row if row.reply is not None else row.model_copy(update={"reply": replies[index]})

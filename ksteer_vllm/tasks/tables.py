@@ -14,6 +14,7 @@ from ksteer_vllm.fit.data import DataError, LabelledRow, Message, Prompt, rows_o
 __all__ = ["Columns", "is_row_form", "rows_of_records"]
 
 _TRUTH: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_PAIR: Final = ("positive", "negative", "label")
 
 
 class Columns(BaseModel):
@@ -37,10 +38,15 @@ class Columns(BaseModel):
     system: str | None = None
 
 
-def is_row_form(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether these are `LabelledRow`s and contrast pairs rather than a table."""
+def is_row_form(records: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
+    """Whether these are `LabelledRow`s and contrast pairs rather than a table.
+
+    A pair has texts under positive, negative and label; where a column is named, they are a table's.
+    """
+    tabular = columns.model_copy(update={"labels": ()}) != Columns()
     return any(
-        isinstance(record.get("labels"), list) or not record.keys().isdisjoint(("positive", "negative"))
+        isinstance(record.get("labels"), list)
+        or (not tabular and all(isinstance(record.get(name), str) for name in _PAIR))
         for record in records
     )
 
@@ -54,9 +60,9 @@ def rows_of_records(
     """
     if not records:
         raise DataError(f"{where}: no rows")
-    if is_row_form(records):
+    if is_row_form(records, columns):
         return [
-            as_chat(row) if chat else row
+            (as_chat(row) if chat else row).numbered(number)
             for number, record in enumerate(records, start=1)
             for row in _row_form(record, f"{where}, row {number}")
         ]
@@ -120,7 +126,7 @@ class _Table:
         return range(1, len(self.records) + 1)
 
     def _row(self, number: int, labels: tuple[str, ...], reply: str | None) -> LabelledRow:
-        return LabelledRow(prompt=self._prompt(number), reply=reply, labels=labels)
+        return LabelledRow(prompt=self._prompt(number), reply=reply, labels=labels).numbered(number)
 
     def _prompt(self, number: int) -> Prompt:
         cell = self.records[number - 1].get(self.prompt)

@@ -10,7 +10,7 @@ from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.methods import load
 from ksteer_vllm.study.asks import Reply
 
-__all__ = ["JUDGES", "Judge", "Verdict", "judge_for"]
+__all__ = ["JUDGES", "Judge", "Verdict", "described", "judge_for"]
 
 JUDGES = {
     "reader": "ksteer_vllm.evaluate.judges.reader:ExactReader",
@@ -45,11 +45,24 @@ def judge_for(name: str, labels: Sequence[str], **options: Any) -> Judge:
     """The judge of a name: `reader` (the demo's exact reader), `probe` (the evaluation probe's mean logit is
     above 0) or `openai` (a chat endpoint; options: url, model, and what else `Endpoint` takes).
 
-    Raises ConfigError for an unknown name, labels the judge cannot read, or options it does not take.
+    Raises ConfigError for an unknown name, labels the judge cannot read, options it does not take, or an
+    endpoint without a url.
     """
     if name not in JUDGES:
         raise ConfigError(f"judge: unknown {name[:80]!r}; known: {listing(JUDGES)}")
     if options and name != "openai":
         raise ConfigError(f"judge: {name!r} takes no {listing(sorted(options))}; that is for 'openai'")
+    if name == "openai" and not options.get("url"):
+        raise ConfigError(
+            "judge: 'openai' needs the address of an endpoint, such as --judge-url http://localhost:8000/v1"
+        )
     judge: Judge = load(JUDGES[name])(labels, **options)
     return judge
+
+
+def described(task_name: str, labels: Collection[str]) -> dict[str, str]:
+    """What labels mean, for a judge to be told: of those that a predefined task describes."""
+    from ksteer_vllm.tasks.predefined import STYLED
+
+    styles = STYLED[task_name].styles if task_name in STYLED else {}
+    return {label: styles[label] for label in labels if label in styles}

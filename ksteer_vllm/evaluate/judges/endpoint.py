@@ -50,7 +50,8 @@ class Endpoint:
     whose answers never do is returned as not judged. temperature: None leaves it to the endpoint. journal:
     a file that keeps every verdict, so that no reply is judged twice.
 
-    Raises ConfigError for an endpoint that cannot be reached, refuses, or never answers by the schema.
+    Raises ConfigError for an endpoint that cannot be reached or refuses, and if none of its answers so far
+    (the journal's included, to several replies at least) followed the schema.
     """
 
     name = "openai"
@@ -79,6 +80,7 @@ class Endpoint:
         self._labels = tuple(labels)
         self._concurrency, self._attempts, self._temperature = concurrency, attempts, temperature
         self._journal, self._progress = journal, progress
+        self._answered = False
         self._client = openai.OpenAI(
             base_url=url,
             api_key=key or os.environ.get(KEY_VARIABLE) or "none",
@@ -97,6 +99,7 @@ class Endpoint:
         kept: Any = Journal(self._journal, identity) if self._journal else nullcontext({})
         answers: dict[str, Any] = {}
         with kept as journal, ThreadPoolExecutor(self._concurrency) as pool:
+            self._answered |= len(journal) > 0
             answers |= {key: journal[key] for key in questions if key in journal}
             pending = {
                 pool.submit(self._ask, reply): key for key, reply in questions.items() if key not in answers
@@ -113,7 +116,8 @@ class Endpoint:
                         bar.advance(task)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-        if answers and not any(answers.values()):
+        self._answered |= any(answers.values())
+        if len(answers) > 1 and not self._answered:
             raise ConfigError(
                 f"judge: {self.url}: no answer of {self.model!r} followed the schema asked for; "
                 "take a server with structured output (response_format json_schema), a model with room for it"

@@ -25,6 +25,7 @@ def fit(task: FitTask) -> Artifact:
         plan=plan,
         provenance=task.provenance(),
         progress=task.progress,
+        rows=task.rows,
     )
     if task.compat is not None:
         probe = probe.with_metadata(settings={"compat": task.compat})
