@@ -42,14 +42,10 @@ def evaluate(
     ] = None,
     strength: Annotated[str, typer.Option(help="Which calibrated one: best or largest_coherent.")] = "best",
     steps: Annotated[str, typer.Option(help="Of the curve of gradient steps.")] = "1,2,4,8,16",
-    temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Of the sampling; default, and only choice: as calibrated.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of a reply; default, and only choice: as calibrated.")
-    ] = None,
 ) -> None:
     """Evaluate every variant of a suite at its calibrated strength, over combinations of labels.
+
+    Sampling is that of the calibration, which its strengths and its coherence rule are for.
 
     Started again after it was interrupted, it goes on with the replies it has.
     """
@@ -78,8 +74,6 @@ def evaluate(
                     **given(
                         sizes=None if sizes is None else numbers_of("sizes", sizes),
                         avoid=avoid,
-                        temperature=temperature,
-                        max_tokens=max_tokens,
                     ),
                 }
             )

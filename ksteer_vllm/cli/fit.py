@@ -15,11 +15,16 @@ from ksteer_vllm.cli.options import (
     Data,
     Dtype,
     GpuMemory,
+    LabelColumn,
     MaxModelLen,
     MaxQuestions,
     Model,
+    PromptColumn,
     Questions,
+    ReplyColumn,
+    Split,
     clean_errors,
+    columns_of,
     given,
     names_of,
     numbers_of,
@@ -83,6 +88,10 @@ def fit(
     questions: Questions = None,
     max_questions: MaxQuestions = None,
     chat: Chat = False,
+    prompt_column: PromptColumn = None,
+    label_column: LabelColumn = None,
+    reply_column: ReplyColumn = None,
+    split: Split = None,
     dtype: Dtype = "auto",
     max_model_len: MaxModelLen = None,
     gpu_memory_utilization: GpuMemory = None,
@@ -132,6 +141,8 @@ def fit(
             data,
             labels=names_of(labels),
             chat=chat,
+            split=split,
+            columns=columns_of(prompt_column, label_column, reply_column),
             **given(questions=questions, max_questions=max_questions),
         )
         if len(plan.methods) == 1:
@@ -151,8 +162,11 @@ def _one(
     from ksteer_vllm.fit.describe import metrics_tables
     from ksteer_vllm.fit.pipeline import complete_rows, fit_to_rows
     from ksteer_vllm.fit.suite import ACTIVATIONS
+    from ksteer_vllm.study.suite import SUITE_FILE
 
     (method,) = plan.methods
+    if (out / SUITE_FILE).exists():
+        raise ConfigError(f"{out}: holds a suite, to which several methods are fitted; take another folder")
     rows = list(dataset.rows)
     if plan.reads_replies:
         rows = complete_rows(

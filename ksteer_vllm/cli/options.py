@@ -8,23 +8,31 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError
 
+if TYPE_CHECKING:
+    from ksteer_vllm.tasks.tables import Columns
+
 __all__ = [
     "Chat",
     "Data",
     "Dtype",
     "GpuMemory",
+    "LabelColumn",
     "MaxModelLen",
     "MaxQuestions",
     "Model",
+    "PromptColumn",
     "Questions",
+    "ReplyColumn",
+    "Split",
     "clean_errors",
+    "columns_of",
     "given",
     "names_of",
     "numbers_of",
@@ -63,7 +71,7 @@ def quiet_vllm() -> None:
 
 
 def one_process() -> None:
-    """Engines run in this process, unless the caller has chosen otherwise: when it ends, nothing is left running.
+    """Engines run in this process and end with it, unless the caller has chosen otherwise.
 
     Before an engine starts.
     """
@@ -87,9 +95,27 @@ MaxQuestions = Annotated[
 Chat = Annotated[
     bool, typer.Option("--chat", help="Texts of prompts are what a user says: use the chat template.")
 ]
+PromptColumn = Annotated[
+    str | None, typer.Option(help="Of a table: what holds the prompts; default: prompt or text.")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="Of a table: what names a row's label; default: label, if there is one.")
+]
+ReplyColumn = Annotated[
+    str | None, typer.Option(help="Of a table: what holds the replies; default: reply, if there is one.")
+]
+Split = Annotated[str | None, typer.Option(help="hub:owner/name: which split to take; default: train.")]
 Dtype = Annotated[str, typer.Option(help="Of the engine, as in vLLM.")]
 MaxModelLen = Annotated[int | None, typer.Option(min=1, help="Of the engine, as in vLLM.")]
 GpuMemory = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Of the engine, as in vLLM.")]
+
+
+def columns_of(prompt: str | None, label: str | None, reply: str | None) -> Columns | None:
+    """The columns that were named; None if none was."""
+    from ksteer_vllm.tasks.tables import Columns
+
+    named = given(prompt=prompt, label=label, reply=reply)
+    return Columns(**named) if named else None
 
 
 def names_of(text: str) -> tuple[str, ...]:

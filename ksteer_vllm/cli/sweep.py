@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
@@ -49,8 +49,10 @@ def sweep(
     ] = "best",
     avoid: Annotated[str, typer.Option(help="rest: steer away from all other labels; or none.")] = "rest",
     judge: Annotated[str, typer.Option(help="reader, probe or openai; default: the data's own.")] = "",
-    judge_url: Annotated[str, typer.Option(help="openai: the endpoint's base URL.")] = "",
-    judge_model: Annotated[str, typer.Option(help="openai: the model to ask.")] = "",
+    judge_url: Annotated[
+        str | None, typer.Option(help="openai: the endpoint, such as http://localhost:8000/v1.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="openai: the model's name there.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the replies; 0 is greedy.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of a reply.")] = 96,
     write: Annotated[
@@ -87,7 +89,7 @@ def sweep(
             variants=variants or (),
             rule=cast(Rule, rule),
             judge=judge,
-            judge_options=_filled(url=judge_url, model=judge_model),
+            judge_options=given(url=judge_url, model=judge_model),
             temperature=temperature,
             max_tokens=max_tokens,
             write=write,
@@ -98,7 +100,3 @@ def sweep(
             ),
         )
         sweep_folder(request, console)
-
-
-def _filled(**options: str) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value}

@@ -18,7 +18,7 @@ from ksteer_vllm.evaluate.plan import EvaluationPlan
 from ksteer_vllm.evaluate.report import headline, size_table, write_report
 from ksteer_vllm.evaluate.run import evaluate_suite
 from ksteer_vllm.evaluate.strengths import calibrated_settings, chosen_variants, planned
-from ksteer_vllm.study.suite import Suite
+from ksteer_vllm.study.suite import EVALUATION, Suite
 from ksteer_vllm.study.variants import variants_of
 from ksteer_vllm.sweep.calibration import Calibration
 
@@ -38,10 +38,12 @@ def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Eval
     """
     suite = Suite.open(folder)
     calibration = Calibration.load(folder)
-    calibration.check({name: artifact.metadata.digest for name, artifact in suite.artifacts.items()})
+    calibration.check(_digests(suite))
     combinations(suite.file.labels, plan.sizes if "sizes" in plan.model_fields_set else ())
     plan = planned(plan, calibration)
     settings, without = calibrated_settings(_variants(suite, calibration, plan), calibration, plan)
+    gone = [v.name for v in calibration.variants if v.artifact not in suite.paths]
+    without += [f"{name} (its artifact is gone)" for name in gone]
     results = folder / RESULTS
     options = _judge_options(suite, plan, results)
     found = evaluate_suite(
@@ -62,9 +64,15 @@ def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Eval
 def _variants(suite: Suite, calibration: Calibration, plan: EvaluationPlan) -> list[Any]:
     """The calibrated ones, then the suite's others: the random control needs no strength of its own, the
     rest are named as left out."""
-    known = {variant.name for variant in calibration.variants}
+    calibrated = [variant for variant in calibration.variants if variant.artifact in suite.paths]
+    known = {variant.name for variant in calibrated}
     others = [variant for variant in variants_of(suite.paths) if variant.name not in known]
-    return chosen_variants([*calibration.variants, *others], plan.variants)
+    return chosen_variants([*calibrated, *others], plan.variants)
+
+
+def _digests(suite: Suite) -> dict[str, str]:
+    read = {EVALUATION: suite.evaluation} if suite.evaluation is not None else {}
+    return {name: artifact.metadata.digest for name, artifact in {**suite.artifacts, **read}.items()}
 
 
 def _judge_options(suite: Suite, plan: EvaluationPlan, results: Path) -> dict[str, Any]:

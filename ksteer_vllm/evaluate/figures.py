@@ -131,8 +131,13 @@ def streams(points: pd.DataFrame, unsteered: str) -> Figure:
     plt = _pyplot()
     variants = [name for name in dict.fromkeys(points["variant"]) if name != unsteered]
     targets = [name for name in dict.fromkeys(points["target"]) if name != "-"]
-    figure, panels = plt.subplots(
-        1, 1 + len(variants), figsize=(3.2 * (1 + len(variants)), 3.6), sharex=True, sharey=True
+    figure, (panels,) = plt.subplots(
+        1,
+        1 + len(variants),
+        figsize=(3.2 * (1 + len(variants)), 3.6),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     before = points[points["variant"] == unsteered]
     for axes, variant in zip(panels, [unsteered, *variants], strict=True):

@@ -27,11 +27,10 @@ def equal_displacement(report: ReportFolder, found: Evaluation) -> None:
     table = table.merge(_strengths(found.strengths), on=["variant", "size"], how="left")
     report.results["equal_displacement"] = records(table)
     table["reached"] = _words(table["reached"])
-    wanted = {m.size: m.wanted for m in found.strengths}
     report.table(
         table.rename(columns=MEASURES),
         caption="Strengths at which all variants move the stream equally far, by the median of their "
-        f"displacements at own strength ({', '.join(f'{size_name(k)}: {v:.3f}' for k, v in wanted.items())}). "
+        f"displacements at own strength ({_by_size(found.strengths)}). "
         "Reached: within 3 %; a variant that cannot move that far, or that little, is left out of the "
         "sentences above.",
     )
@@ -57,13 +56,13 @@ def steps(report: ReportFolder, found: Evaluation) -> None:
             "displacement",
         )
     shown = curve[["size", "steps", "mean", "low", "high", "alpha", "displacement", "reached"]]
-    wanted = {m.size: m.wanted for m in found.step_strengths}
     missed = [f"{m.variant} at {size_name(m.size)}" for m in found.step_strengths if not m.reached]
     report.table(
         shown.assign(reached=_words(shown["reached"])),
-        caption="Share of replies on target. Wanted displacements: "
-        f"{', '.join(f'{size_name(k)}: {v:.3f}' for k, v in wanted.items())}. "
-        + (f"Not reached, and left out of the figure: {', '.join(missed)}." if missed else "All are reached."),
+        caption=f"Share of replies on target. Displacement wanted: {_by_size(found.step_strengths)}. "
+        + (
+            f"Not reached, and left out of the figure: {', '.join(missed)}." if missed else "All are reached."
+        ),
     )
 
 
@@ -127,9 +126,9 @@ def how(report: ReportFolder, found: Evaluation) -> None:
         f"Specs name the target labels, and steer {away} where the method takes such. Replies to one prompt "
         "share a sampling seed. Coherent: by the judge's word, where it gives one, and by this rule, the "
         f"same for every variant: {RULE}. Here: {thresholds}; "
-        f"{found.unsteered_coherent():.2f} of the unsteered replies are coherent. The random direction has the norms of "
-        "CAA's vectors and runs at CAA's strength. The evaluation probe was fitted to conversations no "
-        f"method saw. Replies without a usable verdict: {found.not_judged}."
+        f"{found.unsteered_coherent():.2f} of the unsteered replies are coherent. The random direction has "
+        "the norms of CAA's vectors and runs at CAA's strength. The evaluation probe was fitted to "
+        f"conversations no method saw. Replies without a usable verdict: {found.not_judged}."
     )
 
 
@@ -140,9 +139,15 @@ def _strengths(found: Sequence[Matched]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["variant", "size", "alpha", "displacement", "reached"])
 
 
-def _words(reached: pd.Series) -> list[str]:
+def _words(reached: pd.Series) -> Sequence[str]:
     """What a table shows of truth values, some of them missing."""
-    return ["–" if value != value else "yes" if value else "no" for value in reached]
+    return reached.map({True: "yes", False: "no"}).fillna("–").tolist()
+
+
+def _by_size(found: Sequence[Matched]) -> str:
+    """The displacements wanted."""
+    wanted = {m.size: m.wanted for m in found}
+    return ", ".join(f"{size_name(size)}: {shift:.3f}" for size, shift in wanted.items())
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -189,9 +189,7 @@ class _Run:
         points = displacement.matched(settings, wanted)
         return _as_matched(points, wanted), [s.at(_strengths_of(points, s)) for s in settings]
 
-    def _steps(
-        self, displacement: Displacement, moved: pd.DataFrame
-    ) -> tuple[list[Matched], list[Setting]]:
+    def _steps(self, displacement: Displacement, moved: pd.DataFrame) -> tuple[list[Matched], list[Setting]]:
         """K-Steering by number of steps, each at the displacement of the calibrated 8 steps."""
         base = next((s for s in self.settings if s.name == STEPS_OF), None)
         if base is None:

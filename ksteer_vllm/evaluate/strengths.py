@@ -45,8 +45,8 @@ def planned(plan: EvaluationPlan, calibration: Calibration) -> EvaluationPlan:
             plan = plan.model_copy(update={field: found})
         elif wanted != found:
             raise ConfigError(
-                f"{field}: {wanted!r}, but the strengths were calibrated with {found!r}; leave it out, or run "
-                f"`ksteer sweep` with --{field.replace('_', '-')} {wanted}"
+                f"{field}: {wanted!r}, but the strengths were calibrated with {found!r}; leave it out, or "
+                f"run `ksteer sweep` with --{field.replace('_', '-')} {wanted}"
             )
     return plan
 

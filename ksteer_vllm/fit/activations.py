@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,7 @@ class Recorder:
         if self._llm is not None:
             shut_down(self._llm)
             self._llm = None
+            gc.collect()  # of an engine in this process, the weights
 
     def record(
         self, rows: Sequence[LabelledRow], window: Window = REPLY, folder: Path | None = None
@@ -164,10 +166,7 @@ class Recorder:
             captured = self._run(chunk)
             for index, (_, first, end) in enumerate(chunk):
                 name = row_name(rows[start + index], start + index)
-                found = {
-                    layer: _checked(captured, layer, index, end - first, name)
-                    for layer in self.layers
-                }
+                found = {layer: _checked(captured, layer, index, end - first, name) for layer in self.layers}
                 for layer, stream in found.items():
                     pieces[layer].append(stream.double().mean(0, True).float() if window.mean else stream)
                 where = torch.arange(first, first + 1 if window.mean else end)

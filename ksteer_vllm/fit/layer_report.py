@@ -10,6 +10,7 @@ from rich.table import Table
 from ksteer_vllm.fit.layer_sweep import CAA, K_STEERING, RULE, STEPS, LayerPlan, LayerSweep
 from ksteer_vllm.study.coherence import RULE as COHERENCE
 from ksteer_vllm.study.folder import ReportFolder
+from ksteer_vllm.study.unsteered import UNSTEERED_REPLIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,8 +83,8 @@ def write_layer_report(sweep: LayerSweep, plan: LayerPlan, folder: str | Path, *
         f"single labels, away from the others, one layer at a time, {plan.prompts} calibration prompts per "
         f"label, the same seeds everywhere; lengths {', '.join(map(str, plan.strengths))} in units of "
         f"the layer's mean |x - mean(x)|, in {STEPS} steps for K-Steering and one for CAA. On target: judge "
-        f"{sweep.judge!r} finds the label, and the reply is coherent: {COHERENCE}. Of the unsteered replies, "
-        f"{sweep.unsteered:.0%} are."
+        f"{sweep.judge!r} finds the label, and the reply is coherent: {COHERENCE}. Of at "
+        f"least {UNSTEERED_REPLIES} unsteered replies to the same prompts, {sweep.unsteered:.0%} are."
     )
     report.heading("All strengths")
     report.table(sweep.steering)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.evaluate.combinations import avoided
-from ksteer_vllm.evaluate.judges import Judge, judge_for
+from ksteer_vllm.evaluate.judges import JUDGES, Judge, judge_for
 from ksteer_vllm.fit.activations import Recorder, default_layer, model_of
 from ksteer_vllm.fit.data import LabelledRow, Prompt, labels_of
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
@@ -33,7 +33,9 @@ from ksteer_vllm.study.bench import Bench
 from ksteer_vllm.study.coherence import CoherenceRule
 from ksteer_vllm.study.journal import Journal
 from ksteer_vllm.study.suite import EVALUATION
+from ksteer_vllm.study.unsteered import unsteered_rule
 from ksteer_vllm.study.variants import Variant
+from ksteer_vllm.study.verdicts import Verdicts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +51,7 @@ RULE = (
     "within one standard error of the highest, the one nearest to 60 % of the depth; the lower of two"
 )
 
+_JUDGES = ("reader", "probe")
 _CELL = ("method", "layer", "strength")
 _READ = ("mlp", "linear", "caa")
 _VARIANTS = (
@@ -115,7 +118,7 @@ def sweep_layers(
     labels = labels_of(dataset.rows, plan.labels or dataset.labels)
     partition = dataset.partition(plan.seed)
     prompts = tuple(partition.prompts["calibration"])[: plan.prompts]
-    judge = judge_for(plan.judge or dataset.judge, labels)
+    judge = _judge(plan.judge or dataset.judge, labels)
     with progress_bar(console) as progress:
 
         def some(part: str) -> list[LabelledRow]:
@@ -161,11 +164,12 @@ def sweep_layers(
             ) as bench,
             Journal(folder / "journal.jsonl", bench.identity) as journal,
         ):
+            rule = unsteered_rule(
+                bench, prompts, Verdicts(judge), seed=plan.seed, journal=journal, progress=progress
+            )
             replies = bench.run(asks, journal=journal, progress=progress, description="steering every layer")
-    unsteered = [reply for reply in replies if reply.ask.spec is None]
-    rule = CoherenceRule.of(unsteered)
     reading = _reading({name: Artifact.load(path) for name, path in paths.items()}, layers)
-    steering = _steering([reply for reply in replies if reply.ask.spec is not None], rule, judge)
+    steering = _steering(replies, rule, judge)
     return LayerSweep(
         reading,
         steering,
@@ -176,6 +180,12 @@ def sweep_layers(
         rule,
         judge.name,
     )
+
+
+def _judge(name: str, labels: Sequence[str]) -> Judge:
+    if name in JUDGES and name not in _JUDGES:
+        raise ConfigError(f"judge: {name!r} is none of the layer sweep's; it takes: {listing(_JUDGES)}")
+    return judge_for(name, labels)
 
 
 def _some(rows: Sequence[LabelledRow], plan: LayerPlan) -> list[LabelledRow]:
@@ -204,9 +214,9 @@ def _fit_all(task: FitTask, reader: FitTask, layers: Sequence[int], folder: Path
 def _asks(
     prompts: Sequence[Prompt], labels: Sequence[str], layers: Sequence[int], plan: LayerPlan
 ) -> list[Ask]:
-    """Every prompt unsteered, then every variant, layer, strength and label on every prompt."""
+    """Every variant, layer, strength and label on every prompt."""
     seeds = {index: plan.seed + index for index in range(len(prompts))}
-    asks = [Ask(prompt, seed=seeds[index]) for index, prompt in enumerate(prompts)]
+    asks: list[Ask] = []
     for variant in _VARIANTS:
         for layer in layers:
             for strength in plan.strengths:

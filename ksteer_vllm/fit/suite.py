@@ -128,10 +128,13 @@ class _SuiteFit:
                 labels=labels,
                 layers=self.layers,
                 judge=dataset.judge,
+                seed=plan.seed,
                 engine_options={name: value for name, value in engine_options.items() if _plain(value)},
                 prompts={name: tuple(prompts) for name, prompts in partition.prompts.items()},
             ),
         )
+        self.report = self.suite.folder / "fit" / "report.md"
+        self.recorded: dict[str, dict[Window, Activations]] = {"steering": {}, "evaluation": {}}
         self.left_out: dict[str, str] = {}
 
     def run(self) -> None:
@@ -139,9 +142,17 @@ class _SuiteFit:
         self.suite.write()
         self._generate_replies()
         todo = [name for name in (*self.methods, EVALUATION) if not self._is_there(name)]
-        if not todo:
-            return
-        recorded: dict[str, dict[Window, Activations]] = {"steering": {}, "evaluation": {}}
+        if todo:
+            self._fit_all(todo)
+        if not self.report.exists():
+            from ksteer_vllm.fit.suite_report import write_report
+
+            write_report(self.suite, self.left_out, self._recorded(), self.rows["steering"], self.layer)
+        if not self.plan.keep_activations:
+            shutil.rmtree(self.suite.folder / ACTIVATIONS, ignore_errors=True)
+
+    def _fit_all(self, todo: Sequence[str]) -> None:
+        recorded = self.recorded
         reads = {replace(self._task(name), layer=at).read_layer for name in todo for at in self.layers}
         with (
             few_threads(self.identity),
@@ -157,15 +168,22 @@ class _SuiteFit:
                     recorder.close()  # its memory is the language model's now
                 part = "evaluation" if name == EVALUATION else "steering"
                 self._fit(name, replace(self._task(name), recorder=recorder, recorded=recorded[part]))
-        from ksteer_vllm.fit.suite_report import write_report
 
-        write_report(self.suite, self.left_out, recorded["steering"], self.rows["steering"], self.layer)
-        if not self.plan.keep_activations:
-            shutil.rmtree(self.suite.folder / ACTIVATIONS, ignore_errors=True)
+    def _recorded(self) -> Mapping[Window, Activations]:
+        """What was recorded of the steering half, now or by a fit that was interrupted."""
+        found, window = self.recorded["steering"], self.plan.window
+        if not any(self.layer in activations.streams for activations in found.values()):
+            file = self.suite.file
+            recorder = Recorder(file.model, [self.layer], engine_options=self.engine_options)
+            folder = self.suite.folder / ACTIVATIONS / "steering" / window.name
+            kept = recorder.recorded(self.rows["steering"], window, folder)
+            return {window: kept} if kept is not None else {}
+        return found
 
     def _fit(self, name: str, task: FitTask) -> None:
         try:
             fit_once(task, self.suite.folder / name, self._layers_of(name))
+            self.report.unlink(missing_ok=True)  # it is of what there was before
         except DataError as error:
             if self.plan.methods or name in (EVALUATION, "mlp"):
                 raise DataError(f"{name}: {error}") from None
@@ -201,18 +219,23 @@ class _SuiteFit:
         )
 
     def _check_folder(self) -> None:
-        """Refuse a folder that holds a suite of another model, or of other data."""
+        """Refuse a folder that holds a suite of another model, of other data, or of other halves of them."""
         try:
             found = Suite.open(self.suite.folder).file
         except ConfigError:
             return
-        for name in ("model", "task", "data_digest", "labels", "layers"):
+        for name in ("model", "task", "data_digest", "labels", "layers", "seed"):
             old, new = getattr(found, name), getattr(self.suite.file, name)
             if old != new:
                 raise ConfigError(
                     f"{self.suite.folder}: holds a suite whose {name} is {_short(old)}, not {_short(new)}; "
                     "take another folder, or delete it"
                 )
+        if found.prompts != self.suite.file.prompts:
+            raise ConfigError(
+                f"{self.suite.folder}: holds a suite with other held-out prompts; this fit might be fitted "
+                "to them: take another folder, or delete it"
+            )
 
     def _generate_replies(self) -> None:
         """Have the engine give the replies that the data does not, where something reads them.

@@ -16,6 +16,7 @@ from ksteer_vllm.fit.data import LabelledRow
 from ksteer_vllm.fit.positions import Window
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.study.folder import ReportFolder
+from ksteer_vllm.study.palette import OKABE_ITO
 from ksteer_vllm.study.suite import EVALUATION, Suite
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["metrics_frame", "projections", "suite_table", "write_report"]
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
 _MARKERS = ("o", "s", "^", "D")
 _MOST_POINTS = 2000
 
@@ -51,18 +50,24 @@ def write_report(
     report.table(frame)
     for name, reason in left_out.items():
         report.text(f"Left out: {name}: {reason}")
+    report.heading(f"Activations at layer {layer}")
     for window, activations in recorded.items():
         if layer in activations.streams:
-            report.heading(f"Activations at layer {layer}")
             figure = projections(activations, rows, suite.file.labels, layer)
             caption = (
-                f"Residual stream at layer {layer}, mean per row ({window.text}); rows that show exactly one "
-                "label. Left: principal components; right: linear discriminants, fitted to the other half of "
-                "these rows."
+                f"Residual stream at layer {layer}, mean per row ({window.text}); of the rows that show "
+                f"exactly one label at most {_MOST_POINTS}. Left: principal components; right: linear "
+                "discriminants, fitted to the other half of these rows."
             )
             if figure is not None:
                 report.figure("activations", figure, caption)
+            else:
+                report.text("Too few rows show exactly one label to draw them.")
             break
+    else:
+        report.text(
+            "None are at hand to draw; `--keep-activations` keeps those of a fit for the next report."
+        )
     report.results = {
         "methods": {name: artifact.metadata.metrics for name, artifact in artifacts.items()},
         "left_out": dict(left_out),
@@ -126,14 +131,15 @@ def projections(
     from sklearn.decomposition import PCA
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    means, numbers = _row_means(activations, layer)
-    shown = [[k for k, label in enumerate(labels) if label in rows[n].labels] for n in numbers.tolist()]
-    single = [index for index, found in enumerate(shown) if len(found) == 1][:_MOST_POINTS]
-    x = means[single].numpy()
-    label = np.array([shown[index][0] for index in single])
-    fitted = np.arange(len(single)) % 2 == 0
+    shown = [[k for k, label in enumerate(labels) if label in row.labels] for row in rows]
+    single = [index for index in activations.row.unique().tolist() if len(shown[index]) == 1]
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(np.array(single, dtype=np.int64))[:_MOST_POINTS])
+    label = np.array([shown[index][0] for index in chosen])
+    fitted = rng.permutation(len(chosen)) % 2 == 0
     if len(set(label[fitted])) < 2 or fitted.sum() <= len(labels):
         return None
+    x = _row_means(activations, torch.from_numpy(chosen), layer).numpy()
     panels = [("principal component", PCA(2).fit_transform(x), np.ones(len(x), dtype=bool))]
     classes = len(set(label[fitted]))
     if classes > 2:
@@ -159,8 +165,8 @@ def _scatter(panels: Sequence[tuple[str, Any, Any]], label: Any, labels: Sequenc
                 s=14,
                 alpha=0.7,
                 linewidths=0,
-                color=_COLOURS[index % len(_COLOURS)],
-                marker=_MARKERS[index // len(_COLOURS) % len(_MARKERS)],
+                color=OKABE_ITO[index % len(OKABE_ITO)],
+                marker=_MARKERS[index // len(OKABE_ITO) % len(_MARKERS)],
                 label=text,
             )
         axis.set_xlabel(f"{name} 1")
@@ -170,11 +176,12 @@ def _scatter(panels: Sequence[tuple[str, Any, Any]], label: Any, labels: Sequenc
     return figure
 
 
-def _row_means(activations: Activations, layer: int) -> tuple[Tensor, Tensor]:
-    """Per recorded row the mean of its vectors [R, d] float64, and the row's number [R]."""
-    stream = Stream.of(activations.streams[layer])
-    numbers, inverse, counts = torch.unique(activations.row, return_inverse=True, return_counts=True)
-    total = torch.zeros(len(numbers), stream.hidden_size, dtype=torch.float64)
+def _row_means(activations: Activations, chosen: Tensor, layer: int) -> Tensor:
+    """Of recorded rows, chosen [R] int64 ascending, the mean of each one's vectors: [R, d] float64."""
+    keep = torch.isin(activations.row, chosen)
+    stream = Stream.of(activations.streams[layer]).select(keep)
+    place = torch.searchsorted(chosen, activations.row[keep])
+    total = torch.zeros(len(chosen), stream.hidden_size, dtype=torch.float64)
     for where, block in stream.blocks():
-        total.index_add_(0, inverse[where], block.double())
-    return total / counts[:, None], numbers
+        total.index_add_(0, place[where], block.double())
+    return total / place.bincount(minlength=len(chosen))[:, None]

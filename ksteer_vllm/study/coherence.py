@@ -82,8 +82,8 @@ class CoherenceRule(BaseModel):
         scored = [measures(reply) for reply in unsteered if reply.tokens and reply.nll is not None]
         if not scored:
             raise ConfigError(
-                f"prompts: all {len(unsteered)} unsteered replies are empty, so nothing says what a coherent one is; "
-                "give prompts the model answers, in its own chat format if it has one"
+                f"prompts: all {len(unsteered)} unsteered replies are empty, so nothing says what a "
+                "coherent one is; give prompts the model answers, in its own chat format if it has one"
             )
         perplexity = np.quantile([found.perplexity for found in scored], 1 - _TAIL)
         repeated = np.quantile([found.repetition for found in scored], 1 - _TAIL)

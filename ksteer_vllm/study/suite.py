@@ -28,9 +28,10 @@ EVALUATION = "evaluation"
 class SuiteFile(BaseModel):
     """The contents of `suite.json`.
 
-    model: as it was given to the fit. task: a predefined task's name, or the data's file name. judge: the
-    judge that suits the data, see `ksteer_vllm.evaluate.judges`. prompts: `calibration` and `evaluation`,
-    whose conversations no artifact was fitted to, without the instructions that asked for labels.
+    model: as it was given to the fit. seed: of the halves. task: a predefined task's name, or the data's file
+    name. judge: the judge that suits the data, see `ksteer_vllm.evaluate.judges`. prompts: `calibration` and
+    `evaluation`, whose conversations no artifact was fitted to, without the instructions that asked for
+    labels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +42,7 @@ class SuiteFile(BaseModel):
     labels: tuple[str, ...]
     layers: tuple[int, ...]
     judge: str = "probe"
+    seed: int = 0
     engine_options: dict[str, bool | int | float | str | None] = {}
     prompts: dict[str, tuple[Prompt, ...]]
 

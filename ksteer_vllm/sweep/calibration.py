@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +66,8 @@ class Cell(_Model):
 class Calibration(_Model):
     """Every cell, and by which rules its strengths were chosen.
 
-    layers: variant -> the layer chosen for it, None for the artifact's own.
+    digests: of the artifacts, and the evaluation probe's, by name, as they were steered with. temperature,
+    max_tokens: of the replies. layers: variant -> the layer chosen for it, None for the artifact's own.
     """
 
     variants: tuple[Variant, ...]
@@ -73,6 +75,9 @@ class Calibration(_Model):
     judge: str | None = None
     avoid: str
     coherence: CoherenceRule
+    digests: dict[str, str]
+    temperature: float
+    max_tokens: int
     layers: dict[str, int | None] = {}
     cells: tuple[Cell, ...]
 
@@ -90,6 +95,16 @@ class Calibration(_Model):
             raise ConfigError(
                 f"{path}: not what `ksteer sweep` writes; delete it and run `ksteer sweep {folder}` again"
             ) from None
+
+    def check(self, digests: Mapping[str, str]) -> None:
+        """Raise ConfigError if an artifact is not the one that was calibrated. digests: by name; artifacts
+        that were not calibrated have nothing to differ from."""
+        differing = [name for name in digests if self.digests.get(name, digests[name]) != digests[name]]
+        if differing:
+            raise ConfigError(
+                f"{listing(map(repr, differing))}: fitted again since the strengths were calibrated; "
+                "run `ksteer sweep` again"
+            )
 
     def alpha(self, variant: str, size: int, *, rule: Rule = "best") -> float | None:
         """The calibrated strength, at the chosen layer; None if no strength tried was within the budget.

@@ -11,14 +11,14 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.evaluate.judges import Judge, judge_for
+from ksteer_vllm.evaluate.judges import Judge, described, judge_for
 from ksteer_vllm.fit.pipeline import few_threads, progress_bar
 from ksteer_vllm.study.bench import Bench
 from ksteer_vllm.study.folder import ReportFolder
 from ksteer_vllm.study.journal import Journal
 from ksteer_vllm.sweep.calibration import CALIBRATION, Calibration, Rule
+from ksteer_vllm.sweep.merge import merged
 from ksteer_vllm.sweep.report import calibration_frame, write_report
 from ksteer_vllm.sweep.run import SweepPlan, check_plan, run_sweep
 from ksteer_vllm.sweep.subject import Subject
@@ -55,7 +55,8 @@ def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
     replies it has. Raises ConfigError, ProbeError, DataError."""
     if request.rule not in get_args(Rule):
         raise ConfigError(f"rule: {request.rule!r}; allowed: best, largest_coherent")
-    subject = _subject(request).only(request.variants)
+    whole = _subject(request)
+    subject = whole.only(request.variants)
     report = ReportFolder(subject.folder / CALIBRATION, "Calibration")
     plan = SweepPlan.of({**request.plan, "sizes": _sizes(request.plan.get("sizes", ()), subject.labels)})
     judge = _judge(request, subject, plan)
@@ -78,19 +79,29 @@ def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
         progress_bar(console) as progress,
     ):
         calibration = run_sweep(subject, plan, bench, judge, journal=journal, progress=progress)
-    written = write_defaults(subject, calibration, rule=request.rule) if request.write else {}
+    notes = list(subject.notes)
+    if (subject.folder / CALIBRATION / "results.json").exists():
+        calibration, dropped = _with_earlier(calibration, whole)
+        notes += dropped
+    written = write_defaults(subject, calibration, rule=request.rule, artifacts=used) if request.write else {}
     path = write_report(
         report,
         calibration,
         written,
+        notes=notes,
         model=subject.model,
-        artifacts={name: Artifact.load_metadata(subject.paths[name]).digest for name in sorted(used)},
+        artifacts=calibration.digests,
         sampling={"temperature": request.temperature, "max_tokens": request.max_tokens},
         plan=plan.model_dump(mode="json"),
     )
     console.print(_table(calibration))
-    if written:
-        console.print(f"strengths written into: {', '.join(written)}")
+    if named := [name for name, changes in written.items() if changes["default_alpha"]]:
+        console.print(f"strengths written into: {', '.join(named)}")
+    for name, changes in written.items():
+        if changes["removed"]:
+            console.print(f"{name}: earlier strength of {', '.join(changes['removed'])} removed")
+    for note in notes:
+        console.print(f"note: {note}", style="yellow")
     console.print(f"report: {path}")
     return calibration
 
@@ -105,9 +116,22 @@ def _subject(request: SweepRequest) -> Subject:
         raise ConfigError(f"{request.folder}: a probe folder needs --data, for the prompts and the judge")
     from ksteer_vllm.tasks import open_task
 
-    return Subject.of_artifact(
-        request.folder, open_task(request.data), model=request.model, judge=request.judge
-    )
+    judge = _judge_name(request)
+    return Subject.of_artifact(request.folder, open_task(request.data), model=request.model, judge=judge)
+
+
+def _judge_name(request: SweepRequest) -> str:
+    """As asked for, openai if only an endpoint was named; empty: the data's own."""
+    return request.judge or ("openai" if request.judge_options else "")
+
+
+def _with_earlier(found: Calibration, whole: Subject) -> tuple[Calibration, list[str]]:
+    """See `merged`; an earlier result that cannot be read is dropped."""
+    try:
+        earlier = Calibration.load(whole.folder)
+    except ConfigError:
+        return found, ["dropped what an earlier sweep found: it cannot be read"]
+    return merged(found, earlier, whole.variants, whole.digests)
 
 
 def _sizes(wanted: Sequence[int], labels: Sequence[str]) -> Sequence[int]:
@@ -116,7 +140,7 @@ def _sizes(wanted: Sequence[int], labels: Sequence[str]) -> Sequence[int]:
 
 def _judge(request: SweepRequest, subject: Subject, plan: SweepPlan) -> Judge | None:
     """None if the metric needs none and none was named."""
-    name = request.judge or ("openai" if request.judge_options else subject.judge)
+    name = _judge_name(request) or subject.judge
     if name == "probe" and subject.reader is None:
         if plan.metric == "judge":
             raise ConfigError(
@@ -126,7 +150,11 @@ def _judge(request: SweepRequest, subject: Subject, plan: SweepPlan) -> Judge | 
         return None
     options = dict(request.judge_options)
     if name == "openai":
-        options = {"journal": subject.folder / CALIBRATION / "verdicts.jsonl", **options}
+        options = {
+            "journal": subject.folder / CALIBRATION / "verdicts.jsonl",
+            "descriptions": described(subject.task, subject.labels),
+            **options,
+        }
     return judge_for(name, subject.labels, **options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ksteer_vllm.errors import listing
 from ksteer_vllm.study.suite import EVALUATION
@@ -22,19 +22,19 @@ _ALIKE = {
 
 
 def merged(
-    found: Calibration, earlier: Calibration, known: Sequence[Variant]
+    found: Calibration, earlier: Calibration, known: Sequence[Variant], digests: Mapping[str, str]
 ) -> tuple[Calibration, list[str]]:
-    """`found` with the cells `earlier` has of other variants, and in words which of them were dropped and why.
+    """`found` with the cells that `earlier` has of other variants, and in words which were dropped and why.
 
-    known: all there are, in their order. Kept is what was calibrated in the same way on artifacts that are
-    still the same; found.digests: of all artifacts there are now, those of kept variants included.
+    known: all variants there are, in their order. digests: of the artifacts there are now. Kept is what was
+    calibrated in the same way on an artifact that is still the same.
     """
     swept = {variant.name for variant in found.variants}
     others = [variant for variant in earlier.variants if variant.name not in swept]
     reason = _difference(found, earlier)
     kept, notes = [], []
     for variant in others:
-        changed = found.digests.get(variant.artifact) != earlier.digests.get(variant.artifact)
+        changed = digests.get(variant.artifact) != earlier.digests.get(variant.artifact)
         why = reason or ("its artifact was fitted again, or is gone" if changed else "")
         if not why and variant not in known:
             why = "there is no such variant any more"
@@ -49,6 +49,7 @@ def merged(
     whole = found.model_copy(
         update={
             "variants": tuple(sorted([*found.variants, *kept], key=lambda variant: order[variant.name])),
+            "digests": found.digests | {variant.artifact: digests[variant.artifact] for variant in kept},
             "layers": {**found.layers, **layers},
             "cells": tuple(sorted(cells, key=lambda cell: (cell.size, order[cell.variant]))),
         }

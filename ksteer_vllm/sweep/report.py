@@ -51,12 +51,17 @@ def calibration_frame(calibration: Calibration, *, chosen: bool = False) -> pd.D
 
 
 def write_report(
-    report: ReportFolder, calibration: Calibration, written: dict[str, Any] | None = None, **source: Any
+    report: ReportFolder,
+    calibration: Calibration,
+    written: dict[str, Any] | None = None,
+    *,
+    notes: Sequence[str] = (),
+    **source: Any,
 ) -> Path:
     """report.md, results.json and a figure for every size. Returns the report's path.
 
     report: an empty folder's, opened when the sweep began. written: what `write_defaults` gave the artifacts.
-    source: provenance.
+    notes: what the reader has to know. source: provenance.
     """
     rule = calibration.coherence
     report.text(
@@ -67,6 +72,8 @@ def write_report(
         "bisection on a log scale."
     )
     report.text(f"Here {RULE}." + (" The judge's word counts as well." if calibration.judge else ""))
+    for note in notes:
+        report.text(f"**Note:** {note}.")
     report.table(calibration_frame(calibration), caption="Strength by variant and number of target labels")
     if written:
         report.text(
@@ -80,7 +87,7 @@ def write_report(
             curves(calibration, cells),
             f"{_metric(calibration)} and coherence by strength, {size} target label{'s' * (size > 1)}",
         )
-    report.results = calibration.as_json() | {"written": written or {}}
+    report.results = calibration.as_json() | {"written": written or {}, "notes": list(notes)}
     return report.write(**source)
 
 
@@ -151,8 +158,12 @@ def _note(cell: Cell) -> str:
 
 def _written(changes: dict[str, Any]) -> str:
     alphas = ", ".join(f"{method} {alpha:.4g}" for method, alpha in changes["default_alpha"].items())
-    layers = changes.get("default_layers")
-    return f"{alphas} at layer {layers[0]}" if layers else alphas
+    if layers := changes.get("default_layers"):
+        alphas += f" at layer {layers[0]}"
+    removed = [
+        f"{method}'s earlier strength removed, as none is within the budget" for method in changes["removed"]
+    ]
+    return ", ".join(filter(None, [alphas, *removed]))
 
 
 def _says_something(column: pd.Series) -> bool:

@@ -183,7 +183,7 @@ class _Sweep:
             judge=self.judge.name if self.judge is not None else None,
             avoid=self.plan.avoid,
             coherence=self.scores.rule,
-            digests=self.subject.digests(),
+            digests=self.subject.digests,
             temperature=self.bench.temperature,
             max_tokens=self.bench.max_tokens,
             layers={variant.name: _best_layer(variant.name, found) for variant in self.subject.variants},

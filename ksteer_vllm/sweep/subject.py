@@ -11,7 +11,7 @@ from ksteer_vllm.artifact import METADATA_FILE, Artifact
 from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.fit.data import Prompt
 from ksteer_vllm.methods import FAMILIES
-from ksteer_vllm.study.suite import SUITE_FILE, Suite
+from ksteer_vllm.study.suite import EVALUATION, SUITE_FILE, Suite
 from ksteer_vllm.study.variants import Variant, variants_of
 
 if TYPE_CHECKING:
@@ -22,12 +22,18 @@ __all__ = ["Subject"]
 RANDOM = "random"
 """The method of random directions, controls that take the strength of the vectors they are like."""
 
+_FITTED_TO = (
+    "the calibration prompts come from the data the probe was fitted to, so strengths and shares may look "
+    "better than on new prompts; a suite (`ksteer fit --method all --out FOLDER`) keeps some prompts apart"
+)
+
 
 @dataclass(frozen=True)
 class Subject:
     """folder: where the calibration goes. paths, artifacts: by name. reader: the evaluation probe.
 
-    prompts: the calibration prompts. judge: the one that suits the data. variants: all there are.
+    prompts: the calibration prompts. task: its name. judge: the one that suits the data. variants: those to
+    calibrate. notes: what a reader of the results has to know.
     """
 
     folder: Path
@@ -40,6 +46,8 @@ class Subject:
     judge: str
     engine_options: Mapping[str, Any]
     variants: tuple[Variant, ...]
+    task: str = ""
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of_suite(cls, folder: str | Path) -> Subject:
@@ -60,6 +68,7 @@ class Subject:
             suite.file.judge,
             suite.file.engine_options,
             tuple(variants_of(suite.paths)),
+            suite.file.task,
         )
 
     @classmethod
@@ -97,6 +106,8 @@ class Subject:
             judge,
             {},
             variants,
+            dataset.name,
+            (_FITTED_TO,) if _may_be_fitted_to(artifact, dataset) else (),
         )
 
     @staticmethod
@@ -115,7 +126,8 @@ class Subject:
     def only(self, names: Sequence[str]) -> Subject:
         """With the variants that are named, by their own name or their artifact's.
 
-        None named: all but random directions. Raises ConfigError for a name that none has.
+        None named: all but random directions. Raises ConfigError for a name that none has, or if that leaves
+        nothing to calibrate.
         """
         chosen = [variant for variant in self.variants if variant.method != RANDOM]
         if names:
@@ -124,7 +136,20 @@ class Subject:
                 there_are = listing((variant.name for variant in self.variants), 40)
                 raise ConfigError(f"variants: unknown {listing(map(repr, unknown))}; there are: {there_are}")
             chosen = [v for v in self.variants if v.name in names or (v in chosen and v.artifact in names)]
+        if not chosen:
+            there_are = listing((variant.name for variant in self.variants), 40)
+            raise ConfigError(
+                f"variants: {listing(map(repr, names or self.artifacts))} has none to calibrate; there are: "
+                f"{there_are}"
+            )
         return replace(self, variants=tuple(chosen))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the variants' artifacts, and of the evaluation probe, by name."""
+        used = {variant.artifact: self.artifacts[variant.artifact] for variant in self.variants}
+        reader = {EVALUATION: self.reader} if self.reader is not None else {}
+        return {name: found.metadata.digest for name, found in {**used, **reader}.items()}
 
     def layers_of(self, variant: Variant, wanted: Sequence[int]) -> tuple[int | None, ...]:
         """The layers to try a variant at; None: the artifact's only one.
@@ -142,3 +167,8 @@ class Subject:
         if wanted:
             return tuple(wanted)
         return (metadata.layer,) if metadata.layers else (None,)
+
+
+def _may_be_fitted_to(artifact: Artifact, dataset: TaskDataset) -> bool:
+    """Whether prompts taken from the task's rows are among those of the artifact's own data."""
+    return not dataset.prompts and artifact.metadata.training.get("data_digest") == dataset.digest

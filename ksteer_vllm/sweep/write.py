@@ -9,7 +9,7 @@ from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.edit import Edit
 from ksteer_vllm.methods import FAMILIES
 from ksteer_vllm.study.variants import Variant
-from ksteer_vllm.sweep.calibration import Calibration, Cell, Rule
+from ksteer_vllm.sweep.calibration import Calibration, Rule
 from ksteer_vllm.sweep.subject import Subject
 
 __all__ = ["write_defaults"]
@@ -30,7 +30,7 @@ def write_defaults(
     what was changed, by artifact: default_alpha, default_layers, and as `removed` the methods without.
     """
     written = {}
-    for name in subject.paths:
+    for name in dict.fromkeys(variant.artifact for variant in calibration.variants):
         variants = [v for v in calibration.variants if v.artifact == name and _factor(v) is not None]
         if variants and (artifacts is None or name in artifacts):
             artifact = Artifact.load(subject.paths[name])
@@ -49,36 +49,29 @@ def _changes(
     methods = list(FAMILIES[artifact.metadata.family].methods)
     ordered = sorted(variants, key=lambda variant: methods.index(variant.method))
     own = artifact.metadata.layer
-    places = [calibration.layer(variant.name) for variant in ordered]
-    strengths = {
-        (variant.name, place): _strength(calibration, variant, place, own, rule)
-        for variant in ordered
-        for place in places
-    }
-    first = next((p for v, p in zip(ordered, places, strict=True) if strengths[v.name, p] is not None), None)
-    alphas = {}
-    for variant in ordered:
-        alpha = strengths[variant.name, first if first is not None else calibration.layer(variant.name)]
-        if alpha is not None:
-            alphas.setdefault(variant.method, alpha)
-    had = artifact.metadata.default_alpha
-    removed = [v.method for v in ordered if v.method in had and v.method not in alphas]
+
+    def strength(variant: Variant, layer: int | None) -> float | None:
+        return _strength(calibration, variant, own if layer is None else layer, own, rule)
+
+    chosen = [(variant, calibration.layer(variant.name)) for variant in ordered]
+    layer = next((at for variant, at in chosen if strength(variant, at) is not None), chosen[0][1])
+    alphas = {v.method: alpha for v in ordered if (alpha := strength(v, layer)) is not None}
+    removed = [
+        v.method for v in ordered if v.method in artifact.metadata.default_alpha and v.method not in alphas
+    ]
     if not alphas and not removed:
         return {}
-    changes: dict[str, Any] = {"default_alpha": alphas, "removed": list(dict.fromkeys(removed))}
-    return changes if first is None or not alphas else {**changes, "default_layers": (first,)}
+    changes: dict[str, Any] = {"default_alpha": alphas, "removed": removed}
+    return changes if layer is None or not alphas else {**changes, "default_layers": (layer,)}
 
 
-def _strength(
-    calibration: Calibration, variant: Variant, layer: int | None, own: int, rule: Rule
-) -> float | None:
-    """At the smallest combinations tried at a layer, as a default; None if there is none. own: what a cell
-    without a layer is for."""
-    wanted = own if layer is None else layer
-    cells: list[Cell] = [
+def _strength(calibration: Calibration, variant: Variant, layer: int, own: int, rule: Rule) -> float | None:
+    """At the smallest combinations tried at a layer, as a default; None if there is none. own: the layer of
+    cells that name none."""
+    cells = [
         cell
         for cell in calibration.cells
-        if cell.variant == variant.name and (own if cell.layer is None else cell.layer) == wanted
+        if cell.variant == variant.name and (own if cell.layer is None else cell.layer) == layer
     ]
     factor = _factor(variant)
     if not cells or factor is None:

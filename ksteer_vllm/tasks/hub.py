@@ -54,7 +54,8 @@ def load_split(name: str, split: str) -> Any:
             "without the hub, give a local file (.jsonl, .json, .csv)",
         ) from None
     except ValueError as error:
-        raise DataError(f"hub: {name[:120]!r}, split {split[:40]!r}: {_first_line(error)}") from None
+        remedy = "; name one it has (--split)" if "split" in _first_line(error) else ""
+        raise DataError(f"hub: {name[:120]!r}, split {split[:40]!r}: {_first_line(error)}{remedy}") from None
 
 
 def _class_name(names: list[str] | None, cell: Any) -> Any:

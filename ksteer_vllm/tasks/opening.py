@@ -23,19 +23,23 @@ def open_task(
     questions: str | Path | None = None,
     max_questions: int | None = None,
     chat: bool = False,
-    split: str = "train",
+    split: str | None = None,
     columns: Columns | None = None,
 ) -> TaskDataset:
     """A predefined task, `hub:owner/name`, or a .jsonl, .json or .csv file.
 
     labels: those to take; of a table with a column for each label, its label columns. questions,
     max_questions: of `tones` and `debates`, see `styled_task`. chat: texts of the prompts are what a user
-    says. split: of data on the hub. columns: names of a table's columns. Raises DataError, and ConfigError
-    for an option that does not go with the data.
+    says. split: of data on the hub; default: train. columns: names of a table's columns. Raises DataError,
+    and ConfigError for an option that does not go with the data.
     """
     name = str(data)
     if name not in STYLED and (questions is not None or max_questions is not None):
         raise ConfigError(f"questions: only the tasks {listing(STYLED)} take them, not {name[:80]!r}")
+    if split is not None and not name.startswith(HUB):
+        raise ConfigError(f"split: only data of the hub has splits (hub:owner/name), not {name[:80]!r}")
+    if columns is not None and name in PREDEFINED:
+        raise ConfigError(f"columns: {name!r} is no table; leave them out")
     if name in STYLED:
         return styled_task(name, questions=questions, max_questions=max_questions, labels=labels)
     if name == "demo":
@@ -44,7 +48,7 @@ def open_task(
     if labels:
         columns = columns.model_copy(update={"labels": tuple(labels)})
     if name.startswith(HUB):
-        return TaskDataset.from_hub(name.removeprefix(HUB), columns, split=split, chat=chat)
+        return TaskDataset.from_hub(name.removeprefix(HUB), columns, split=split or "train", chat=chat)
     suffix = Path(name).suffix.lower()
     if suffix == ".csv":
         return TaskDataset.from_csv(name, columns, chat=chat)

@@ -122,6 +122,15 @@ class _Table:
         ]
 
     @property
+    def _options(self) -> dict[str | None, str]:
+        """What names a column on the command line."""
+        return {
+            self.prompt: "--prompt-column",
+            self.reply: "--reply-column",
+            self.label: "--label-column",
+        }
+
+    @property
     def _numbers(self) -> range:
         return range(1, len(self.records) + 1)
 
@@ -154,7 +163,9 @@ class _Table:
         if _is_missing(cell):
             raise DataError(f"{place}: empty; fill it in, or drop the row")
         if not isinstance(cell, str):
-            raise DataError(f"{place}: expected a text, got {str(cell)[:80]!r}; name another column")
+            option = self._options.get(column)
+            remedy = f"name another column ({option})" if option else "write a text, or drop the column"
+            raise DataError(f"{place}: expected a text, got {str(cell)[:80]!r}; {remedy}")
         return cell
 
     def _named(self, name: str | None) -> str | None:
@@ -170,8 +181,8 @@ class _Table:
             if name in self.names:
                 return name
         raise DataError(
-            f"{self.where}: no column 'prompt' or 'text'; it has: {listing(self.names)}; rename the column "
-            "that holds the prompts"
+            f"{self.where}: no column 'prompt' or 'text'; it has: {listing(self.names)}; name the column "
+            "that holds the prompts (--prompt-column)"
         )
 
     def _usual(self, name: str, columns: Columns) -> str | None:
@@ -184,7 +195,7 @@ class _Table:
         if not rest:
             raise DataError(
                 f"{self.where}: no column for labels; it has: {listing(self.names)}; add a column 'label', "
-                "or one of true and false for each label"
+                "name the one that says it (--label-column), or add one of true and false for each label"
             )
         return rest
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.study.coherence import CoherenceRule
 from ksteer_vllm.study.variants import Variant
 from ksteer_vllm.sweep.calibration import CALIBRATION, Calibration, Cell
@@ -25,6 +26,8 @@ def calibration_of(
     strengths: Mapping[str, float | None],
     sizes: Sequence[int] = (1, 2),
     avoid: str = "rest",
+    digests: Mapping[str, str] | None = None,
+    max_tokens: int = 4,
 ) -> Calibration:
     """strengths: variant -> its best strength, half of the largest coherent one; the others are left out."""
     cells = [
@@ -34,8 +37,21 @@ def calibration_of(
     ]
     named = tuple(variant for variant in variants if variant.name in strengths)
     return Calibration(
-        variants=named, metric="judge", judge="probe", avoid=avoid, coherence=LENIENT, cells=tuple(cells)
+        variants=named,
+        metric="judge",
+        judge="probe",
+        avoid=avoid,
+        coherence=LENIENT,
+        digests=dict(digests or {}),
+        temperature=1.0,
+        max_tokens=max_tokens,
+        cells=tuple(cells),
     )
+
+
+def digests_of(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Name -> digest of artifact folders."""
+    return {name: Artifact.load_metadata(path).digest for name, path in paths.items()}
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:

@@ -16,10 +16,11 @@ from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.evaluate.command import run_evaluation
 from ksteer_vllm.evaluate.judges import JUDGES, Verdict
 from ksteer_vllm.evaluate.plan import EvaluationPlan
-from ksteer_vllm.evaluate.strengths import calibrated_settings, chosen_variants
+from ksteer_vllm.evaluate.strengths import calibrated_settings, chosen_variants, planned
 from ksteer_vllm.study.suite import Suite
 from ksteer_vllm.study.variants import STANDARD, variants_of
-from tests.evaluate.calibrations import calibration_of, write_calibration
+from tests.evaluate.calibrations import calibration_of, digests_of, write_calibration
+from tests.support.artifacts import random_artifact
 
 VARIANTS = {variant.name: variant for variant in STANDARD}
 STRENGTHS = {"K-Steering, 8 steps": 2.0, "CAA": 1.0, "ACE": None, "random direction": 9.0}
@@ -29,7 +30,7 @@ PLAN = EvaluationPlan(sizes=(1, 2))
 def _settings(plan: EvaluationPlan = PLAN, **more: Any) -> tuple[dict[str, dict[int, float]], list[str]]:
     calibration = calibration_of(STANDARD, STRENGTHS, **more)
     named = [VARIANTS[name] for name in [*STRENGTHS, "LoReFT"]]
-    found, without = calibrated_settings(named, calibration, plan)
+    found, without = calibrated_settings(named, calibration, planned(plan, calibration))
     return {setting.name: dict(setting.alpha) for setting in found}, without
 
 
@@ -46,10 +47,21 @@ def test_strengths_are_the_calibrated_ones_and_the_random_control_has_those_of_c
 
 
 def test_sizes_and_avoid_are_those_of_the_calibration() -> None:
-    with pytest.raises(ConfigError, match="combinations of 1 labels, not 2; run `ksteer sweep --sizes 1,2`"):
+    with pytest.raises(ConfigError, match=r"2 was not calibrated, only 1; .*with --sizes 1,2"):
         _settings(sizes=(1,))
-    with pytest.raises(ConfigError, match="calibrated with 'none'; run `ksteer sweep` with --avoid rest"):
-        _settings(avoid="none")
+    with pytest.raises(ConfigError, match=r"calibrated with 'none'; .*`ksteer sweep` with --avoid rest"):
+        _settings(EvaluationPlan(sizes=(1, 2), avoid="rest"), avoid="none")
+
+
+def test_what_the_plan_leaves_open_is_as_calibrated_and_another_sampling_is_refused() -> None:
+    calibration = calibration_of(STANDARD, STRENGTHS, sizes=(1,), avoid="none", max_tokens=7)
+    plan = planned(EvaluationPlan(prompts=3), calibration)
+    assert (plan.sizes, plan.avoid, plan.max_tokens, plan.prompts) == ((1,), "none", 7, 3)
+    assert planned(EvaluationPlan(max_tokens=7), calibration).max_tokens == 7
+    with pytest.raises(ConfigError, match=r"max_tokens: 96, .* with 7; .* with --max-tokens 96"):
+        planned(EvaluationPlan(max_tokens=96), calibration)
+    with pytest.raises(ConfigError, match=r"temperature: 0.5, .* with --temperature 0.5"):
+        planned(EvaluationPlan(temperature=0.5), calibration)
 
 
 def test_variants_are_chosen_by_their_name_or_their_artifacts() -> None:
@@ -61,7 +73,7 @@ def test_variants_are_chosen_by_their_name_or_their_artifacts() -> None:
         "CAA",
     ]
     assert chosen_variants(named, []) == named
-    with pytest.raises(ConfigError, match="nope was not calibrated; calibrated are: K-Steering, 1 step"):
+    with pytest.raises(ConfigError, match="unknown 'nope'; there are: K-Steering, 1 step"):
         chosen_variants(named, ["nope"])
 
 
@@ -69,8 +81,11 @@ def test_evaluates_a_calibrated_suite(suite: Suite, tmp_path: Path) -> None:
     folder = tmp_path / "suite"
     shutil.copytree(suite.folder, folder)
     strengths = {"K-Steering, 8 steps": 2.0, "CAA": 1.0}
-    write_calibration(folder, calibration_of(variants_of(suite.paths), strengths, sizes=(1,)))
-    arguments = ["eval", str(folder), "--sizes", "1", "--prompts", "1", "--steps", "8", "--max-tokens", "4"]
+    digests = digests_of(suite.paths)
+    write_calibration(
+        folder, calibration_of(variants_of(suite.paths), strengths, sizes=(1,), digests=digests)
+    )
+    arguments = ["eval", str(folder), "--prompts", "1", "--steps", "8"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     for words in ("each variant at its own calibrated strength", "1 label, own strength", "Highest: "):
@@ -78,7 +93,34 @@ def test_evaluates_a_calibrated_suite(suite: Suite, tmp_path: Path) -> None:
     found = json.loads((folder / "results" / "results.json").read_text())
     names = {row["variant"] for row in found["by_size"]}
     assert names == {"unsteered", "K-Steering, 8 steps", "CAA", "random direction"}
-    assert (folder / "results" / "report.md").exists()
+    assert found["provenance"]["plan"]["sizes"] == [1], "as calibrated"
+    assert found["provenance"]["plan"]["max_tokens"] == 4
+    assert "ActAdd (not calibrated)" in found["left_out"]
+    assert "ACE (not calibrated)" in (folder / "results" / "report.md").read_text()
+
+
+def test_strengths_of_other_artifacts_are_refused(suite: Suite, tmp_path: Path) -> None:
+    folder = tmp_path / "suite"
+    shutil.copytree(suite.folder, folder)
+    calibration = calibration_of(variants_of(suite.paths), {"CAA": 1.0}, digests=digests_of(suite.paths))
+    write_calibration(folder, calibration)
+    random_artifact("vectors", seed=9).save(folder / "caa")
+    result = CliRunner().invoke(app, ["eval", str(folder)])
+    assert result.exit_code == 2
+    message = " ".join(result.output.split())
+    assert "caa" in message
+    assert "ksteer sweep" in message
+    assert "actadd" not in message
+
+
+def test_sizes_there_are_not_labels_for_are_not_sent_to_a_sweep(suite: Suite, tmp_path: Path) -> None:
+    folder = tmp_path / "suite"
+    shutil.copytree(suite.folder, folder)
+    digests = digests_of(suite.paths)
+    write_calibration(folder, calibration_of(variants_of(suite.paths), {"CAA": 1.0}, digests=digests))
+    result = CliRunner().invoke(app, ["eval", str(folder), "--sizes", "4"])
+    assert result.exit_code == 2
+    assert "sizes: 4 of 3 labels; allowed: 1 to 3" in " ".join(result.output.split())
 
 
 def test_sizes_without_single_labels_and_methods_without_steps(suite: Suite, tmp_path: Path) -> None:
@@ -87,8 +129,11 @@ def test_sizes_without_single_labels_and_methods_without_steps(suite: Suite, tmp
     shutil.copytree(suite.folder, folder, ignore=shutil.ignore_patterns("evaluation", "calibration"))
     file = suite.file.model_copy(update={"judge": "stub"})
     Suite(folder, file).write()
-    write_calibration(folder, calibration_of(variants_of(suite.paths), {"CAA": 1.0}, sizes=(2,)))
-    plan = EvaluationPlan(sizes=(2,), prompts=1, max_tokens=4)
+    digests = digests_of(suite.paths)
+    write_calibration(
+        folder, calibration_of(variants_of(suite.paths), {"CAA": 1.0}, sizes=(2,), digests=digests)
+    )
+    plan = EvaluationPlan(sizes=(2,), prompts=1)
     JUDGES["stub"] = "tests.evaluate.test_command:Stub"
     try:
         found = run_evaluation(folder, plan, Console(quiet=True))

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.evaluate.judges import Verdict, judge_for
+from ksteer_vllm.evaluate.judges import Verdict, described, judge_for
 from ksteer_vllm.study.asks import Ask, Reply
+from ksteer_vllm.tasks.styles import TONES
 from tests.evaluate.fake_endpoint import FakeEndpoint
 
 LABELS = ("casual", "cautious")
@@ -62,6 +63,16 @@ def test_unknown_judges_and_options_are_refused() -> None:
         judge_for("oracle", LABELS)
     with pytest.raises(ConfigError, match="'probe' takes no url"):
         judge_for("probe", LABELS, url="http://localhost")
+    for options in ({}, {"url": ""}, {"model": "m"}):
+        with pytest.raises(ConfigError, match=r"'openai' needs the address of an endpoint, .*--judge-url"):
+            judge_for("openai", LABELS, **options)
+
+
+def test_labels_of_known_tasks_are_described() -> None:
+    found = described("tones", ["casual", "mine"])
+    assert list(found) == ["casual"]
+    assert found["casual"] == TONES["casual"]
+    assert described("my.csv", ["casual"]) == {}
 
 
 def test_endpoint_asks_for_structured_output_and_reads_it(tmp_path: Path) -> None:
@@ -107,8 +118,23 @@ def test_a_reply_without_a_usable_answer_is_not_judged() -> None:
             Verdict(frozenset(), None, judged=False),
             Verdict(frozenset(), True),
         ]
+        assert not judge.judge([_reply()])[0].judged, "it has answered before"
+
+
+def test_an_endpoint_none_of_whose_answers_follow_the_schema_is_refused(tmp_path: Path) -> None:
+    """One such reply says nothing yet, nor several if the journal has a usable answer."""
+    options = {"model": "judge", "attempts": 1, "journal": tmp_path / "verdicts.jsonl"}
+    unusable = [_reply("Sell it."), _reply("Sell it now.")]
+    with FakeEndpoint(lambda _: "yes").running() as endpoint:
+        judge = judge_for("openai", LABELS, url=endpoint.url, **options)
+        assert not judge.judge(unusable[:1])[0].judged
         with pytest.raises(ConfigError, match="no answer of 'judge' followed the schema"):
-            judge.judge([_reply()])
+            judge.judge(unusable)
+    with FakeEndpoint(lambda _: _answer()).running() as endpoint:
+        judge_for("openai", LABELS, url=endpoint.url, **options).judge([_reply()])
+    with FakeEndpoint(lambda _: "yes").running() as endpoint:
+        judge = judge_for("openai", LABELS, url=endpoint.url, **options)
+        assert [verdict.judged for verdict in judge.judge(unusable)] == [False, False]
 
 
 def test_endpoint_tries_again_after_server_errors() -> None:

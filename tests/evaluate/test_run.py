@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from ksteer_vllm.evaluate.forced import EXACT_UP_TO, Reader
 from ksteer_vllm.evaluate.metrics import UNSTEERED
 from ksteer_vllm.evaluate.outcome import Evaluation
 from ksteer_vllm.evaluate.plan import EvaluationPlan
+from ksteer_vllm.evaluate.projections import worth_a_point
 from ksteer_vllm.evaluate.report import size_table, write_report
 from ksteer_vllm.evaluate.run import JOURNAL, evaluate_suite
 from ksteer_vllm.evaluate.settings import Setting, unsteered_asks
+from ksteer_vllm.study.asks import Ask, Reply
 from ksteer_vllm.study.bench import Bench
 from ksteer_vllm.study.suite import Suite
 from ksteer_vllm.study.variants import variants_of
@@ -118,6 +121,52 @@ def test_report(found: Evaluation, tmp_path: Path) -> None:
     assert len(results["by_size"]) == len(size_table(found)) == 2 * 8
     assert results["provenance"]["digests"].keys() == {"mlp", "caa", "ace", "actadd"}
     assert len(results["by_target"]) == 6 * 8
+
+
+def test_numbers_of_steps_that_did_not_reach_the_displacement_are_marked(
+    found: Evaluation, tmp_path: Path
+) -> None:
+    assert {(m.variant, m.size) for m in found.step_strengths} == {
+        (name, size) for name in ("1 step", "8 steps") for size in (1, 2)
+    }
+    strengths = [
+        replace(m, shift=m.wanted * (0.5 if (m.variant, m.size) == ("1 step", 2) else 1))
+        for m in found.step_strengths
+    ]
+    text = write_report(replace(found, step_strengths=strengths), tmp_path).read_text()
+    assert "Not reached, and left out of the figure: 1 step at 2 labels." in text
+    rows = json.loads((tmp_path / "results.json").read_text())["steps"]
+    assert {(row["variant"], row["size"]) for row in rows if not row["reached"]} == {("1 step", 2)}
+    strengths = [replace(m, shift=0.0) for m in strengths]
+    write_report(replace(found, step_strengths=strengths), tmp_path / "none")
+    assert not (tmp_path / "none" / "steps.png").exists()
+
+
+def test_the_share_of_coherent_unsteered_replies_is_the_evaluations_own(
+    found: Evaluation, tmp_path: Path
+) -> None:
+    own = found.own.copy()
+    own["coherent"] = [
+        float(variant != UNSTEERED or prompt == 0)
+        for variant, prompt in zip(own["variant"], own["prompt"], strict=True)
+    ]
+    text = write_report(replace(found, own=own), tmp_path).read_text()
+    assert "0.50 of the unsteered replies are coherent" in text
+
+
+def test_a_reply_of_white_space_is_no_point() -> None:
+    def reply(text: str, variant: str, target: list[str], prompt: int = 0) -> Reply:
+        tags = {"variant": variant, "target": target, "prompt": prompt}
+        return Reply(Ask("Why?", tags=tags), text, tokens=3, finished=True)
+
+    kept = [reply("So.", UNSTEERED, []), reply("So.", "CAA", ["warm"], prompt=9)]
+    others = [
+        reply(" \n ", UNSTEERED, []),
+        reply("So.", "CAA", ["warm", "dry"]),
+        reply("So.", "ACE", ["warm"]),
+        reply("So.", "CAA", ["warm"], prompt=10),
+    ]
+    assert worth_a_point([*kept, *others], ["CAA"]) == kept
 
 
 def test_goes_on_where_it_was_stopped(found: Evaluation, suite: Suite, folder: Path) -> None:

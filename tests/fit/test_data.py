@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from ksteer_vllm.fit import DataError, LabelledRow, labels_of, read_rows, write_rows
-from ksteer_vllm.fit.data import data_digest
+from ksteer_vllm.fit.data import data_digest, row_name
+from ksteer_vllm.fit.split import check_labels, targets_of, without_instruction
+from ksteer_vllm.fit.suite import SuitePlan, fit_suite
+from ksteer_vllm.tasks import open_task
+from tests.fit.conftest import make_rows
+from tests.support.engines import OPTIONS
 
 GOOD: dict[str, Any] = {"prompt": "How?", "reply": "So.", "labels": ["dry"]}
 PAIR: dict[str, Any] = {"prompt": "How?", "positive": "So.", "negative": "Oh, so!", "label": "dry"}
@@ -101,3 +106,56 @@ def test_labels_are_sorted_or_as_given() -> None:
         labels_of(rows, ["dry", "dry"])
     with pytest.raises(DataError, match="no row has a label"):
         labels_of([LabelledRow(prompt="a", reply="b", labels=())])
+
+
+SEPARATORS = "a\u2028b\u2029c\x85d\x0ce\x0bf\x1cg\r\nh\ri"
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    rows = [
+        LabelledRow(prompt=SEPARATORS, reply=f"{SEPARATORS}.", labels=("dry",)),
+        LabelledRow(prompt="How?", reply="So.", labels=()),
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(path) == rows
+    assert data_digest(read_rows(path)) == data_digest(rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_rows(path) == rows
+
+
+def test_a_rows_number_is_no_part_of_it(tmp_path: Path) -> None:
+    plain, pair, last = read_rows(_write(tmp_path / "in.jsonl", GOOD, "", PAIR))
+    assert [row.number for row in (plain, pair, last)] == [1, 2, 2]
+    copy = without_instruction(pair).model_copy(update={"reply": "Thus."})
+    assert (copy.number, row_name(copy, 6)) == (2, "row 2")
+    other = LabelledRow.model_validate(GOOD)
+    assert (other.number, row_name(other, 6)) == (None, "row 7")
+    assert plain == other != last
+    assert hash(plain) == hash(other)
+    assert data_digest([plain]) == data_digest([other])
+    assert json.loads(write_rows(tmp_path / "out.jsonl", [pair]).read_text()).keys() == GOOD.keys()
+
+
+def test_a_row_of_a_half_is_named_by_its_row_in_the_file(llama: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "words.jsonl", rows := make_rows(120))
+    half = open_task(path).partition(0).steering
+    numbers = [row.number for row in half]
+    assert [rows[number - 1] for number in numbers if number] == list(half)
+    long = numbers[30] or 0
+    assert long > 31
+    rows[long - 1] = rows[long - 1].model_copy(update={"reply": "w20 " * 400})
+    dataset = open_task(write_rows(path, rows))
+    engine = {name: value for name, value in OPTIONS.items() if name != "disable_log_stats"}
+    with pytest.raises(DataError, match=rf"caa: row {long}: prompt and reply have 4\d\d tokens"):
+        fit_suite(str(llama), dataset, tmp_path / "suite", SuitePlan(methods=("caa",)), engine_options=engine)
+
+
+def test_too_few_rows_are_named_by_their_numbers() -> None:
+    rows = [
+        LabelledRow(prompt=f"p{n}", reply="x", labels=("dry",) if n < 3 else ()).numbered(2 * n + 5)
+        for n in range(30)
+    ]
+    with pytest.raises(DataError, match=r"3 rows with 'dry' \(row 5, 7, 9\); at least 10"):
+        check_labels(targets_of(rows, ["dry"]), ["dry"], rows=rows)
+    with pytest.raises(DataError, match=r"\(row 1, 2, 3\)"):
+        check_labels(targets_of(rows, ["dry"]), ["dry"])

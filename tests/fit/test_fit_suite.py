@@ -80,17 +80,60 @@ def test_what_is_there_is_not_fitted_again(
         fit_suite(str(llama), dataset, folder, replace(PLAN, methods=("mlp", "ace")), engine_options=ENGINE)
 
 
-def test_a_folder_of_something_else_is_refused(llama: Path, dataset: TaskDataset, folder: Path) -> None:
+def test_an_interrupted_fit_gets_its_report_from_the_shards(
+    llama: Path, dataset: TaskDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before its report, and when one is there that lacks what was fitted since."""
+    plan = replace(PLAN, methods=("mlp", "caa"), keep_activations=True)
+    fit_suite(str(llama), dataset, tmp_path, plan, engine_options=ENGINE)
+    report, shards = tmp_path / "fit" / "report.md", tmp_path / "activations"
+    monkeypatch.setattr(Recorder, "_engine", None)
+    with monkeypatch.context() as patch:
+        patch.setattr("ksteer_vllm.fit.suite_report.write_report", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit_suite(
+                str(llama), dataset, tmp_path, replace(plan, methods=("caa", "ace")), engine_options=ENGINE
+            )
+    assert (tmp_path / "ace" / "probe.json").exists()
+    assert not report.exists()
+    plan = replace(plan, methods=("mlp", "caa", "ace"), keep_activations=False)
+    fit_suite(str(llama), dataset, tmp_path, plan, engine_options=ENGINE)
+    text = report.read_text()
+    assert "| ace" in text
+    assert "activations.png" in text
+    assert not shards.exists()
+    report.unlink()
+    shards.mkdir()
+    fit_suite(str(llama), dataset, tmp_path, plan, engine_options=ENGINE)
+    assert "None are at hand to draw" in report.read_text()
+    assert not shards.exists()
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_folder_of_something_else_is_refused(
+    llama: Path, dataset: TaskDataset, folder: Path, tmp_path: Path
+) -> None:
     other = TaskDataset.of("words", dataset.rows[::-1])
+    kinds = dataset.partition(0).prompts
+    swapped = {"calibration": kinds["evaluation"], "evaluation": kinds["calibration"]}
     for task, plan, says in (
         (other, PLAN, "whose data_digest is"),
         (dataset, replace(PLAN, layers=(2,)), "whose layers is 1, 2, not 2"),
         (dataset, replace(PLAN, labels=("warm",)), "whose labels is dry, warm, not warm"),
+        (dataset, replace(PLAN, seed=1), "whose seed is 0, not 1"),
+        (replace(dataset, prompts=swapped), PLAN, "other held-out prompts"),
     ):
         with pytest.raises(ConfigError, match=f"{says}.*take another folder"):
             fit_suite(str(llama), task, folder, plan, engine_options=ENGINE)
     with pytest.raises(ConfigError, match=r"method: unknown 'magic'; known: .*, or all"):
         fit_suite(str(llama), dataset, folder, SuitePlan(methods=("magic",)), engine_options=ENGINE)
+    data = write_rows(tmp_path / "data.jsonl", dataset.rows)
+    result = CliRunner().invoke(app, ["fit", str(llama), str(data), "--out", str(folder), "--seed", "1"])
+    assert result.exit_code == 2
+    assert "holds a suite, to which several methods are fitted; take another folder" in result.output
 
 
 def test_a_method_the_data_does_not_suit(llama: Path, dataset: TaskDataset, tmp_path: Path) -> None:
@@ -106,15 +149,17 @@ def test_a_method_the_data_does_not_suit(llama: Path, dataset: TaskDataset, tmp_
 
 @pytest.mark.slow
 def test_a_killed_fit_goes_on(llama: Path, tmp_path: Path) -> None:
-    """Killed when the first method is done: that one stays, the shards stay, the rest follows."""
+    """Killed when the first method is done: no process is left, its artifact and the shards are; the rest
+    follows."""
     data, out = write_rows(tmp_path / "data.jsonl", make_rows(240)), tmp_path / "suite"
     command = [
-        *(Path(sys.executable).with_name("ksteer"), "fit", str(llama), str(data), "--out", str(out)),
+        *(str(Path(sys.executable).with_name("ksteer")), "fit", str(llama), str(data), "--out", str(out)),
         *("--method", "mlp,caa,ace", "--layer", "2", "--width", "8", "--epochs", "2"),
         *("--max-model-len", "256", "--gpu-memory-utilization", "0.1", "--dtype", "float32"),
     ]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {name: value for name, value in os.environ.items() if "MULTIPROCESSING" not in name}
+    nowhere = subprocess.DEVNULL
+    first = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere, start_new_session=True)
     deadline = time.monotonic() + 200
     while not (out / "mlp" / "probe.json").exists():
         assert first.poll() is None, "the fit ended before its first method was there"
@@ -122,6 +167,11 @@ def test_a_killed_fit_goes_on(llama: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.wait()
+    for _ in range(50):
+        if not _is_running(first.pid):
+            break
+        time.sleep(0.1)
+    assert not _is_running(first.pid)
     assert not (out / "fit").exists()
     shards = out / "activations" / "steering" / "reply" / "00000.safetensors"
     kept = {path: path.stat().st_mtime_ns for path in (out / "mlp" / "probe.json", shards)}
@@ -134,6 +184,14 @@ def test_a_killed_fit_goes_on(llama: Path, tmp_path: Path) -> None:
     assert set(suite.artifacts) == {"mlp", "caa", "ace"}
     assert suite.evaluation is not None
     assert not shards.exists()
+
+
+def _is_running(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_one_method_is_one_folder_and_goes_on_too(llama: Path, tmp_path: Path) -> None:

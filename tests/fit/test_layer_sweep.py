@@ -67,6 +67,8 @@ def test_every_layer_is_read_and_steered_in_one_batch(
     assert (reading > 0.7).all()
     assert len(sweep.steering) == 2 * 2 * 2
     assert (sweep.steering["replies"] == 2 * 2).all()
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert len(lines) == 1 + 100 + 2 * 2 * 2 * 2 * 2  # identity, unsteered, every cell's label and prompt
     assert Artifact.load(tmp_path / "artifacts" / "mlp").metadata.layers == (0, 2)
     assert not (tmp_path / "activations").exists()
     report = write_layer_report(sweep, PLAN, tmp_path, model=str(llama))
@@ -91,6 +93,8 @@ def test_layers_and_judges_that_are_not_there(llama: Path, tmp_path: Path) -> No
         sweep_layers(str(llama), dataset, tmp_path, LayerPlan(layers=(9,)))
     with pytest.raises(ConfigError, match="judge: 'reader' reads the demo's tones only"):
         sweep_layers(str(llama), dataset, tmp_path, LayerPlan(judge="reader"))
+    with pytest.raises(ConfigError, match=r"judge: 'openai' is none of .* it takes: reader, probe"):
+        sweep_layers(str(llama), dataset, tmp_path, LayerPlan(judge="openai"))
 
 
 def test_the_command_refuses_strengths_that_are_none(llama: Path, tmp_path: Path) -> None:

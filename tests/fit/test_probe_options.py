@@ -10,7 +10,7 @@ import torch
 
 from ksteer_vllm import ConfigError, Probe
 from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.fit import DataError, FitPlan, FitTask, fit_probe
+from ksteer_vllm.fit import DataError, FitPlan, FitTask, fit_probe, train
 from ksteer_vllm.fit.methods.mlp import fit
 from ksteer_vllm.fit.positions import PROMPT_LAST, REPLY
 from ksteer_vllm.fit.presets import PRESETS, preset_of
@@ -54,6 +54,30 @@ def test_of_several_seeds_the_best_on_validation_is_kept_and_all_are_reported() 
 def test_without_early_stopping_the_last_epoch_is_kept() -> None:
     found = fit_synthetic(early_stopping=False, patience=1, epochs=30, learning_rate=0.05)
     assert found.metadata.training["epochs_run"] == found.metadata.training["best_epoch"] == 30
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_noise_is_counted_in_deviations_of_the_input(
+    standardise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three deviations of noise: those of what is trained on are sqrt(1 + 9) times the input's."""
+    x, targets, row = synthetic()
+    x = x * torch.logspace(-2, 2, x.shape[1])
+    make, seen = train._network, []
+
+    def watched(*arguments: Any) -> Any:
+        network = make(*arguments)
+        network[0].register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0]) if torch.is_grad_enabled() else None
+        )
+        return network
+
+    monkeypatch.setattr(train, "_network", watched)
+    plan = FitPlan(width=8, epochs=30, noise=3.0, standardise=standardise, early_stopping=False)
+    names = [str(index) for index in range(len(targets))]
+    fit_probe(x, targets, row, names, labels=LABELS, layer=2, model=MODEL, plan=plan)
+    expected = torch.ones(x.shape[1]) if standardise else x.std(0)
+    torch.testing.assert_close(torch.cat(seen).std(0), expected * 10**0.5, rtol=0.15, atol=0.0)
 
 
 def test_a_preset_is_what_was_published() -> None:

@@ -70,6 +70,15 @@ def test_an_interrupted_recording_goes_on(
     equal(recorder.record(rows, REPLY, tmp_path), in_memory)
 
 
+def test_chunks_are_bounded_in_rows_and_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(activations, "CHUNK_BYTES", 100)
+    lengths = [4, 6, 1, 30, 1, 1, 1, 1]
+    found = list(activations._chunks(lengths, 5, 10))
+    assert found == [range(5, 7), range(7, 8), range(8, 9), range(9, 12), range(12, 13)]
+    assert list(activations._chunks([], 5, 10)) == []
+
+
 def test_the_last_prompt_position_and_the_mean_of_the_reply(
     recorder: Recorder, in_memory: Activations, rows: list[LabelledRow]
 ) -> None:
@@ -100,7 +109,7 @@ def test_a_row_that_cannot_be_recorded_is_named(recorder: Recorder, rows: list[L
     with pytest.raises(
         DataError, match="row 7: the residual stream after layer 2 is not finite; leave the row"
     ):
-        activations._checked({"2/0": stream}, 2, 0, 2, 6)
+        activations._checked({"2/0": stream}, 2, 0, 2, "row 7")
 
 
 def test_positions_by_name() -> None:

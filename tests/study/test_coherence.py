@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.study.asks import Ask, Reply
 from ksteer_vllm.study.coherence import CoherenceRule, measures, repetition
 
@@ -84,5 +85,5 @@ def test_measures() -> None:
 def test_what_was_not_scored_cannot_be_judged(rule: CoherenceRule) -> None:
     with pytest.raises(ValueError, match="scored"):
         rule.coherent(replace(reply(), nll=None))
-    with pytest.raises(ValueError, match="no unsteered reply"):
+    with pytest.raises(ConfigError, match="all 1 unsteered replies are empty"):
         CoherenceRule.of([reply(None)])

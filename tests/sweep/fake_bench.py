@@ -15,6 +15,8 @@ SHIFT_PER_ALPHA = 0.125
 class FakeBench:
     """Coherent up to `limits[artifact]`; shows its targets from half of that on. Shift = alpha / 8."""
 
+    temperature, max_tokens = 1.0, 40
+
     def __init__(self, limits: Mapping[str, float]) -> None:
         self.limits = limits
         self.calls: list[list[Ask]] = []

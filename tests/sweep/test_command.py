@@ -41,6 +41,7 @@ def test_refusals_name_the_field_and_the_remedy(tmp_path: Path) -> None:
     assert "rule:" in refusal(suite, "--rule", "worst")
     assert "'caa' was fitted at 2, not at 3" in refusal(suite, "--layers", "2,3", "--variants", "caa")
     assert "--data" in refusal(suite / "caa")
+    assert "--judge-url" in refusal(suite, "--judge", "openai")
     assert "suite has its own prompts" in refusal(suite, "--data", "demo")
 
 

@@ -96,3 +96,10 @@ def test_labels_that_cannot_be_in_both_halves_are_named() -> None:
         DataError, match=f"{MIN_ROWS} rows with and {MIN_ROWS} without 'warm'; add rows of other"
     ):
         TaskDataset.of("data", rows, labels=["warm"]).partition(0)
+
+
+def test_the_rows_of_a_half_keep_their_numbers() -> None:
+    rows = _rows(60)
+    found = TaskDataset.of("data", rows).partition(0)
+    for half in (found.steering, found.evaluation):
+        assert all(row.number == rows.index(row) + 1 for row in half)

@@ -41,6 +41,8 @@ def test_every_question_is_asked_in_every_style(
         )
     assert len(dataset.partition(0).steering) == 16 * count
     assert len(open_task(name, questions=questions, max_questions=25).rows) == 25 * count
+    numbers = [row.number for row in dataset.rows]
+    assert numbers == sorted(list(range(1, 41)) * count)
     first = next(iter(styles))
     assert open_task(name, questions=questions, labels=[first]).labels == (first,)
 

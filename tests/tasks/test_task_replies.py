@@ -126,3 +126,6 @@ def test_empty_replies_are_asked_again_and_then_named(monkeypatch: pytest.Monkey
     rows = [_row("casual")] * 3
     with pytest.raises(DataError, match="row 3: the model's reply is empty, 3 times over"):
         _generate(rows)
+    times.clear()
+    with pytest.raises(DataError, match="row 8: the model's reply is empty"):
+        _generate([*rows[:2], rows[2].numbered(8)])

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
-from ksteer_vllm.fit.data import DataError, Message
+from ksteer_vllm.cli import app
+from ksteer_vllm.fit.data import DataError, LabelledRow, Message
 from ksteer_vllm.tasks import TaskDataset, open_task
 from ksteer_vllm.tasks.tables import Columns
 
@@ -82,7 +84,10 @@ def test_bad_cells_are_named_by_row_and_column() -> None:
     _refused("row 1, column 'id': got '7'.*name those that are", **{**FRAME, "id": [7, 8, 9]})
     _refused("row 2, column 'prompt': empty; fill it in, or drop the row",
              **{**FRAME, "prompt": ["a", " ", "c"]})  # fmt: skip
-    _refused("row 2, column 'prompt': expected a text, got '3'", **{**FRAME, "prompt": ["a", 3, "c"]})
+    _refused(
+        "row 2, column 'prompt': expected a text, got '3'; name another column .--prompt-column",
+        **{**FRAME, "prompt": ["a", 3, "c"]},
+    )
     _refused("row 1, column 'reply': empty", **FRAME, reply=["", "b", "c"])
     _refused("row 2, column 'label': empty", text=["a", "b"], label=["warm", None])
     _refused("row 2, column 'warm': empty", prompt=["a", "b"], warm=["x", ""], dry=["y", "z"])
@@ -180,3 +185,76 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"binary.csv: .*decode"):
         open_task(tmp_path / "binary.csv")
+
+
+SEPARATORS = "a\u2028b\u2029c\x85d\x0ce\x0bf\x1cg"
+
+
+def test_only_line_ends_end_a_line(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(f'text,label\r\n{SEPARATORS},dry\r\n"x\r\ny",warm\r\n'.encode())
+    assert _said(open_task(tmp_path / "t.csv")) == [
+        (SEPARATORS, None, ("dry",)),
+        ("x\r\ny", None, ("warm",)),
+    ]
+    records = [{"text": SEPARATORS, "label": "dry"}, {"text": "b", "label": "warm"}]
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (tmp_path / "t.jsonl").write_text(lines, encoding="utf-8")
+    assert [row.prompt for row in open_task(tmp_path / "t.jsonl").rows] == [SEPARATORS, "b"]
+
+
+def test_labels_may_be_called_positive_and_negative(tmp_path: Path) -> None:
+    assert TaskDataset.from_pandas(
+        pd.DataFrame({"prompt": ["a", "b"], "positive": [1, 0], "negative": [0, 1]})
+    ).labels == ("negative", "positive")
+    replies = pd.DataFrame({"Q": ["a"], "positive": ["Good."], "negative": ["Bad."]})
+    assert _said(TaskDataset.from_pandas(replies, prompt="Q")) == [
+        ("a", "Good.", ("positive",)),
+        ("a", "Bad.", ("negative",)),
+    ]
+    (tmp_path / "t.csv").write_text("prompt,positive,negative\na,yes,no\nb,no,yes\n")
+    assert [row.labels for row in open_task(tmp_path / "t.csv").rows] == [("positive",), ("negative",)]
+    pairs = pd.DataFrame({"prompt": ["a"], "positive": ["x"], "negative": ["y"], "label": ["warm"]})
+    assert _said(TaskDataset.from_pandas(pairs)) == [("a", "x", ("warm",)), ("a", "y", ())]
+    assert TaskDataset.from_pandas(pairs, labels=["warm"]).rows == TaskDataset.from_pandas(pairs).rows
+    table = TaskDataset.from_pandas(pd.concat([pairs, pairs.assign(label="dry")]), reply="negative")
+    assert _said(table) == [("a", "y", ("warm",)), ("a", "y", ("dry",))]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+def test_rows_are_numbered_as_in_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"t{suffix}"
+    records = [{"prompt": f"p{n}", "warm": f"w{n}", "dry": f"d{n}"} for n in range(2)]
+    if suffix == ".csv":
+        pd.DataFrame(records).to_csv(path, index=False)
+    else:
+        lines = "\n\n".join(map(json.dumps, records))
+        path.write_text(json.dumps(records) if suffix == ".json" else lines)
+    assert [(row.reply, row.number) for row in open_task(path).rows] == [
+        ("w0", 1), ("d0", 1), ("w1", 2), ("d1", 2)
+    ]  # fmt: skip
+
+
+def test_what_is_read_from_no_file_is_numbered_in_its_order() -> None:
+    rows = [LabelledRow(prompt=p, labels=(p,)) for p in ("a", "b")]
+    assert [row.number for row in TaskDataset.of("data", rows[::-1]).rows] == [1, 2]
+
+
+@pytest.mark.parametrize("command", ["fit", "layers"])
+def test_the_command_line_names_columns_and_splits(tmp_path: Path, command: str) -> None:
+    def refused(data: Any, *options: str) -> str:
+        arguments = [command, "model", str(data), "--out", str(tmp_path / "out"), *options]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2, result.output
+        return " ".join(result.output.split())
+
+    path = tmp_path / "t.csv"
+    path.write_text("Q,A,kind\nHow?,,warm\n")
+    assert "name the column that holds the prompts (--prompt-column)" in refused(path)
+    assert "no column 'A2'; it has: Q, A, kind" in refused(
+        path, "--prompt-column", "Q", "--reply-column", "A2"
+    )
+    named = ("--prompt-column", "Q", "--label-column", "kind")
+    assert "row 1, column 'A': empty" in refused(path, *named, "--reply-column", "A")
+    assert "every row of t.csv shows 'warm'" in refused(path, *named)
+    assert "split: only data of the hub has splits" in refused(path, "--split", "test")
+    assert "columns: 'demo' is no table" in refused("demo", "--prompt-column", "Q")
