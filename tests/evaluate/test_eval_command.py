@@ -134,7 +134,7 @@ def test_sizes_without_single_labels_and_methods_without_steps(suite: Suite, tmp
         folder, calibration_of(variants_of(suite.paths), {"CAA": 1.0}, sizes=(2,), digests=digests)
     )
     plan = EvaluationPlan(sizes=(2,), prompts=1)
-    JUDGES["stub"] = "tests.evaluate.test_command:Stub"
+    JUDGES["stub"] = "tests.evaluate.test_eval_command:Stub"
     try:
         found = run_evaluation(folder, plan, Console(quiet=True))
     finally:
