@@ -1,4 +1,4 @@
-"""k-steering's three lines on the vLLM engine: `python examples/ksteering.py [MODEL] [TASK]` after `make demo`."""
+"""k-steering's three lines on this engine: `python examples/ksteering.py [MODEL] [TASK]` after `make demo`."""
 
 import sys
 
