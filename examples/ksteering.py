@@ -1,4 +1,4 @@
-"""k-steering's three lines on this engine: `python examples/ksteering.py [MODEL] [TASK]` after `make demo`."""
+"""The three lines of k-steering, on this engine: `python examples/ksteering.py [MODEL]` after `make demo`."""
 
 import sys
 
