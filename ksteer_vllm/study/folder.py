@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import sys
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +31,6 @@ class ReportFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = {}
         self._parts = [f"# {title}"]
-        self._started = time.perf_counter()
 
     def heading(self, text: str) -> None:
         self._parts.append(f"## {text}")
@@ -58,7 +56,7 @@ class ReportFolder:
 
     def write(self, **source: Any) -> Path:
         """Write report.md and results.json. source: further provenance (model, digests, settings)."""
-        found = provenance(seconds=round(time.perf_counter() - self._started, 1), **source)
+        found = provenance(**source)
         lines = "\n".join(f"- {name}: {_plain(value)}" for name, value in found.items())
         report = "\n\n".join([*self._parts, "## Provenance", lines]) + "\n"
         (self.folder / "report.md").write_text(report, encoding="utf-8")
