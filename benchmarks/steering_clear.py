@@ -8,6 +8,11 @@ Setup (2024), from its description alone: attributes of 8 values in R^8, a resid
 one to eight attributes steered at once, 4 to 4096 examples. How the classifier is built, where it is
 steered and how strengths are found are choices of `benchmarks.toy`. An example is a contrast pair; fits are
 `ksteer fit`'s, definitions are `ksteer_kernels.reference`'s, both on the CPU in float32.
+
+How far constant vectors come depends on how much attributes share. At the default, a stream of 24 for
+inputs of 64 numbers, CAA reaches all of four targets on 27 % of the inputs and all of eight on 12 % (4096
+examples); with `--hidden-size 32` on 62 % and 77 %, with 64 on 93 % and all (1024 examples, two
+environments).
 """
 
 from __future__ import annotations
