@@ -1,24 +1,26 @@
 """Artifact folders and suites to and from the Hugging Face hub, or any server with its API.
 
 Only files of ours travel, in both directions: `probe.json`, `probe.safetensors`, `suite.json`, and of the
-report folders `report.md`, `results.json` and figures. None of them is code or a pickle. What is pulled is
-checked in a folder of its own first; a folder that does not check is not put in place.
+report folders `report.md`, `results.json` and figures. None of them is code or a pickle. Paths of the machine
+that pushes are left out. What is pulled is checked in a folder of its own first; a folder that does not check
+is not put in place.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ksteer_vllm.artifact import METADATA_FILE, WEIGHTS_FILE, Artifact
 from ksteer_vllm.errors import ConfigError, ProbeError, listing
-from ksteer_vllm.hub_card import model_card
+from ksteer_vllm.hub_card import model_card, public_report, published, suite_text
 from ksteer_vllm.study.suite import SUITE_FILE, Suite
 
 __all__ = ["Pulled", "pull", "push"]
@@ -26,7 +28,6 @@ __all__ = ["Pulled", "pull", "push"]
 CARD = "README.md"
 _ARTIFACT = (METADATA_FILE, WEIGHTS_FILE)
 _REPORT = ("report.md", "results.json")
-_PATTERNS = [CARD, *_ARTIFACT, SUITE_FILE, *(f"*/{name}" for name in (*_ARTIFACT, *_REPORT, "*.png"))]
 _NAME = re.compile(r"[\w][\w .-]*")
 
 
@@ -61,18 +62,18 @@ def push(
 
     folder = Path(folder)
     artifacts, suite = _checked(folder)
-    published = _published(artifacts, base_model)
+    public = published(artifacts, base_model)
     files: dict[str, bytes | str] = {
-        CARD: model_card(repo_id, published, suite=suite is not None).encode(),
+        CARD: model_card(repo_id, public, suite=suite is not None).encode(),
     }
-    for name in sorted(_ours(folder)):
-        files[name] = str(folder / name)
-    for name, artifact in published.items():  # a machine's own path is nobody else's business
-        if artifact.metadata.model != artifacts[name].metadata.model:
+    for name in _local(folder):
+        report = name.rpartition("/")[2] in _REPORT
+        files[name] = public_report(folder / name, base_model) if report else str(folder / name)
+    for name, artifact in public.items():
+        if artifact.metadata != artifacts[name].metadata:
             files[_in(name, METADATA_FILE)] = _metadata_text(artifact)
     if suite is not None:
-        named = next(iter(published.values())).metadata.model.name
-        files[SUITE_FILE] = suite.file.model_copy(update={"model": named}).model_dump_json(indent=2).encode()
+        files[SUITE_FILE] = suite_text(suite, next(iter(public.values())).metadata.model.name)
     api = HfApi(endpoint=endpoint, token=token, library_name="ksteer-vllm")
     with _explained(repo_id, revision, api.endpoint):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -104,20 +105,24 @@ def pull(
     """
     from huggingface_hub import HfApi
 
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: already there and not empty; give another folder")
     api = HfApi(endpoint=endpoint, token=token, library_name="ksteer-vllm")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as made:
+    with (
+        _written_to(Path(out)) as place,
+        tempfile.TemporaryDirectory(
+            prefix=".ksteer-pull-", dir=place if place.exists() else place.parent
+        ) as made,
+    ):
         arrived, checked = Path(made) / "arrived", Path(made) / "checked"
+        checked.mkdir()
         with _explained(repo_id, revision, api.endpoint):
-            commit = str(api.model_info(repo_id, revision=revision).sha)
-            api.snapshot_download(repo_id, revision=commit, local_dir=arrived, allow_patterns=_PATTERNS)
-        for name in [CARD, *_ours(arrived)]:
-            if (arrived / name).is_file():
-                (checked / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(arrived / name, checked / name)
+            info = api.model_info(repo_id, revision=revision)
+            commit, listed = str(info.sha), {sibling.rfilename for sibling in info.siblings or ()}
+            names = [*({CARD} & listed), *_ours(listed)]
+            for name in names:
+                api.hf_hub_download(repo_id, name, revision=commit, local_dir=arrived)
+        for name in names:
+            (checked / name).parent.mkdir(exist_ok=True)
+            shutil.move(arrived / name, checked / name)
         try:
             artifacts, _ = _checked(checked)
         except (ProbeError, ConfigError) as error:
@@ -129,10 +134,48 @@ def pull(
                 f"{repo_id} at {commit[:12]}: expected the digest {digest}, found {listing(found.values())}; "
                 "nothing was kept"
             )
-        if out.exists():
-            out.rmdir()
-        checked.replace(out)
-    return Pulled(out, commit, found)
+        _put_in_place(checked, place)
+    return Pulled(Path(out), commit, found)
+
+
+@contextmanager
+def _written_to(out: Path) -> Iterator[Path]:
+    """The folder meant by `out`, new or empty, its parent made. OSErrors leave as ConfigError."""
+    try:
+        place = _resolved(out)
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise ConfigError(f"{out}: already there and not empty; give another folder")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        yield place
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: cannot be written: {error.strerror or error}; give another folder"
+        ) from None
+
+
+def _resolved(out: Path) -> Path:
+    try:
+        return out.resolve()
+    except RuntimeError:  # what Python before 3.13 raises for a loop of links
+        raise OSError(errno.ELOOP, "a loop of links") from None
+
+
+def _put_in_place(checked: Path, place: Path) -> None:
+    """Rename `checked` to `place`; into a folder that is there, all that it holds, or nothing."""
+    if not place.exists():
+        checked.rename(place)
+        return
+    paths = sorted(checked.iterdir())
+    if any((place / path.name).exists() for path in paths):
+        raise FileExistsError(errno.EEXIST, "somebody else wrote to it meanwhile")
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for path in paths:
+            moved.append((path.rename(place / path.name), path))
+    except OSError:
+        for there, back in moved:
+            there.rename(back)
+        raise
 
 
 def _checked(folder: Path) -> tuple[dict[str, Artifact], Suite | None]:
@@ -150,29 +193,26 @@ def _checked(folder: Path) -> tuple[dict[str, Artifact], Suite | None]:
     return artifacts, suite
 
 
-def _ours(folder: Path) -> Iterator[str]:
-    """Paths in the folder, with /, of the files that travel."""
-    if (folder / METADATA_FILE).is_file():
-        yield from (name for name in _ARTIFACT if (folder / name).is_file())
-        return
-    if (folder / SUITE_FILE).is_file():
-        yield SUITE_FILE
-    for path in sorted(folder.glob("*/*")):
-        wanted = path.name in (*_ARTIFACT, *_REPORT) or path.suffix == ".png"
-        plain = path.is_file() and not path.is_symlink() and _NAME.fullmatch(path.parent.name)
-        if wanted and plain and _NAME.fullmatch(path.name):
-            yield str(PurePosixPath(path.parent.name, path.name))
+def _ours(names: Iterable[str]) -> list[str]:
+    """Of the paths in a folder or a repository, with /, those of the files that travel, the card apart."""
+    found = set(names)
+    if METADATA_FILE in found:
+        return [name for name in _ARTIFACT if name in found]
+    return sorted(name for name in found if name == SUITE_FILE or _of_a_suite(name))
 
 
-def _published(artifacts: dict[str, Artifact], base_model: str | None) -> dict[str, Artifact]:
-    """The artifacts with the model's name as others may use it; the name is in no digest."""
-    found = {}
-    for name, artifact in artifacts.items():
-        model = artifact.metadata.model
-        path = Path(model.name)
-        public = base_model or (path.name if path.is_absolute() or path.exists() else model.name)
-        found[name] = artifact.with_metadata(model=model.model_copy(update={"name": public}))
-    return found
+def _of_a_suite(name: str) -> bool:
+    """Whether it is FOLDER/FILE, both plain names, and FILE one of ours."""
+    parts = name.split("/")
+    wanted = parts[-1] in (*_ARTIFACT, *_REPORT) or parts[-1].endswith(".png")
+    return wanted and len(parts) == 2 and all(_NAME.fullmatch(part) for part in parts)
+
+
+def _local(folder: Path) -> list[str]:
+    """`_ours` of the files in a folder; links in its subfolders do not count."""
+    top = [folder / name for name in (*_ARTIFACT, SUITE_FILE)]
+    below = [path for path in folder.glob("*/*") if not path.is_symlink()]
+    return _ours(path.relative_to(folder).as_posix() for path in (*top, *below) if path.is_file())
 
 
 def _metadata_text(artifact: Artifact) -> bytes:
@@ -203,7 +243,7 @@ def _explained(repo_id: str, revision: str | None, endpoint: str) -> Iterator[No
             f"{at}: not found, or private to somebody else; check the name and log in (`hf auth login`, or "
             "HF_TOKEN)"
         ) from None
-    except (transport, OSError) as error:
+    except (transport, OSError, ValueError) as error:
         raise ConfigError(f"{at}: {_first_line(error)}") from None
 
 

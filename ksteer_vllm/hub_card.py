@@ -1,15 +1,20 @@
-"""The model card of a pushed folder, from its metadata."""
+"""What a pushed folder says: its model card, and its metadata and reports without paths of this machine."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.study.suite import Suite
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "public_report", "published", "suite_text"]
+
+_ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def model_card(repo_id: str, artifacts: Mapping[str, Artifact], *, suite: bool) -> str:
@@ -92,3 +97,71 @@ def _usage(artifacts: Mapping[str, Artifact], label: str) -> list[str]:
         f"spec = ksteer_vllm.SteeringSpec.parse({json.dumps(spec, ensure_ascii=False)})",
         "params = SamplingParams(extra_args=spec.extra_args())",
     ]
+
+
+def published(artifacts: dict[str, Artifact], base_model: str | None) -> dict[str, Artifact]:
+    """The artifacts with the model's name as others may use it; the name is in no digest."""
+    found = {}
+    for name, artifact in artifacts.items():
+        model = artifact.metadata.model
+        public = _public_model(model.name, base_model)
+        found[name] = artifact.with_metadata(
+            model=model.model_copy(update={"name": public}),
+            training=_public_training(artifact.metadata.training, model.name, public),
+        )
+    return found
+
+
+def _public_model(name: str, base_model: str | None) -> str:
+    """base_model, or a name on the hub as it is, or the last part of a local path."""
+    if base_model or (_ON_THE_HUB.fullmatch(name) and not Path(name).exists()):
+        return base_model or name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] or "model"
+
+
+def _public_training(training: Any, fitted: str, public: str) -> Any:
+    """The same with every "model", in the parts of single layers too, as others may use it."""
+    if not isinstance(training, dict):
+        return training
+    found = {key: _public_training(value, fitted, public) for key, value in training.items()}
+    if isinstance(name := training.get("model"), str):
+        found["model"] = public if name == fitted else _public_model(name, None)
+    return found
+
+
+def suite_text(suite: Suite, model: str) -> bytes:
+    """suite.json with the model's public name, without engine options that may be paths."""
+    options = {
+        name: value
+        for name, value in suite.file.engine_options.items()
+        if not (isinstance(value, str) and re.search(r"[/\\]", value))
+    }
+    public = suite.file.model_copy(update={"model": model, "engine_options": options})
+    return (public.model_dump_json(indent=2) + "\n").encode()
+
+
+def public_report(path: Path, base_model: str | None) -> bytes:
+    """report.md or results.json without the command line and the suite's path in its provenance."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        results = json.loads(text) if path.suffix == ".json" else None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}; write the report again, or remove it") from None
+    if path.suffix == ".json":
+        if isinstance(results, dict) and isinstance(source := results.get("provenance"), dict):
+            kept = {key: value for key, value in source.items() if key not in ("command", "suite")}
+            if isinstance(name := kept.get("model"), str):
+                kept["model"] = _public_model(name, base_model)
+            results["provenance"] = kept
+        return (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode()
+    before, heading, source = text.rpartition("\n## Provenance\n")
+    if not heading:
+        return text.encode()
+    source = re.sub(r"^- (command|suite): .*\n?", "", source, flags=re.MULTILINE)
+    source = re.sub(
+        r"^- model: (.*)$",
+        lambda line: f"- model: {_public_model(line[1], base_model)}",
+        source,
+        flags=re.MULTILINE,
+    )
+    return (before + heading + source).encode()

@@ -120,7 +120,7 @@ class Registry:
     def _admit_edit(self, edit: Edit) -> AdmittedEdit:
         probe = self._probe("probe", edit.probe)
         if edit.compat is not None:
-            edit = as_ordinary_edit(edit, probe.default_alpha.get("gradient"))
+            edit = as_ordinary_edit(edit)
         method, use = self._method(edit, probe)
         for side in ("target", "avoid", "values"):
             self._check_labels(side, getattr(edit, side), edit.probe, probe)

@@ -31,8 +31,9 @@ _UNKNOWN = ("values", "loss", "until", "unit", "cap", "preserve_norm", "fade", "
 """Fields that have no counterpart in the package."""
 
 
-def as_ordinary_edit(edit: Edit, default_alpha: float | None) -> Edit:
-    """The edit with the package's defaults filled in. Raises SpecError for what the package cannot do."""
+def as_ordinary_edit(edit: Edit) -> Edit:
+    """The edit with the package's defaults filled in, its strength among them: an artifact's default_alpha is
+    for another edit. Raises SpecError for what the package cannot do."""
     assert edit.compat is not None
     version = edit.compat.version
     for name in _UNKNOWN:
@@ -49,7 +50,7 @@ def as_ordinary_edit(edit: Edit, default_alpha: float | None) -> Edit:
     if "num_steps" not in edit.model_fields_set:
         changes["num_steps"] = DEFAULT_STEPS
     if edit.alpha is None:
-        changes["alpha"] = DEFAULT_ALPHA if default_alpha is None else default_alpha
+        changes["alpha"] = DEFAULT_ALPHA
     return edit.model_copy(update=changes)
 
 

@@ -20,7 +20,7 @@ class SteeringConfig(BaseModel):
 
     train_layer: decoder block, from 0; default: 60 % of the depth. Its output is read (with compat its input)
     and, unless steer_layers says otherwise, its output is steered. steering_strength: default: the artifact's
-    own. layer_strengths: layer -> strength, before steering_strength.
+    own, with compat 1. layer_strengths: layer -> strength, before steering_strength; steered layers only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -13,7 +13,7 @@ from ksteer_vllm.fit.data import DataError, LabelledRow, Message, Prompt
 from ksteer_vllm.fit.split import without_instruction
 from ksteer_vllm.tasks import TaskDataset, open_task
 
-__all__ = ["Labelled", "dataset_rows", "plain_row", "questions_of", "task_rows"]
+__all__ = ["Labelled", "dataset_rows", "plain_prompt", "plain_row", "questions_of", "task_rows"]
 
 PIP_TONES: Final = ("casual", "cautious", "concise", "empathetic", "expert")
 """The tones of k-steering 0.1.2: its wheel has no "helpful"."""
@@ -74,12 +74,17 @@ def _text(item: Mapping[str, Any], number: int, *names: str) -> str:
     return found
 
 
-def plain_row(row: LabelledRow) -> LabelledRow:
+def plain_prompt(prompt: Any) -> str:
     """A chat as one text, its messages one below the other: for models without a chat template, and as the
     package has it."""
-    if isinstance(row.prompt, str):
-        return row
-    return row.model_copy(update={"prompt": "\n".join(message.content for message in row.prompt)})
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(Message.model_validate(message).content for message in prompt)
+
+
+def plain_row(row: LabelledRow) -> LabelledRow:
+    """The row with a plain prompt."""
+    return row.model_copy(update={"prompt": plain_prompt(row.prompt)})
 
 
 def questions_of(rows: Sequence[LabelledRow]) -> list[Prompt]:

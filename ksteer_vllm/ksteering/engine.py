@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ksteer_vllm.config import EngineConfig, enable
+from ksteer_vllm.config import enable
 from ksteer_vllm.fit.data import LabelledRow, Prompt
 from ksteer_vllm.spec import EXTRA_ARGS_KEY
 from ksteer_vllm.study.asks import Ask, Reply
@@ -21,13 +21,13 @@ PROBE = "steering"
 class Engine:
     """One model that steers with one artifact, every layer open.
 
-    width: of the artifact's basis. options: further arguments of `vllm.LLM`.
+    width: max_width of the engine. options: further arguments of `vllm.LLM`.
     """
 
     def __init__(self, model: str, artifact: Path, width: int, options: Mapping[str, Any]) -> None:
         self.model = model
         self.artifact = artifact
-        self.width = max(width, EngineConfig.model_fields["max_width"].default)
+        self.width = width
         self.options = dict(options)
 
     @cached_property

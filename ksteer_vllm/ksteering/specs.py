@@ -9,6 +9,7 @@ from ksteer_vllm.artifact import ProbeMetadata
 from ksteer_vllm.errors import SpecError, listing
 from ksteer_vllm.ksteering.config import SteeringConfig
 from ksteer_vllm.ksteering.engine import PROBE
+from ksteer_vllm.methods import FAMILIES
 from ksteer_vllm.spec import SteeringSpec
 
 __all__ = ["LENGTH", "spec_of"]
@@ -31,7 +32,8 @@ def spec_of(
     **edit: Any,
 ) -> dict[str, Any]:
     """Plain JSON types. edit: further fields. With different strengths at some layers, a stack of an edit for
-    each. Raises SpecError for unknown labels and for fields that do not go together."""
+    each. Raises SpecError for unknown labels, for strengths of layers that are not steered and for fields
+    that do not go together."""
     _check_labels(metadata, target, avoid)
     fields: dict[str, Any] = {
         "probe": PROBE,
@@ -42,24 +44,60 @@ def spec_of(
     if compat is not None:
         fields["compat"] = {"version": compat, "padded_length": padded_length}
         steering_strength = steering_strength or None  # the package reads 0 as "not given"
-    strength = config.steering_strength if steering_strength is None else steering_strength
-    if strength is not None:
-        fields["alpha"] = strength
-    elif compat is None and "gradient" not in metadata.default_alpha:
-        steps = edit.get("num_steps", SteeringSpec.model_fields["num_steps"].default)
-        fields |= {"unit": "normalised", "alpha": LENGTH / steps}
     fields |= edit
-    own, strengths = layers or config.steer_layers, layer_strengths or config.layer_strengths
-    spec = fields if own is None else {**fields, "layers": list(own)}
-    if strengths:
-        spec = {"stack": []}
-        for layer in own or metadata.layers or (metadata.layer,):
-            at: dict[str, Any] = {"layers": [layer]}
-            if layer in strengths:
-                at |= {"alpha": strengths[layer], "unit": edit.get("unit", "raw")}
-            spec["stack"].append({**fields, **at})
+    takes_alpha = _takes_alpha(metadata, edit)
+    strengths = layer_strengths or (config.layer_strengths if takes_alpha else {})
+    own = layers or config.steer_layers
+    steered = own or metadata.default_layers or metadata.layers or (metadata.layer,)
+    if outside := sorted(set(strengths) - set(steered)):
+        raise SpecError(
+            "layer_strengths",
+            f"layer {listing(outside)} is not steered; steered: {listing(steered, 200)}",
+            outside,
+        )
+    if steering_strength is None and takes_alpha:
+        steering_strength = config.steering_strength
+    at: dict[int, dict[str, Any]] = {layer: {} for layer in steered}
+    if "alpha" not in edit and steering_strength is not None:
+        fields["alpha"] = steering_strength
+    elif "alpha" not in edit and takes_alpha and compat is None:
+        at = {layer: _default_strength(metadata, edit, layer) for layer in steered}
+    for layer, strength in strengths.items():
+        at[layer] = {"alpha": strength, "unit": edit.get("unit", "raw")}
+    first = next(iter(at.values()))
+    if strengths or any(other != first for other in at.values()):
+        spec: dict[str, Any] = {"stack": [{**fields, "layers": [layer], **at[layer]} for layer in steered]}
+    else:
+        spec = {**fields, **first, **({} if own is None else {"layers": list(own)})}
     SteeringSpec.parse(spec)
     return spec
+
+
+def _takes_alpha(metadata: ProbeMetadata, edit: Mapping[str, Any]) -> bool:
+    use = FAMILIES[metadata.family].methods.get(_method(edit))
+    return use is not None and "alpha" in use.takes
+
+
+def _method(edit: Mapping[str, Any]) -> str:
+    return str(edit.get("method") or "gradient")
+
+
+def _default_strength(metadata: ProbeMetadata, edit: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    """alpha and unit of a layer; empty where the artifact has a strength of the method.
+
+    A layer without a scale takes that of the artifact's own layer as a raw strength, which is that long only
+    where the direction has length 1. Without that scale, too, the engine refuses the unit by name.
+    """
+    method, scale = _method(edit), metadata.activation_scale.get(metadata.layer)
+    steps = edit.get("num_steps", SteeringSpec.model_fields["num_steps"].default)
+    if method in metadata.default_alpha or not isinstance(steps, int) or steps < 1:
+        return {}  # of a wrong num_steps the spec itself says so
+    alpha = LENGTH / steps if method == "gradient" else LENGTH
+    known = scale is None or layer in metadata.activation_scale
+    unit = edit.get("unit", "normalised" if known else "raw")
+    if unit == "normalised":
+        return {"unit": unit, "alpha": alpha}
+    return {"unit": unit} if scale is None else {"unit": unit, "alpha": alpha * scale}
 
 
 def _check_labels(metadata: ProbeMetadata, target: Sequence[str], avoid: Sequence[str]) -> None:

@@ -19,12 +19,13 @@ from ksteer_vllm.compat import PIP_0_1_2
 from ksteer_vllm.errors import ConfigError, ProbeError
 from ksteer_vllm.fit.data import Message, Prompt
 from ksteer_vllm.ksteering.config import SteeringConfig, TrainerConfig, sampling_of
-from ksteer_vllm.ksteering.data import dataset_rows, plain_row, questions_of, task_rows
-from ksteer_vllm.ksteering.engine import Engine
+from ksteer_vllm.ksteering.data import dataset_rows, plain_prompt, plain_row, questions_of, task_rows
+from ksteer_vllm.ksteering.engine import PROBE, Engine
 from ksteer_vllm.ksteering.fitting import fit_classifier
 from ksteer_vllm.ksteering.specs import spec_of
 from ksteer_vllm.ksteering.sweep import AlphaSweep, sweep
 from ksteer_vllm.study.asks import Ask
+from ksteer_vllm.study.bench import room_for
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,6 +102,7 @@ class KSteering:
             rows, chosen = dataset_rows(dataset, labels, chat=self.uses_chat)
         self.eval_prompts = [*(eval_prompts or questions_of(rows))]
         if not self.uses_chat:
+            self.eval_prompts = [plain_prompt(prompt) for prompt in self.eval_prompts]
             rows = [plain_row(row) for row in rows]
         if max_samples is not None:
             rows = random.Random(42).sample(rows, min(max_samples, len(rows)))
@@ -250,10 +252,15 @@ class KSteering:
         return self._running.llm
 
     def save(self, folder: str | Path) -> Path:
-        """Write the artifact folder, with the configured strength as its default. Returns it."""
-        strength = self.steering_config.steering_strength
-        changes = {} if strength is None else {"default_alpha": {"gradient": strength}}
-        return self.artifact.with_metadata(**changes).save(folder)
+        """Write the artifact folder, with the configured strength as its default. Returns it.
+
+        Requests with compat do not use that default: configure the strength again after `load`.
+        """
+        strength, artifact = self.steering_config.steering_strength, self.artifact
+        if strength is not None:
+            defaults = {**artifact.metadata.default_alpha, "gradient": strength}
+            artifact = artifact.with_metadata(default_alpha=defaults)
+        return artifact.save(folder)
 
     @classmethod
     def load(
@@ -306,7 +313,7 @@ class KSteering:
         self._folder = tempfile.TemporaryDirectory(prefix="ksteer-")
         folder = artifact.save(self._folder.name)
         self._artifact = Artifact.load(folder)
-        width = next(t.shape[0] for name, t in artifact.tensors.items() if name in ("w1", "weight"))
+        width = room_for({PROBE: artifact})["max_width"]
         self._engine = Engine(self.model_name, folder, width, self.engine_options)
         return self
 

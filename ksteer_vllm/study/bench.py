@@ -19,7 +19,7 @@ from ksteer_vllm.spec import EXTRA_ARGS_KEY, SteeringSpec
 from ksteer_vllm.study.asks import Ask, Reply
 from ksteer_vllm.study.journal import Journal
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "room_for"]
 
 
 class Bench:
@@ -57,7 +57,7 @@ class Bench:
             current_platform.is_cpu()
         ):  # vLLM's CPU sampler stops at a seeded request whose prompt comes in chunks
             options.setdefault("enable_chunked_prefill", False)
-        wanted = {**_room_for(loaded), **(steering or {}), **capture}
+        wanted = {**room_for(loaded), **(steering or {}), **capture}
         options |= {
             "enforce_eager": True,
             "additional_config": enable(probes=artifacts, layers=layers, **wanted),
@@ -146,7 +146,7 @@ class Bench:
         )
 
 
-def _room_for(artifacts: Mapping[str, Artifact]) -> dict[str, int]:
+def room_for(artifacts: Mapping[str, Artifact]) -> dict[str, int]:
     """max_probes and max_width that hold all artifacts, at least the engine's defaults."""
     widths = [
         slot.width

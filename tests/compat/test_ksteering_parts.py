@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from ksteer_vllm import ConfigError, KSteering, ProbeError, SpecError, SteeringConfig, SteeringSpec
 from ksteer_vllm.artifact import Artifact
@@ -62,6 +63,77 @@ def test_layers_and_their_strengths(tmp_path: Path) -> None:
     assert loaded(tmp_path, SteeringConfig(steer_layers=(1, 3))).spec(["warm"])["layers"] == [1, 3]
 
 
+@pytest.mark.parametrize("configured", [True, False])
+def test_strengths_of_layers_that_are_not_steered_are_refused(tmp_path: Path, configured: bool) -> None:
+    strengths = {0: 2.0, 1: 3.0, 3: 5.0}
+    steering = loaded(tmp_path, SteeringConfig(layer_strengths=strengths) if configured else None)
+    asked = {} if configured else {"layer_strengths": strengths}
+    with pytest.raises(SpecError, match="layer 0, 3 is not steered; steered: 1") as caught:
+        steering.spec(["warm"], **asked)
+    assert caught.value.field == "layer_strengths"
+
+
+def per_layer(width: int = 48, **changes: Any) -> Artifact:
+    """With tensors of its own at layers 1, 2 and 3."""
+    one = random_artifact("mlp", width=width)
+    stacked = {name: torch.stack([tensor] * 3) for name, tensor in one.tensors.items()}
+    return Artifact(one.metadata.model_copy(update={"layers": (1, 2, 3), **changes}), stacked)
+
+
+def test_strengths_are_of_the_artifacts_default_layers(tmp_path: Path) -> None:
+    folder = per_layer(default_layers=(1, 3), default_alpha={"gradient": 2.0}).save(tmp_path / "it")
+    steering = KSteering.load(folder, "no-model")
+    spec = steering.spec(["warm"], layer_strengths={3: 5.0})
+    assert [(edit["layers"], edit.get("alpha")) for edit in spec["stack"]] == [([1], None), ([3], 5.0)]
+    with pytest.raises(SpecError, match="layer 2 is not steered; steered: 1, 3"):
+        steering.spec(["warm"], layer_strengths={2: 5.0})
+
+
+def test_the_default_strength_is_the_methods(tmp_path: Path) -> None:
+    """The artifact's strength of that method; else one step of an addition goes the whole length."""
+    own = loaded(tmp_path / "own", artifact={"default_alpha": {"add": 7.0}})
+    assert not {"alpha", "unit"} & set(own.spec(["warm"], method="add"))
+    assert own.spec(["warm"])["alpha"] == LENGTH / 8
+    other = loaded(tmp_path / "other", artifact={"default_alpha": {"gradient": 7.0}})
+    added = other.spec(["warm"], method="add")
+    assert (added["unit"], added["alpha"]) == ("normalised", LENGTH)
+    given = loaded(tmp_path / "given").spec(["warm"], alpha=3.0)
+    assert given["alpha"] == 3.0
+    assert "unit" not in given
+
+
+@pytest.mark.parametrize(
+    "config", [None, SteeringConfig(steering_strength=3.0), SteeringConfig(layer_strengths={1: 3.0})]
+)
+def test_a_method_without_a_strength_gets_none(tmp_path: Path, config: SteeringConfig | None) -> None:
+    steering = loaded(tmp_path, config)
+    assert steering.spec([], ["cold"], method="reflect") == {
+        "probe": "steering", "target": [], "avoid": ["cold"], "method": "reflect"
+    }  # fmt: skip
+    with pytest.raises(SpecError, match="not used by method 'reflect'"):
+        steering.spec([], ["cold"], method="reflect", steering_strength=2.0)
+
+
+def test_layers_without_a_scale_take_that_of_the_artifacts_layer(tmp_path: Path) -> None:
+    steering = loaded(tmp_path, SteeringConfig(steer_layers=(0, 1)), artifact={"activation_scale": {1: 8.0}})
+    spec = steering.spec(["warm"])
+    assert [(edit["layers"], edit["unit"], edit["alpha"]) for edit in spec["stack"]] == [
+        ([0], "raw", LENGTH),
+        ([1], "normalised", LENGTH / 8),
+    ]
+    alone = steering.spec(["warm"], layers=[0, 2])
+    assert (alone["layers"], alone["unit"], alone["alpha"]) == ([0, 2], "raw", LENGTH)
+    unknown = loaded(tmp_path / "none", artifact={"activation_scale": {}})
+    assert unknown.spec(["warm"])["unit"] == "normalised"  # refused by the engine, which names the scale
+    assert "alpha" not in unknown.spec(["warm"], unit="raw")
+
+
+def test_the_engine_has_room_for_tensors_of_every_layer(tmp_path: Path) -> None:
+    """Their first dimension is the layer's."""
+    steering = KSteering.load(per_layer(width=700).save(tmp_path), "no-model")
+    assert steering._running.width == 700
+
+
 def test_compat_is_in_the_spec_and_comes_from_the_artifact(tmp_path: Path) -> None:
     pip = loaded(tmp_path, artifact={"settings": {"compat": PIP}})
     assert pip.compat == PIP
@@ -95,6 +167,10 @@ def test_saving_keeps_the_configured_strength(tmp_path: Path) -> None:
     saved = Artifact.load(steering.save(tmp_path / "two")).metadata
     assert saved.default_alpha == {"gradient": 3.0}
     assert saved.digest == steering.artifact.metadata.digest
+    others = {"default_alpha": {"gradient": 1.0, "add": 7.0}}
+    steering = loaded(tmp_path / "three", SteeringConfig(steering_strength=3.0), artifact=others)
+    saved = Artifact.load(steering.save(tmp_path / "four")).metadata
+    assert saved.default_alpha == {"gradient": 3.0, "add": 7.0}
 
 
 def test_rows_as_the_package_takes_them() -> None:
@@ -188,7 +264,11 @@ def test_quirk_fewer_samples_are_drawn_from_seed_42(questions: Path, monkeypatch
     assert rows == random.sample(everything, 12)
     assert labels == data.PIP_TONES
     assert (options["layer"], options["compat"], options["trainer"].hidden_dim) == (2, PIP, 64)
-    assert len(pip.eval_prompts) == len(QUESTIONS)
+    assert pip.eval_prompts == QUESTIONS
+    assert pip._prompts(pip.eval_prompts) == QUESTIONS
+    chat = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "why?"}]
+    pip.fit(task="tones", questions=questions, eval_prompts=["how?", chat])
+    assert pip.eval_prompts == ["how?", "be kind\nwhy?"]
 
 
 def test_sampling_by_transformers_names() -> None:

@@ -172,9 +172,8 @@ def test_quirk_one_step_of_strength_one_by_default(steer: Steer) -> None:
     source, x = classifier(), drawn(6, D, seed=6)
     expected = request(x, 4, source, target=["expert"])
     assert_close(steer(probe_of(source), {"target": ["expert"]}, x, 4), x, expected)
-    own = probe_of(source, default_alpha={"gradient": 7.0})
-    expected = request(x, 4, source, target=["expert"], strength=7.0)
-    assert_close(steer(own, {"target": ["expert"]}, x, 4), x, expected)
+    calibrated = probe_of(source, default_alpha={"gradient": 7.0})  # for another edit
+    assert_close(steer(calibrated, {"target": ["expert"]}, x, 4), x, expected)
 
 
 def test_quirk_the_same_classifier_steers_the_output_of_any_block(steer: Steer) -> None:

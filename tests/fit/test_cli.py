@@ -33,7 +33,7 @@ def probe_folder(llama: Path, rows: list[LabelledRow], tmp_path_factory: pytest.
         "--epochs",
         "40",
     ]
-    command += ["--labels", "warm,dry", "--max-model-len", "256", "--gpu-memory-utilization", "0.1"]
+    command += ["--labels", "warm,dry", "--max-model-len", "256", "--gpu-memory-utilization", "0.3"]
     ksteer = Path(sys.executable).with_name("ksteer")  # vLLM 0.27 needs a standard output with a file number
     run = subprocess.run(
         [ksteer, *command, "--dtype", "float32"], capture_output=True, text=True, check=False, timeout=300

@@ -198,7 +198,7 @@ def test_one_method_is_one_folder_and_goes_on_too(llama: Path, tmp_path: Path) -
     """A fit that stops after the recording leaves the shards; the next one needs no engine."""
     data, out = write_rows(tmp_path / "data.jsonl", make_rows(90)), tmp_path / "probe"
     command = ["fit", str(llama), str(data), "--out", str(out), "--layers", "1,2"]
-    command += ["--max-model-len", "256", "--gpu-memory-utilization", "0.1"]
+    command += ["--max-model-len", "256", "--gpu-memory-utilization", "0.3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "ksteer_vllm.fit.stacking.stack_layers", lambda *_: (_ for _ in ()).throw(DataError("stop"))

@@ -55,8 +55,9 @@ def suite(tmp_path: Path) -> Path:
     )
     Suite(folder, file).write()
     (folder / "calibration").mkdir()
-    for name in ("report.md", "results.json", "strengths.png", "journal.jsonl"):
+    for name in ("report.md", "strengths.png", "journal.jsonl"):
         (folder / "calibration" / name).write_text(f"{name}\n")
+    (folder / "calibration" / "results.json").write_text('{"judge": "probe"}\n')
     (folder / "activations").mkdir()
     (folder / "activations" / "part-0.safetensors").write_bytes(b"large")
     (folder / "mlp" / ".secret").write_text("no")
@@ -152,9 +153,141 @@ def test_a_pickle_beside_it_is_not_even_downloaded(hub: FakeHub, probe: Path, tm
     }
     hub.commit("owner/tones", extra)
     pull("owner/tones", tmp_path / "new", **at(hub))
-    assert hub.downloaded() <= {"README.md", "probe.json", "probe.safetensors", "deep/er/probe.json",
-                                "..hidden/probe.json"}  # fmt: skip
+    assert hub.downloaded() == {"README.md", "probe.json", "probe.safetensors"}
     assert not {path.name for path in (tmp_path / "new").iterdir()} & {"deep", "..hidden", *extra}
+
+
+ELSEWHERE = (
+    "../probe.json", "../../results.json", "mlp/../../report.md", "/etc/report.md", "//mlp/report.md",
+    "mlp\\probe.json", "..\\..\\report.md", "C:/report.md", "./results.json", ".git/report.md",
+    "mlp/.png", "mlp/deep/report.md", "mlp/steering.py", "mlp/report.md\n", "report.md", "[m]lp/probe.json",
+)  # fmt: skip
+
+
+def test_a_path_of_another_form_is_never_asked_for(hub: FakeHub, suite: Path, tmp_path: Path) -> None:
+    """Whatever the client would do with it."""
+    push(suite, "owner/suite", **at(hub))
+    plain = set(hub.files("owner/suite")) - {".gitattributes"}
+    hub.commit("owner/suite", dict.fromkeys(ELSEWHERE, b"{}"))
+    pull("owner/suite", tmp_path / "new", **at(hub))
+    asked = {line.partition("/resolve/")[2].partition("/")[2] for line in hub.requests if "/resolve/" in line}
+    assert asked == plain
+    new = tmp_path / "new"
+    assert {path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()} == plain
+
+
+def test_a_refusal_of_the_client_is_explained(
+    hub: FakeHub, probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no such path\nand more")
+
+    push(probe, "owner/tones", **at(hub))
+    monkeypatch.setattr(HfApi, "hf_hub_download", refuse)
+    with pytest.raises(ConfigError, match=r"^owner/tones on http://[\d.:]+: no such path$"):
+        pull("owner/tones", tmp_path / "new", **at(hub))
+    assert not (tmp_path / "new").exists()
+
+
+MODEL = "/data/private/tiny-llama"
+
+
+@pytest.mark.parametrize("base_model", [None, "someone/tiny-llama"])
+def test_no_path_of_the_machine_is_published(
+    hub: FakeHub, suite: Path, tmp_path: Path, base_model: str | None
+) -> None:
+    public = base_model or "tiny-llama"
+    for path in Suite.open(suite).paths.values():
+        artifact = Artifact.load(path)
+        training = {"model": MODEL, "rows": 3, "layers": {"1": {"model": MODEL, "rows": 3}}}
+        model = artifact.metadata.model.model_copy(update={"name": MODEL})
+        artifact.with_metadata(model=model, training=training).save(path)
+    options = {"tokenizer": "/data/private/tokenizer", "dtype": "float32", "max_model_len": 64}
+    Suite(suite, Suite.open(suite).file.model_copy(update={"engine_options": options})).write()
+    source = {"command": f"ksteer eval {suite}", "date": "today", "model": MODEL, "suite": "/data/private/s"}
+    results = {"provenance": source, "cells": [1, 0.1], "command": "kept"}
+    (suite / "calibration/results.json").write_text(json.dumps(results))
+    lines = "\n".join(f"- {name}: {value}" for name, value in source.items())
+    sample = "# Report\n\n- command: of a sample\n- model: of a sample\n"
+    (suite / "calibration/report.md").write_text(f"{sample}\n## Provenance\n\n{lines}\n")
+    before = {path: path.read_bytes() for path in suite.rglob("*") if path.is_file()}
+
+    push(suite, "owner/suite", base_model=base_model, **at(hub))
+    files = hub.files("owner/suite")
+    assert [name for name, data in files.items() if b"/data/" in data or bytes(suite) in data] == []
+    pull("owner/suite", tmp_path / "new", **at(hub))
+    new, old = Suite.open(tmp_path / "new"), Suite.open(suite)
+    for name, artifact in new.artifacts.items():
+        assert artifact.metadata.model.name == public
+        assert artifact.metadata.training == {
+            "model": public, "rows": 3, "layers": {"1": {"model": public, "rows": 3}},
+        }  # fmt: skip
+        assert artifact.metadata.digest == old.artifacts[name].metadata.digest
+    assert new.file.engine_options == {"dtype": "float32", "max_model_len": 64}
+    assert json.loads(files["calibration/results.json"]) == {
+        **results, "provenance": {"date": "today", "model": public},
+    }  # fmt: skip
+    assert files["calibration/report.md"].decode() == (
+        f"{sample}\n## Provenance\n\n- date: today\n- model: {public}\n"
+    )
+    assert before == {path: path.read_bytes() for path in suite.rglob("*") if path.is_file()}
+
+
+def test_results_that_cannot_be_read_are_not_published(hub: FakeHub, suite: Path) -> None:
+    (suite / "calibration/results.json").write_text("command: /data/private")
+    with pytest.raises(ConfigError, match=r"calibration/results.json: Expecting value.*write the report"):
+        push(suite, "owner/suite", **at(hub))
+    assert not hub.requests
+
+
+def test_pulled_into_a_folder_that_is_there(
+    hub: FakeHub, probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(probe, "owner/tones", **at(hub))
+    for name in ("here", "linked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", tmp_path / "link"):
+        pull("owner/tones", out, **at(hub))
+        assert sorted(path.name for path in Path(out).iterdir()) == [
+            "README.md", "probe.json", "probe.safetensors",
+        ]  # fmt: skip
+    assert Path.cwd() == tmp_path / "here"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_anything_is_asked(
+    hub: FakeHub, probe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out in ("file", "file/new", "loop/new", "tones"):
+        with pytest.raises(ConfigError, match="give another folder"):
+            pull("owner/tones", tmp_path / out, **at(hub))
+    assert not hub.requests
+
+
+def test_what_fails_at_the_end_is_explained_and_leaves_nothing(
+    hub: FakeHub, probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(probe, "owner/tones", **at(hub))
+    (tmp_path / "there").mkdir()
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if "checked" in str(self) and self.name in ("checked", "probe.safetensors"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    for out in ("there", "new"):
+        with pytest.raises(ConfigError, match=f"{out}: cannot be written: No space left"):
+            pull("owner/tones", tmp_path / out, **at(hub))
+    assert list((tmp_path / "there").iterdir()) == []
+    assert not (tmp_path / "new").exists()
 
 
 def test_branches_and_commits(hub: FakeHub, probe: Path, tmp_path: Path) -> None:

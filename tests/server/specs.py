@@ -56,7 +56,7 @@ def _bad(field: str, *says: str, **fields: Any) -> Bad:
 
 _LABELS = ("warm, cold, dry",)
 _NUMBER = "valid number"
-_FIELDS = ("unknown field", "probe, method, target, avoid, values, alpha", "condition, stack, report")
+_FIELDS = ("unknown field", "probe, method, target, avoid, values, alpha", "condition, compat, stack, report")
 _LOSSES = 'expected mean, softmin or {"hinge": p}'
 
 
