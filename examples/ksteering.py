@@ -2,12 +2,13 @@
 
 import sys
 
-from ksteer_vllm import KSteering
+from ksteer_vllm import KSteering, SteeringConfig
 
 
 def main(model: str = "demo-out/model", task: str = "demo") -> None:
-    options = {"max_model_len": 256, "gpu_memory_utilization": 0.3}
-    with KSteering(model, engine_options=options) as steering:
+    config = SteeringConfig(train_layer=2)  # where `ksteer layers` says this model is steered best
+    options = {"max_model_len": 256, "gpu_memory_utilization": 0.3, "enforce_eager": True}
+    with KSteering(model, config, engine_options=options) as steering:
         steering.fit(task=task)
         replies = steering.get_steered_output(
             ["How do I clean my kettle?", "What is the best way to sell a lamp?"],
