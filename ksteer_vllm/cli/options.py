@@ -41,6 +41,9 @@ __all__ = [
     "wide_console",
 ]
 
+STUDY = ("datasets", "huggingface_hub", "matplotlib", "openai", "pandas", "tabulate")
+"""Modules of the extra `study`."""
+
 NARROWEST = 118
 """Columns the tables need; a narrower terminal wraps lines instead of cutting cells."""
 
@@ -55,6 +58,11 @@ def clean_errors() -> Iterator[None]:
         yield
     except known as error:
         typer.echo(f"ksteer: {error}", err=True)
+        raise typer.Exit(2) from None
+    except ModuleNotFoundError as error:
+        if error.name not in STUDY:
+            raise
+        typer.echo(f"ksteer: this needs {error.name}: install ksteer-vllm with its extra, [study]", err=True)
         raise typer.Exit(2) from None
 
 
