@@ -16,19 +16,23 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.errors import ProbeError, listing
+from ksteer_vllm.files import read_regular, replace_files
 from ksteer_vllm.methods import FAMILIES
 from ksteer_vllm.where import Where
 
-__all__ = ["METADATA_FILE", "Artifact", "ModelIdentity", "ProbeMetadata"]
+__all__ = ["METADATA_FILE", "WEIGHTS_FILE", "Artifact", "ModelIdentity", "ProbeMetadata"]
 
 WEIGHTS_FILE = "probe.safetensors"
 METADATA_FILE = "probe.json"
+
+MAX_METADATA_BYTES = 2**24
+MAX_WEIGHTS_BYTES = 2**33
+"""Far beyond what a fit writes; a folder that holds more is damaged or hostile."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -100,6 +104,9 @@ class ProbeMetadata(BaseModel):
                 raise ValueError(f"layer: {layer} of a model with {self.model.num_layers} layers")
         if self.layers and (list(self.layers) != sorted(set(self.layers)) or self.layer not in self.layers):
             raise ValueError("layers: expected ascending, distinct layers that include `layer`")
+        unavailable = self.settings.get("unavailable", [])
+        if not isinstance(unavailable, list) or not all(isinstance(name, str) for name in unavailable):
+            raise ValueError("settings.unavailable: expected a list of methods")
         methods = FAMILIES[self.family].methods
         if absent := sorted(set(self.default_layers) - set(self.layers or (self.layer,))):
             raise ValueError(f"default_layers: no tensors for layer {absent[0]}")
@@ -126,7 +133,8 @@ class Artifact:
         family, sizes = FAMILIES[self.metadata.family], {"d": self.metadata.model.hidden_size}
         sizes["K"] = len(self.metadata.labels)
         if set(self.tensors) != set(family.tensors):
-            raise ProbeError(f"holds {sorted(self.tensors)}, expected {sorted(family.tensors)}")
+            found, expected = (listing(map(repr, sorted(names))) for names in (self.tensors, family.tensors))
+            raise ProbeError(f"holds {found[:500]}; expected {expected}")
         per_layer = (len(self.metadata.layers),) if self.metadata.layers else ()
         for name, dimensions in family.tensors.items():
             tensor, names = self.tensors[name], dimensions.split()
@@ -162,7 +170,10 @@ class Artifact:
         return replace(self, metadata=ProbeMetadata.model_validate(fields))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder, replacing an artifact that is there. Returns it."""
+        """Write the folder, replacing an artifact that is there. Returns it.
+
+        An OSError (the disk is full, say) leaves what was there as it was.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = save_tensors(
@@ -173,29 +184,31 @@ class Artifact:
         )
         metadata = self.metadata.model_copy(update={"digest": _digest(weights, self.metadata)})
         text = json.dumps(metadata.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-        for name, data in ((WEIGHTS_FILE, weights), (METADATA_FILE, text.encode())):
-            partial = folder / f".{name}.partial"
-            partial.write_bytes(data)
-            partial.replace(folder / name)
+        replace_files(folder, {WEIGHTS_FILE: weights, METADATA_FILE: text.encode()})
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Artifact:
-        """Read and check a folder. Raises ProbeError, saying what is wrong and where."""
+        """Read and check a folder. Raises ProbeError, saying what is wrong and where.
+
+        Whatever the folder holds, no more than MAX_METADATA_BYTES and MAX_WEIGHTS_BYTES are read.
+        """
         folder = Path(folder)
         metadata = cls.load_metadata(folder)
         try:
-            weights = (folder / WEIGHTS_FILE).read_bytes()
+            weights = read_regular(folder / WEIGHTS_FILE, MAX_WEIGHTS_BYTES)
         except OSError as error:
             raise ProbeError(f"{folder / WEIGHTS_FILE}: {error.strerror or error}") from None
         if _digest(weights, metadata) != metadata.digest:
-            raise ProbeError(f"{folder}: the digest in {METADATA_FILE} does not match the contents")
+            raise ProbeError(
+                f"{folder}: the digest in {METADATA_FILE} does not match the contents of {WEIGHTS_FILE}"
+            )
         try:
             tensors = load_tensors(weights)
-        except SafetensorError as error:
-            raise ProbeError(f"{folder / WEIGHTS_FILE}: {error}") from None
+        except Exception as error:  # of many classes: a header can declare what torch cannot hold
+            raise ProbeError(f"{folder / WEIGHTS_FILE}: {str(error)[:200] or type(error).__name__}") from None
         try:
-            return cls(metadata, {name: tensor.float() for name, tensor in tensors.items()})
+            return cls(metadata, {name: _as_float(name, tensor) for name, tensor in tensors.items()})
         except ProbeError as error:
             raise ProbeError(f"{folder / WEIGHTS_FILE}: {error}") from None
 
@@ -204,7 +217,7 @@ class Artifact:
         """Only `probe.json`. Raises ProbeError."""
         path = Path(folder) / METADATA_FILE
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_regular(path, MAX_METADATA_BYTES).decode()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ProbeError(f"{path}: {reason}; a probe folder is what `ksteer fit` writes") from None
@@ -214,6 +227,12 @@ class Artifact:
             first = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in first["loc"])
             raise ProbeError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+
+
+def _as_float(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ProbeError(f"{name[:80]}: holds {str(tensor.dtype).removeprefix('torch.')}, expected floats")
+    return tensor.float()
 
 
 _MEANING = ("schema_version", "labels", "layer", "site", "activation", "model")

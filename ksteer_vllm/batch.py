@@ -28,6 +28,7 @@ from ksteer_vllm.capture import Capture
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.device_reports import DeviceReports
 from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.events import emit
 from ksteer_vllm.pool import ProbePool, RequestRows
 from ksteer_vllm.report_store import ReportStore
 from ksteer_vllm.row_writer import RowWriter
@@ -37,7 +38,11 @@ __all__ = ["Counters", "SteeringState"]
 
 @dataclass
 class Counters:
-    """Host time spent in this plugin, in nanoseconds, and what it was spent on."""
+    """Host time spent in this plugin, in nanoseconds, and what it was spent on.
+
+    dropped_edits: a token's edits at a layer that were left out because its activations or the edit were not
+    finite; on a GPU they are counted there, see `SteeringState.snapshot`.
+    """
 
     steps: int = 0
     steered_steps: int = 0
@@ -45,6 +50,7 @@ class Counters:
     op_calls: int = 0
     op_ns: int = 0
     requests: int = 0
+    dropped_edits: int = 0
 
     def snapshot(self) -> dict[str, int]:
         return asdict(self)
@@ -103,11 +109,12 @@ class SteeringState:
         self.capture = Capture(config.capture.layers) if config.capture is not None else None
         self.reports = ReportStore() if config.reports else None
         self._device_reports = (
-            DeviceReports(self.rows, tables, self.layer_index, self.pool.probe_of_slot, max_tokens)
+            DeviceReports(self.rows, tables, self.layer_index, self.pool.digest_of_slot, max_tokens)
             if config.reports and self.backend == "triton"
             else None
         )
         self.counters = Counters()
+        self._announced_dropped = 0
         self.active = False
         self._writer = RowWriter(self.rows, self.layer_index, device)
         self._requests: dict[int, RequestRows] = {}
@@ -126,6 +133,23 @@ class SteeringState:
         parts = (self.pool.tables, self.rows, self.workspace)
         held = sum(part.nbytes for part in parts if part is not None)
         return held + (0 if self._device_reports is None else self._device_reports.buffers.nbytes)
+
+    def snapshot(self) -> dict[str, int]:
+        """The counters; waits for a device that counts."""
+        counts = self.counters.snapshot()
+        if self.workspace is not None:
+            counts["dropped_edits"] = int(self.workspace.dropped)
+            self._announce_dropped(counts["dropped_edits"])
+        return counts
+
+    def _count_dropped(self, count: int) -> None:
+        self.counters.dropped_edits += count
+        self._announce_dropped(self.counters.dropped_edits)
+
+    def _announce_dropped(self, total: int) -> None:
+        if total > self._announced_dropped:
+            self._announced_dropped = total
+            emit("dropped_edits", total=total)
 
     def set_row(self, row: int, canonical: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Give a row to a request: its canonical spec and what admission recorded of it.
@@ -246,6 +270,7 @@ class SteeringState:
                     is_open,
                     record,
                     use_native=self._use_native,
+                    count_dropped=self._count_dropped,
                 )
             else:
                 is_open = None
@@ -276,5 +301,5 @@ class SteeringState:
             done.steps.int(),
             None if done.before is None else torch.sigmoid(done.before),
             None if done.after is None else torch.sigmoid(done.after),
-            self.pool.probe_of_slot[done.slot],
+            self.pool.digest_of_slot[done.slot],
         )

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import ConfigError, SpecError, listing
+from ksteer_vllm.presets import check_preset, read_presets
 
 __all__ = ["CONFIG_KEY", "CaptureConfig", "EngineConfig", "LayerChoice", "enable"]
 
@@ -69,7 +70,50 @@ class EngineConfig(BaseModel):
     max_stages: Annotated[
         int, Field(ge=1, le=64, description="edits in a row at one layer of one request, conditions included")
     ] = 2
+    max_stack: Annotated[int, Field(ge=1, le=1024, description="most edits in a request's stack")] = 64
+    max_request_layers: Annotated[
+        int, Field(ge=1, le=65536, description="most layers of a request, summed over its edits")
+    ] = 1024
+    max_spec_bytes: Annotated[
+        int, Field(ge=64, le=2**24, description="largest spec of a request, in bytes of JSON")
+    ] = 65536
+    max_slots: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=65536,
+            description="device slots for artifacts (an MLP probe takes three, others one, for each layer that "
+            "has tensors of its own); 0: what the start-up artifacts take, and 4 x max_probes more where "
+            "probe_dirs are named",
+        ),
+    ] = 0
+    max_labels: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=65536,
+            description="most labels of an artifact; 0: the most among the start-up artifacts, at least 64 "
+            "where probe_dirs are named",
+        ),
+    ] = 0
+    probe_dirs: Annotated[
+        tuple[str, ...],
+        Field(description="directories whose folders may be loaded as probes while serving"),
+    ] = ()
+    presets: Annotated[dict[str, Any], Field(description="name -> spec, which requests may name")] = {}
+    default: Annotated[
+        str, Field(description="preset for requests that say nothing of steering; empty: none")
+    ] = ""
     reports: Annotated[bool, Field(description="requests may ask for a report")] = True
+    sample_reports: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="share of the requests that steer generation alone whose shifts the metrics count",
+        ),
+    ] = 0.0
     decoder: Annotated[str, Field(description="dotted path of the decoder stack, if it cannot be found")] = ""
     kernels: Annotated[
         Literal["auto", "torch", "triton"],
@@ -90,6 +134,21 @@ class EngineConfig(BaseModel):
             for name, source in probes.items()
         }
 
+    @field_validator("presets", mode="before")
+    @classmethod
+    def _presets_file(cls, presets: Any) -> Any:
+        return read_presets(presets) if isinstance(presets, (str, Path)) else presets
+
+    @field_validator("presets")
+    @classmethod
+    def _preset_specs(cls, presets: dict[str, Any]) -> dict[str, Any]:
+        for name, spec in presets.items():
+            try:
+                check_preset(name, spec)
+            except SpecError as error:
+                raise ValueError(f"preset {name!r}: {error}") from None
+        return presets
+
     @classmethod
     def parse(cls, value: Any) -> EngineConfig:
         """Raises ConfigError, naming the key."""
@@ -106,6 +165,13 @@ class EngineConfig(BaseModel):
         if len(config.probes) > config.max_probes:
             raise ConfigError(
                 f"ksteer option max_probes: {config.max_probes} slots for {len(config.probes)} probes"
+            )
+        if config.sample_reports and not config.reports:
+            raise ConfigError("ksteer option sample_reports: needs reports, which this engine refuses")
+        if config.default and config.default not in config.presets:
+            raise ConfigError(
+                f"ksteer option default: no preset named {config.default!r}; "
+                f"there are: {listing(config.presets)}"
             )
         return config
 

@@ -22,7 +22,7 @@ class DeviceReports:
         rows: RowTables,
         tables: ProbeTables,
         layer_index: Mapping[int, int],
-        probe_of_slot: Mapping[int, str],
+        digest_of_slot: Mapping[int, str],
         max_tokens: int,
     ) -> None:
         self.buffers = ReportBuffers.allocate(
@@ -31,7 +31,7 @@ class DeviceReports:
         self._num_stages = rows.num_stages
         self._tables = tables
         self._layer_index = dict(layer_index)
-        self._probe_of_slot = probe_of_slot
+        self._digest_of_slot = digest_of_slot
         self._requests: dict[int, RequestRows] = {}
 
     def begin_step(self, requests: Mapping[int, RequestRows]) -> None:
@@ -64,7 +64,7 @@ class DeviceReports:
                         steps[entry, members],
                         torch.sigmoid(before[entry, members, :labels]) if labels else None,
                         torch.sigmoid(after[entry, members, :labels]) if labels else None,
-                        self._probe_of_slot[slot],
+                        self._digest_of_slot[slot],
                     )
 
     def _by_slot(

@@ -1,7 +1,7 @@
-"""What an engine can steer with: the loaded artifacts, the open layers and the limits.
+"""What an engine can steer with: the loaded artifacts, the presets, the open layers and the limits.
 
-One validator for every way a request can arrive. Pure: no vLLM; the same registry is built from the same
-configuration in the front end, the engine core and every worker.
+One validator for every way a request can arrive. Pure: no vLLM. A registry never changes; when probes or
+presets do, the front end builds another one (`ksteer_vllm.live`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.edit import Condition, Edit
 from ksteer_vllm.errors import ConfigError, ProbeError, SpecError, listing
 from ksteer_vllm.fingerprint import fingerprint
+from ksteer_vllm.limits import check_request_layers, check_size, check_stack
 from ksteer_vllm.methods import FAMILIES, Use
+from ksteer_vllm.presets import expand, preset_named
 from ksteer_vllm.spec import SteeringSpec
 from ksteer_vllm.stages import assign_stages
 from ksteer_vllm.where import GENERATION, Where
@@ -30,22 +32,29 @@ _CONDITION_FAMILIES = (*_PROBABILITY_FAMILIES, "vectors")
 
 @dataclass(frozen=True)
 class AdmittedEdit:
-    """An edit this engine can run, every default filled in. canonical: plain JSON types."""
+    """An edit this engine can run, every default filled in. canonical: plain JSON types.
+
+    digest, condition_digest: of the artifacts it needs, by which workers know them ("": no condition).
+    """
 
     where: Where
     fade: int | None
     canonical: dict[str, Any]
     fingerprint: str
+    digest: str
+    condition_digest: str = ""
     compat: Compat | None = None
 
 
 @dataclass(frozen=True)
 class AdmittedSpec:
-    """A spec this engine can run. is_stack: it was written as one, for the paths of refusals."""
+    """A spec this engine can run. is_stack: it was written as one, for the paths of refusals; preset: the
+    name of the one it came from, or ""."""
 
     edits: tuple[AdmittedEdit, ...]
     report: bool
     is_stack: bool = False
+    preset: str = ""
 
     @property
     def canonical(self) -> dict[str, Any]:
@@ -53,7 +62,7 @@ class AdmittedSpec:
         return {"edits": [edit.canonical for edit in self.edits]}
 
     def records(self, num_prompt_tokens: int, max_tokens: int | None) -> list[dict[str, Any]]:
-        """Per edit what workers and the prefix cache need of a request: fingerprint, windows, fade, divisor.
+        """Per edit what workers and the prefix cache need: fingerprint, digests, windows, fade, divisor.
 
         Raises SpecError if a window starts beyond the request.
         """
@@ -67,7 +76,9 @@ class AdmittedSpec:
                     windows = edit.where.positions(num_prompt_tokens, max_tokens)
             except SpecError as error:
                 raise _in_stack(error, index if self.is_stack else None) from None
-            records.append({"fingerprint": edit.fingerprint, "windows": list(windows)})
+            records.append({"fingerprint": edit.fingerprint, "digest": edit.digest, "windows": list(windows)})
+            if edit.condition_digest:
+                records[-1]["condition_digest"] = edit.condition_digest
             if divisor is not None:
                 records[-1]["divisor"] = divisor
             if edit.fade is not None:
@@ -76,14 +87,38 @@ class AdmittedSpec:
 
 
 class Registry:
-    """The artifacts by name, and what a request may ask of them."""
+    """The artifacts and presets by name, and what a request may ask of them.
 
-    def __init__(self, probes: Mapping[str, ProbeMetadata], config: EngineConfig) -> None:
+    presets, default: those of the configuration unless given. Raises ConfigError, naming the preset, if one
+    of them cannot be run here.
+    """
+
+    def __init__(
+        self,
+        probes: Mapping[str, ProbeMetadata],
+        config: EngineConfig,
+        presets: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         if not config.resolved or not isinstance(config.layers, tuple):
             raise ConfigError("a registry needs a resolved configuration (see resolve_config)")
         self.probes = dict(probes)
         self.config = config
         self.open_layers: tuple[int, ...] = config.layers
+        self.presets = dict(config.presets if presets is None else presets)
+        self.default: AdmittedSpec | None = None
+        """What requests that say nothing of steering get."""
+        for name in self.presets:
+            try:
+                self.admit({"preset": name})
+            except SpecError as error:
+                raise ConfigError(f"preset {name!r}: {error}") from None
+        if config.default:
+            if config.default not in self.presets:
+                raise ConfigError(
+                    f"ksteer option default: no preset named {config.default!r}; "
+                    f"there are: {listing(self.presets)}"
+                )
+            self.default = self.admit({"preset": config.default})
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Registry:
@@ -95,18 +130,28 @@ class Registry:
                 raise ProbeError(f"probe {name!r}: {source.path} has changed since the engine was configured")
         return cls(probes, config)
 
-    def admit(self, value: Any) -> AdmittedSpec:
-        """Check a spec (object, mapping or JSON string) against this engine. Raises SpecError."""
+    def admit(self, value: Any) -> AdmittedSpec | None:
+        """Check what a request asks for: a spec (object, mapping or JSON string), or a preset by name.
+
+        None: it asks explicitly not to be steered. Raises SpecError.
+        """
+        check_size(value, self.config)
+        preset, value = preset_named(value), expand(value, self.presets)
+        if value is None:
+            return None
         spec = SteeringSpec.parse(value)
+        check_stack(spec, self.config)
         if spec.report and not self.config.reports:
             raise SpecError("report", "this engine was started without reports", True)
-        edits = []
+        edits: list[AdmittedEdit] = []
+        layers = 0
         for index, edit in enumerate(spec.edits()):
             try:
                 edits.append(self._admit_edit(edit))
+                layers = check_request_layers(edits[-1].canonical["layers"], layers, self.config)
             except SpecError as error:
                 raise _in_stack(error, index if spec.stack is not None else None) from None
-        admitted = AdmittedSpec(tuple(edits), spec.report, spec.stack is not None)
+        admitted = AdmittedSpec(tuple(edits), spec.report, spec.stack is not None, preset)
         stages = max(assign_stages([edit.canonical for edit in edits])) + 1
         if stages > self.config.max_stages:
             raise SpecError(
@@ -147,6 +192,8 @@ class Registry:
             edit.fade,
             canonical,
             fingerprint(canonical, probe.digest, condition_digest),
+            probe.digest,
+            condition_digest,
             edit.compat,
         )
 

@@ -7,7 +7,7 @@ steered token. Offline: `report(output)`. Over HTTP: the `ksteer` object of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,16 +34,19 @@ def report(output: Any) -> dict[str, Any] | None:
         {"edits": [{"probe": str, "method": str, "layers": [{"layer": int, "labels": [str] | None,
             "tokens": [{"position": int, "part": "prompt" | "generation", "index": int,
                         "steps": int | None, "shift": float | None,
+                        "dropped": bool,
                         "before": {label: float} | None, "after": {label: float} | None}]}]}],
          "tokens_steered": int, "mean_shift": float | None}
 
     edits: as in the spec, in order. tokens: those the edit's where names, by position; each accepted token
     once, rejected drafts not at all. The last generated token never goes through the model and has none.
     part, index: as in where; the last prompt token is generation index 0 where the edit names that, else the
-    prompt's last. steps: gradient steps used, None for methods without. shift: |x' - x| / |x|; 0, with 0
-    steps, where the edit's condition was not met. before, after: the probe's label probabilities at x and x',
-    None (and labels None) for methods without probabilities. A number that is not finite is None.
-    tokens_steered: positions that were moved. mean_shift: over all records.
+    prompt's last. steps: gradient steps used, None for methods without and where dropped. shift:
+    |x' - x| / |x|; 0, with 0 steps, where the edit's condition was not met. dropped: the token's activations
+    or its edit were not finite, so it was not edited, and its shift is None. before, after: the probe's label
+    probabilities at x and x', None (and labels None) for methods without probabilities. A number that is not
+    finite is None.
+    tokens_steered: positions that were moved. mean_shift: over all records that have one.
     """
     completions = getattr(output, "outputs", [output])
     if len(completions) != 1:
@@ -52,7 +55,7 @@ def report(output: Any) -> dict[str, Any] | None:
 
 
 _Piece = tuple[str, NDArray[np.int64], NDArray[np.float32]]
-"""Probe whose labels the values are of, positions, values."""
+"""Digest of the artifact whose labels the values are of, positions, values."""
 _NOTHING: _Piece = ("", np.empty(0, np.int64), np.empty((0, _LABELS), np.float32))
 
 
@@ -60,27 +63,27 @@ def assemble(
     canonical: Mapping[str, Any],
     prompt_length: int,
     pieces: Iterable[bytes],
-    labels: Callable[[str], Sequence[str]],
+    labels: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """The report (see `report`) of a request from what its workers' stores hold.
 
     canonical: its admitted spec. pieces: one per worker; tensor-parallel ranks repeat each other, pipeline
-    ranks hold different layers. labels: probe name -> its labels.
+    ranks hold different layers. labels: digest -> labels of the artifacts it uses.
     """
     found: dict[tuple[int, int], _Piece] = {}
     for piece in pieces:
         arrays: dict[str, NDArray[Any]] = load_arrays(piece) if piece else {}
         for name, array in arrays.items():
-            edit, layer, kind, probe = name.split("/", 3)
+            edit, layer, kind, digest = name.split("/", 3)
             if kind == "values":
-                positions = arrays[f"{edit}/{layer}/positions/{probe}"]
-                found.setdefault((int(edit), int(layer)), (probe, positions, array))
+                positions = arrays[f"{edit}/{layer}/positions/{digest}"]
+                found.setdefault((int(edit), int(layer)), (digest, positions, array))
     edits = []
     for index, edit in enumerate(canonical["edits"]):
         layers = []
         for layer in edit["layers"]:
-            probe, positions, values = found.get((index, layer), _NOTHING)
-            names = list(labels(probe)) if values.shape[1] > _LABELS else None
+            digest, positions, values = found.get((index, layer), _NOTHING)
+            names = list(labels[digest]) if values.shape[1] > _LABELS else None
             tokens = _tokens(positions, values, names, _first_generated(edit, prompt_length), prompt_length)
             layers.append({"layer": layer, "labels": names, "tokens": tokens})
         edits.append({"probe": edit["probe"], "method": edit["method"], "layers": layers})
@@ -92,7 +95,9 @@ def assemble(
     finite = [shift for _, shift in shifts if math.isfinite(shift)]
     return {
         "edits": edits,
-        "tokens_steered": len({position for position, shift in shifts if shift != 0}),
+        "tokens_steered": len(
+            {position for position, shift in shifts if shift != 0 and not math.isnan(shift)}
+        ),
         "mean_shift": math.fsum(finite) / len(finite) if finite else None,
     }
 
@@ -113,7 +118,8 @@ def _tokens(
 ) -> list[dict[str, Any]]:
     num_labels = (values.shape[1] - _LABELS) // 2
     tokens = []
-    for position, row in zip(positions.tolist(), _finite(values), strict=True):
+    dropped = np.isnan(values[:, _SHIFT]).tolist()
+    for position, row, is_dropped in zip(positions.tolist(), _finite(values), dropped, strict=True):
         generated = position >= first_generated
         steps = row[_STEPS]
         before, after = row[_LABELS : _LABELS + num_labels], row[_LABELS + num_labels :]
@@ -124,6 +130,7 @@ def _tokens(
                 "index": position - (prompt_length - 1) if generated else position,
                 "steps": int(steps) if steps is not None and steps >= 0 else None,
                 "shift": row[_SHIFT],
+                "dropped": is_dropped,
                 "before": dict(zip(labels, before, strict=True)) if labels else None,
                 "after": dict(zip(labels, after, strict=True)) if labels else None,
             }

@@ -23,8 +23,8 @@ logger = logging.getLogger("vllm.ksteer")
 class _Rows:
     """The records of one edit at one layer, by position. Amortised growth; float32."""
 
-    def __init__(self, width: int, probe: str) -> None:
-        self.probe = probe
+    def __init__(self, width: int, digest: str) -> None:
+        self.digest = digest
         self.count = 0
         self.positions = np.empty(16, np.int64)
         self.values = np.empty((16, width), np.float32)
@@ -136,14 +136,14 @@ class ReportStore:
         steps: Tensor,
         before: Tensor | None,
         after: Tensor | None,
-        labels_of_probe: str,
+        digest: str,
     ) -> None:
         """Keep what happened to some tokens of this step at one layer. Tensors on the CPU.
 
         tokens [n] int64: indices into the step's tokens; those of other requests are passed over.
-        edit_index_of_token [n] int64: which of its request's edits it was. shift [n] float32: |x'-x| / |x|;
-        steps [n] int32: -1 where the method has none. before, after [n, K] float32: probabilities of the
-        labels of the probe named labels_of_probe, or None both.
+        edit_index_of_token [n] int64: which of its request's edits it was. shift [n] float32: |x'-x| / |x|,
+        NaN where the edit was dropped; steps [n] int32: negative where there are none. before, after [n, K]
+        float32: probabilities of the labels of the artifact with that digest, or None both.
         """
         if self._tokens is None:
             return
@@ -163,13 +163,13 @@ class ReportStore:
             key = (int(edit[group[0]]), layer)
             rows = records.get(key)
             if rows is None:
-                rows = records[key] = _Rows(values.shape[1], labels_of_probe)
+                rows = records[key] = _Rows(values.shape[1], digest)
             rows.write(positions[group], values[group])
 
     def take(self, request_id: str, num_tokens: int) -> bytes:
         """The records of a request at positions below num_tokens, and forget it; b"" if there are none.
 
-        safetensors: "EDIT/LAYER/positions/PROBE" [n] int64 and "EDIT/LAYER/values/PROBE" [n, 2 + 2K] float32,
+        safetensors: "EDIT/LAYER/positions/DIGEST" [n] int64 and "EDIT/LAYER/values/DIGEST" [n, 2 + 2K] float32,
         whose columns are shift, steps, probabilities before, probabilities after.
         """
         records = self._running.pop(request_id, None)
@@ -179,6 +179,6 @@ class ReportStore:
         for (edit, layer), rows in records.items():
             rows.forget_from(num_tokens)
             if rows.count:
-                arrays[f"{edit}/{layer}/positions/{rows.probe}"] = rows.positions[: rows.count]
-                arrays[f"{edit}/{layer}/values/{rows.probe}"] = rows.values[: rows.count]
+                arrays[f"{edit}/{layer}/positions/{rows.digest}"] = rows.positions[: rows.count]
+                arrays[f"{edit}/{layer}/values/{rows.digest}"] = rows.values[: rows.count]
         return save_arrays(arrays) if arrays else b""

@@ -22,7 +22,8 @@ __all__ = ["EXTRA_ARGS_KEY", "SteeringSpec", "Where"]
 EXTRA_ARGS_KEY = "ksteer"
 """The key of a spec in `SamplingParams.extra_args`, in an HTTP body and in `vllm_xargs`."""
 
-MAX_STACK = 64
+MAX_STACK = 1024
+"""Beyond any engine's own limit, `EngineConfig.max_stack`."""
 
 
 class SteeringSpec(Edit):

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
+from ksteer_kernels import workspace
 from ksteer_kernels.settings import Flag, Loss, Program
 from ksteer_kernels.tables import Activation
 
@@ -27,6 +28,7 @@ RELU = tl.constexpr(int(Activation.RELU))
 SIGMOID = tl.constexpr(int(Activation.SIGMOID))
 JUMPRELU = tl.constexpr(int(Activation.JUMPRELU))
 NOT_PLAIN = tl.constexpr(int(Flag.NORMALISED | Flag.PRESERVE_NORM | Flag.GATED))
+DROPPED = tl.constexpr(workspace.DROPPED)
 NEEDS_SQUARE = tl.constexpr(int(Flag.PRESERVE_NORM | Flag.REPORT | Flag.COSINE))
 
 FLOAT32_DOT = "tf32x3"

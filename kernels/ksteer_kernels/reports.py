@@ -14,8 +14,10 @@ from ksteer_kernels.tables import require_positive
 class ReportBuffers:
     """What every edit with Flag.REPORT did to its token, by entry (layer and stage) and token of the step.
 
-    steps: [N, T] int32; gradient steps taken, 0 where a condition shut the token out, -1 for another program.
-    shift: [N, T] float32; |x' - x| / |x|; -1, and steps -1, where nothing was edited that is reported.
+    steps: [N, T] int32; gradient steps taken, 0 where a condition shut the token out, DROPPED where the edit
+        was dropped, -1 for another program.
+    shift: [N, T] float32; |x' - x| / |x|, NaN where the edit was dropped; -1, and steps -1, where nothing was
+        edited that is reported.
     before, after: [N, T, K] float32; the logits of the slot's probe, in as many places as it has labels.
     A layer's tokens of the step are overwritten in each of its stages; what lies beyond is left as it was.
     """

@@ -10,6 +10,9 @@ from torch import Tensor
 NUM_SPLITS = 8
 """Parts of hidden_size that shrink sums apart, whatever the batch: the order of the sum never changes."""
 
+DROPPED = -2
+"""In place of a number of steps: the activations or the edit were not finite, so the token was not edited."""
+
 SPLIT_TOKENS = 1024
 """Up to this many tokens every part gets a program of its own, above it one program does all in turn."""
 
@@ -17,7 +20,7 @@ SPLIT_TOKENS = 1024
 @dataclass
 class Workspace:
     """Scratch for one stage of one layer at a time. Contents are undefined between operations, but for
-    is_open, which a CONDITION writes and the next stage of the same layer reads.
+    is_open, which a CONDITION writes and the next stage of the same layer reads, and dropped.
 
     partial: flat float32, room for num_partials(T) * T * width sums of shrink for any T up to max_tokens.
     square: flat float32, room for num_partials(T) * T sums of |x|^2.
@@ -28,7 +31,9 @@ class Workspace:
     coefficients: [max_tokens, width] float32, s: what expand multiplies the basis's rows by.
     keep: [max_tokens] float32, x' = keep * (x - basis^T s).
     is_open: [max_tokens] int32, 1 where the next stage of a row is open.
-    steps: [max_tokens] int32, gradient steps taken, 0 where a condition shut the token out, else -1.
+    steps: [max_tokens] int32, gradient steps taken, 0 where a condition shut the token out, DROPPED where the
+        edit was dropped, else -1.
+    dropped: [1] int64, edits dropped since the workspace was made; operations only add to it.
     """
 
     partial: Tensor
@@ -41,6 +46,7 @@ class Workspace:
     keep: Tensor
     is_open: Tensor
     steps: Tensor
+    dropped: Tensor
 
     @classmethod
     def allocate(
@@ -75,6 +81,7 @@ class Workspace:
             keep=scratch(max_tokens),
             is_open=counts(),
             steps=counts(),
+            dropped=torch.zeros(1, dtype=torch.int64, device=device),
         )
 
     @property

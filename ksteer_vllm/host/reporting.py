@@ -6,18 +6,18 @@ gets a request state and, in AsyncLLM, an output collector of ours; others keep 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 from ksteer_vllm.errors import HostVersionError
+from ksteer_vllm.host.every_worker import ask_every_worker
+from ksteer_vllm.host.metering import SAMPLED, observe_report
 from ksteer_vllm.host.requests import Admission, admitted_args
 from ksteer_vllm.host.version import TESTED_RANGE
 from ksteer_vllm.report import REPORT_ATTRIBUTE, assemble
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
 
 __all__ = ["ReportDesk", "open_desk", "wants_report"]
 
@@ -32,12 +32,15 @@ _METHODS = (
 
 @dataclass(frozen=True)
 class _Ticket:
-    """One finished completion whose report is to be fetched; request_id is the engine's own."""
+    """One finished completion whose report is to be fetched. request_id is the engine's own; sampled: the
+    report is for the metrics alone."""
 
     request_id: str
     canonical: Any
+    labels: Mapping[str, Sequence[str]]
     prompt_length: int
     num_generated: int
+    sampled: bool
 
     @property
     def num_tokens(self) -> int:
@@ -78,7 +81,11 @@ class ReportDesk:
         state = output_processor.request_states[request.request_id]
         state.__class__ = ReportingState
         state.ksteer_desk = self
-        state.ksteer_canonical = request.sampling_params.extra_args[EXTRA_ARGS_KEY]
+        admitted = admitted_args(request.sampling_params)
+        assert admitted is not None
+        state.ksteer_canonical, record = admitted
+        state.ksteer_labels = self._admission.labels(record)
+        state.ksteer_sampled = SAMPLED in record
         if state.queue is not None and not isinstance(state.queue, ReportingCollector):
             state.queue.__class__ = ReportingCollector
             state.queue.ksteer_desk = self
@@ -93,7 +100,14 @@ class ReportDesk:
         """The ticket of a request that has just finished."""
         self._running.discard(state.request_id)
         generated = state.detokenizer.num_output_tokens()
-        return _Ticket(state.request_id, state.ksteer_canonical, state.prompt_len, generated)
+        return _Ticket(
+            state.request_id,
+            state.ksteer_canonical,
+            state.ksteer_labels,
+            state.prompt_len,
+            generated,
+            state.ksteer_sampled,
+        )
 
     def abandon(self, tickets: Sequence[_Ticket]) -> None:
         """Nobody will come for these: their records are dropped with the next request to the workers."""
@@ -107,17 +121,8 @@ class ReportDesk:
     async def deliver_async(self, due: Sequence[tuple[Any, _Ticket]]) -> None:
         """`deliver` for AsyncLLM. With data parallelism every engine is asked; one knows the request."""
         arguments = self._arguments(due)
-        client = self._engine_core
-        engines = getattr(client, "core_engines", ())
         try:
-            if len(engines) <= 1:
-                pieces = await client.collective_rpc_async(RPC, None, arguments)
-            else:
-                call = ("collective_rpc", RPC, None, arguments, None)
-                answers = await asyncio.gather(
-                    *(client._call_utility_async(*call, engine=engine) for engine in engines)
-                )
-                pieces = [piece for workers in answers for piece in workers]
+            pieces = await ask_every_worker(self._engine_core, RPC, arguments)
         except BaseException:
             self.abandon([ticket for _, ticket in due])
             raise
@@ -130,12 +135,10 @@ class ReportDesk:
     def _attach(self, due: Sequence[tuple[Any, _Ticket]], pieces: Sequence[Sequence[bytes]]) -> None:
         """pieces: per worker, the records of each."""
         for (completion, ticket), records in zip(due, zip(*pieces, strict=True), strict=True):
-            report = assemble(ticket.canonical, ticket.prompt_length, records, self._labels)
-            setattr(completion, REPORT_ATTRIBUTE, report)
-
-    def _labels(self, probe: str) -> Sequence[str]:
-        assert self._admission.registry is not None
-        return self._admission.registry.probes[probe].labels
+            report = assemble(ticket.canonical, ticket.prompt_length, records, ticket.labels)
+            observe_report(report)
+            if not ticket.sampled:
+                setattr(completion, REPORT_ATTRIBUTE, report)
 
 
 class ReportingState(RequestState):
@@ -143,6 +146,8 @@ class ReportingState(RequestState):
 
     ksteer_desk: ReportDesk
     ksteer_canonical: Any
+    ksteer_labels: Mapping[str, Sequence[str]]
+    ksteer_sampled: bool
 
     def _new_completion_output(self, *args: Any, **kwargs: Any) -> Any:
         completion = super()._new_completion_output(*args, **kwargs)

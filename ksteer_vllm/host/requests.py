@@ -7,16 +7,20 @@ as a client error: ValueError offline, HTTP 400 online.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from ksteer_vllm.capture import CAPTURE_KEY, Capture
 from ksteer_vllm.errors import SpecError
+from ksteer_vllm.host.beam_search import default_is_off
 from ksteer_vllm.host.settings import engine_config
+from ksteer_vllm.live import LiveRegistry
+from ksteer_vllm.presets import is_opt_out
+from ksteer_vllm.refusals import count_refusal
 from ksteer_vllm.registry import AdmittedSpec, Registry
 from ksteer_vllm.spec import EXTRA_ARGS_KEY
 
@@ -27,8 +31,11 @@ __all__ = [
     "admitted_args",
     "asks_for_steering",
     "compute_all_captured",
+    "counting_refusals",
     "prompt_length",
 ]
+
+Result = TypeVar("Result")
 
 ADMISSION_KEY = "ksteer_admission"
 """`extra_args` key written by admission only: {"report", "edits"}, see `AdmittedSpec.records`."""
@@ -37,8 +44,9 @@ ADMISSION_KEY = "ksteer_admission"
 class AdmissionError(VLLMValidationError, ValueError):
     """A request that cannot be steered as asked: HTTP 400 from vLLM's server, a ValueError offline."""
 
-    def __init__(self, message: str, parameter: str = EXTRA_ARGS_KEY) -> None:
+    def __init__(self, message: str, parameter: str = EXTRA_ARGS_KEY, *, reason: str = "") -> None:
         VLLMValidationError.__init__(self, _encodable(message), parameter=_encodable(parameter))
+        self.reason = reason
 
     def __str__(self) -> str:  # vLLM's repeats the parameter, which our messages begin with
         return str(self.args[0])
@@ -46,7 +54,22 @@ class AdmissionError(VLLMValidationError, ValueError):
     @classmethod
     def of(cls, error: SpecError) -> AdmissionError:
         field = error.field
-        return cls(str(error), field if field.startswith(EXTRA_ARGS_KEY) else f"{EXTRA_ARGS_KEY}.{field}")
+        path = field if field.startswith(EXTRA_ARGS_KEY) else f"{EXTRA_ARGS_KEY}.{field}"
+        return cls(str(error), path, reason=error.reason)
+
+
+def counting_refusals(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Count the requests that a gate refuses. A refusal ends a request, so that no other gate sees it."""
+
+    @functools.wraps(function)
+    def counted(*args: Any, **kwargs: Any) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except AdmissionError as error:
+            count_refusal(str(error.parameter), error.reason)
+            raise
+
+    return counted
 
 
 def _encodable(text: str) -> str:
@@ -55,12 +78,18 @@ def _encodable(text: str) -> str:
 
 
 def asks_for_steering(params: Any) -> bool:
-    """Whether these sampling, pooling or beam-search parameters carry a spec. An explicit None does not."""
+    """Whether these sampling, pooling or beam-search parameters carry a spec. None and an opt-out do not."""
+    said = _said(params)
+    return said is not None and not is_opt_out(said)
+
+
+def _said(params: Any) -> Any:
+    """What parameters say of steering; None where they say nothing."""
     for name in ("extra_args", "extra_kwargs"):
         extra = getattr(params, name, None)
         if isinstance(extra, Mapping) and extra.get(EXTRA_ARGS_KEY) is not None:
-            return True
-    return getattr(params, EXTRA_ARGS_KEY, None) is not None
+            return extra[EXTRA_ARGS_KEY]
+    return getattr(params, EXTRA_ARGS_KEY, None)
 
 
 def admitted_args(params: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
@@ -93,9 +122,9 @@ def _attribute(prompt: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Admission:
-    """The gate of one engine; registry is None where steering is not enabled."""
+    """The gate of one engine; live is None where steering is not enabled."""
 
-    registry: Registry | None
+    live: LiveRegistry | None
     captures: bool = False
 
     @classmethod
@@ -103,22 +132,33 @@ class Admission:
         config = engine_config(vllm_config)
         if config is None:
             return cls(None)
-        return cls(Registry.from_config(config), captures=config.capture is not None)
+        return cls(LiveRegistry(config), captures=config.capture is not None)
 
+    @property
+    def registry(self) -> Registry | None:
+        """What requests can ask for now; None where steering is not enabled."""
+        return None if self.live is None else self.live.current
+
+    @counting_refusals
     def check(
         self, params: Any, *, num_prompt_tokens: int | None = None, resumable: bool = False
     ) -> AdmittedSpec | None:
         """The admitted spec of a request, or None for a plain one. Raises AdmissionError.
 
-        Where the prompt's length is known the windows are checked too.
+        A request that says nothing of steering gets the engine's default, if it has one. Where the prompt's
+        length is known the windows are checked too.
         """
         self._check_reserved(params)
-        if not asks_for_steering(params):
+        said, registry = _said(params), self.registry
+        if is_opt_out(said):
             return None
-        if self.registry is None:
+        if said is None:
+            return self._default(registry, params, num_prompt_tokens, resumable)
+        if registry is None:
             raise AdmissionError(
                 "this engine has no steering: start it with --plugin ksteer, or offline with "
-                "additional_config=ksteer_vllm.enable(…)"
+                "additional_config=ksteer_vllm.enable(…)",
+                reason="disabled",
             )
         if not isinstance(params, SamplingParams):
             raise AdmissionError(
@@ -128,12 +168,37 @@ class Admission:
             raise AdmissionError("steering is not supported in streaming-input sessions")
         assert params.extra_args is not None
         try:
-            admitted = self.registry.admit(params.extra_args[EXTRA_ARGS_KEY])
-            if num_prompt_tokens is not None:
+            admitted = registry.admit(params.extra_args[EXTRA_ARGS_KEY])
+            if admitted is not None and num_prompt_tokens is not None:
                 admitted.records(num_prompt_tokens, params.max_tokens)
         except SpecError as error:
             raise AdmissionError.of(error) from None
         return admitted
+
+    def _default(
+        self, registry: Registry | None, params: Any, num_prompt_tokens: int | None, resumable: bool
+    ) -> AdmittedSpec | None:
+        """What a request that says nothing of steering gets. What generates nothing gets nothing."""
+        if registry is None or registry.default is None or default_is_off():
+            return None
+        if not isinstance(params, SamplingParams):
+            return None
+        if resumable:
+            raise AdmissionError(
+                "this engine steers by default, which streaming-input sessions do not support; "
+                'opt out with {"preset": "none"}'
+            )
+        if num_prompt_tokens is not None:
+            try:
+                registry.default.records(num_prompt_tokens, params.max_tokens)
+            except SpecError as error:
+                raise AdmissionError.of(error) from None
+        return registry.default
+
+    def labels(self, record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+        """digest -> labels of the artifacts an admitted request uses; record: what admission wrote of it."""
+        assert self.live is not None
+        return self.live.labels(record["edits"])
 
     def _check_reserved(self, params: Any) -> None:
         extra = getattr(params, "extra_args", None) or {}
@@ -158,6 +223,7 @@ def compute_all_captured(request: Any) -> None:
         params.skip_reading_prefix_cache = True
 
 
+@counting_refusals
 def admit_into(request: Any, admitted: AdmittedSpec) -> None:
     """Write the canonical spec and its windows into the request's own copy of the sampling parameters.
 

@@ -1,18 +1,62 @@
-"""Worker methods for `collective_rpc`: counters, captured activations and steering reports."""
+"""Worker methods for `collective_rpc`: artifacts, counters, captured activations and steering reports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from ksteer_vllm.errors import ProbeError
 from ksteer_vllm.host.loading import worker_state
+from ksteer_vllm.pool import PoolFullError
 
 __all__ = ["install"]
 
 
+def ksteer_load(worker: Any, path: str, digest: str) -> dict[str, Any]:
+    """Load an artifact. {"ok": True}, or why not: "full" (no free slots) or "artifact", and a message."""
+    try:
+        worker_state(worker).pool.load(path, digest)
+    except PoolFullError as error:
+        return {"ok": False, "why": "full", "message": str(error)}
+    except ProbeError as error:
+        return {"ok": False, "why": "artifact", "message": str(error)}
+    return {"ok": True}
+
+
+def ksteer_unload(worker: Any, digest: str) -> dict[str, Any]:
+    """Drop an artifact; the engine core sees to it that no request needs it (`host.engine_core`)."""
+    worker_state(worker).pool.unload(digest)
+    return {"ok": True}
+
+
+def ksteer_resident(worker: Any) -> dict[str, Any]:
+    """What the device tables hold."""
+    state = worker_state(worker)
+    total = state.pool.tables.num_slots
+    return {
+        "digests": list(state.pool.digests),
+        "slots_total": total,
+        "slots_used": total - state.pool.num_free,
+        "bytes": state.nbytes,
+        "requests": state.num_steered,
+    }
+
+
 def ksteer_counters(worker: Any) -> dict[str, int]:
     """Host time and calls since start-up, see `ksteer_vllm.batch.Counters`."""
-    return worker_state(worker).counters.snapshot()
+    return worker_state(worker).snapshot()
+
+
+def ksteer_metrics(worker: Any) -> dict[str, Any]:
+    """`ksteer_counters` and `ksteer_resident`, and whose they are: the data-parallel engine, and the rank in
+    its tensor-parallel group."""
+    parallel = worker.vllm_config.parallel_config
+    return {
+        "counters": ksteer_counters(worker),
+        "resident": ksteer_resident(worker),
+        "engine": int(parallel.data_parallel_index),
+        "tensor_rank": int(worker.rank) % int(parallel.tensor_parallel_size),
+    }
 
 
 def ksteer_take_captures(worker: Any, ids: Sequence[str] | None = None) -> bytes:
@@ -40,6 +84,11 @@ def ksteer_take_reports(
 
 def install(worker: Any) -> None:
     """Make the methods callable by name on this worker."""
+    worker.ksteer_load = lambda path, digest: ksteer_load(worker, path, digest)
+    worker.ksteer_unload = lambda digest: ksteer_unload(worker, digest)
+    worker.ksteer_resident = lambda: ksteer_resident(worker)
+    worker.ksteer_barrier = lambda: None
     worker.ksteer_counters = lambda: ksteer_counters(worker)
+    worker.ksteer_metrics = lambda: ksteer_metrics(worker)
     worker.ksteer_take_captures = lambda ids=None: ksteer_take_captures(worker, ids)
     worker.ksteer_take_reports = lambda wanted, abandoned: ksteer_take_reports(worker, wanted, abandoned)

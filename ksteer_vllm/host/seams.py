@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ksteer_vllm.host import requests
+from ksteer_vllm.host import engine_core, requests
+from ksteer_vllm.host.beam_search import check_beam_search, without_default
 from ksteer_vllm.host.ledger import Patch, apply
+from ksteer_vllm.host.metering import open_meter
 from ksteer_vllm.host.prefix_cache import with_steering_keys
 from ksteer_vllm.host.reporting import open_desk, wants_report
-from ksteer_vllm.host.requests import Admission, AdmissionError, admitted_args, asks_for_steering
+from ksteer_vllm.host.requests import (
+    Admission,
+    AdmissionError,
+    admitted_args,
+    asks_for_steering,
+    counting_refusals,
+)
 from ksteer_vllm.host.server_seams import SERVER
-from ksteer_vllm.host.settings import refuse_rust_front_end, resolve_in_place
+from ksteer_vllm.host.settings import refuse_grpc_server, refuse_rust_front_end, resolve_in_place
 from ksteer_vllm.server.flags import add_flags, merge_flags
 
 __all__ = ["FRONT_END", "SERVER"]
@@ -45,6 +53,7 @@ def _from_cli_args(original: Function) -> Function:
         engine_args = original(cls, args)
         engine_args.additional_config = merge_flags(args, engine_args.additional_config)
         refuse_rust_front_end(engine_args.additional_config)
+        refuse_grpc_server(engine_args.additional_config, args)
         return engine_args
 
     return from_cli_args
@@ -68,12 +77,29 @@ def _process_inputs(original: Function) -> Function:
         requests.compute_all_captured(request)
         if admitted is not None:
             requests.admit_into(request, admitted)
+        meter = getattr(self, "ksteer_meter", None)
+        if meter is not None:
+            meter.noticed()
+            if admitted is not None:
+                meter.admitted(request, admitted)
         return request
 
     return process_inputs
 
 
+def _async_add_request(original: Function) -> Function:
+    async def add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
+        live = self.input_processor.ksteer_admission.live
+        if live is None:
+            return await original(self, *args, **kwargs)
+        with live.admitting():
+            return await original(self, *args, **kwargs)
+
+    return add_request
+
+
 def _assign_request_id(original: Function) -> Function:
+    @counting_refusals
     def assign_request_id(request: Any) -> Any:
         if asks_for_steering(request.sampling_params) and admitted_args(request.sampling_params) is None:
             raise AdmissionError("this request was not admitted: pass the prompt, not a request object")
@@ -99,6 +125,7 @@ def _async_llm_init(original: Function) -> Function:
         apply(SERVER)
         original(self, *args, **kwargs)
         open_desk(self)
+        open_meter(self)
 
     return __init__
 
@@ -116,9 +143,34 @@ def _output_processor_add_request(original: Function) -> Function:
         added = original(self, request, *args, **kwargs)
         if wants_report(request):
             self.ksteer_desk.watch(self, request)
+        meter = getattr(self, "ksteer_meter", None)
+        if meter is not None:
+            meter.watch(self, request)
         return added
 
     return add_request
+
+
+def _output_processor_finish_request(original: Function) -> Function:
+    def _finish_request(self: Any, req_state: Any) -> Any:
+        meter = getattr(self, "ksteer_meter", None)
+        if meter is not None:
+            meter.finished(req_state.request_id)
+        return original(self, req_state)
+
+    return _finish_request
+
+
+def _output_processor_abort_requests(original: Function) -> Function:
+    def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
+        aborted = original(self, *args, **kwargs)
+        meter = getattr(self, "ksteer_meter", None)
+        if meter is not None:
+            for request_id in aborted:
+                meter.finished(request_id)
+        return aborted
+
+    return abort_requests
 
 
 def _llm_engine_step(original: Function) -> Function:
@@ -134,6 +186,7 @@ def _llm_engine_step(original: Function) -> Function:
 
 
 def _streaming_input(original: Function) -> Function:
+    @counting_refusals
     def _validate_streaming_input_sampling_params(params: Any) -> Any:
         if asks_for_steering(params):
             raise AdmissionError("steering is not supported in streaming-input sessions")
@@ -144,9 +197,9 @@ def _streaming_input(original: Function) -> Function:
 
 def _beam_search(original: Function) -> Function:
     def beam_search(self: Any, prompts: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        if asks_for_steering(params):
-            raise AdmissionError("steering is not supported with beam search, which would lose the spec")
-        return original(self, prompts, params, *args, **kwargs)
+        check_beam_search(self.llm_engine.input_processor.ksteer_admission, params)
+        with without_default():
+            return original(self, prompts, params, *args, **kwargs)
 
     return beam_search
 
@@ -225,8 +278,20 @@ FRONT_END: tuple[Patch, ...] = (
     Patch(
         ("vllm.v1.engine.output_processor:OutputProcessor.add_request",),
         _output_processor_add_request,
-        why="follows the requests that want a steering report under the engine's own request ids",
+        why="follows the requests that are counted or want a report under the engine's own request ids",
         delete_when="vLLM lets a worker add to a request's output",
+    ),
+    Patch(
+        ("vllm.v1.engine.output_processor:OutputProcessor._finish_request",),
+        _output_processor_finish_request,
+        why="counts the steered tokens of a request that has finished, for the metrics",
+        delete_when="vLLM tells plugins of finished requests",
+    ),
+    Patch(
+        ("vllm.v1.engine.output_processor:OutputProcessor.abort_requests",),
+        _output_processor_abort_requests,
+        why="counts the steered tokens of a request that was aborted, for the metrics",
+        delete_when="as above",
     ),
     Patch(
         ("vllm.v1.engine.llm_engine:LLMEngine.step",),
@@ -239,6 +304,12 @@ FRONT_END: tuple[Patch, ...] = (
         _async_generate,
         why="HTTP 400 also with stream=true: checks before a generator exists",
         delete_when="vLLM runs process_inputs before it answers a streaming request",
+    ),
+    Patch(
+        ("vllm.v1.engine.async_llm:AsyncLLM.add_request",),
+        _async_add_request,
+        why="an artifact is unloaded only when no admission that found it is still on its way to the engine",
+        delete_when="vLLM lets plugins follow a request from admission to its end",
     ),
     Patch(
         ("vllm.v1.engine.async_llm:AsyncLLM._validate_streaming_input_sampling_params",),
@@ -262,6 +333,18 @@ FRONT_END: tuple[Patch, ...] = (
         ("vllm.v1.core.block_pool:generate_block_hash_extra_keys",),
         with_steering_keys,
         why="the same function, imported by name (KV events)",
+        delete_when="as above",
+    ),
+    Patch(
+        ("vllm.v1.engine.core:EngineCore.collective_rpc",),
+        engine_core.collective_rpc,
+        why="knows which artifacts are resident, and unloads none that a request in the scheduler needs",
+        delete_when="vLLM lets plugins follow a request from admission to its end",
+    ),
+    Patch(
+        ("vllm.v1.engine.core:EngineCore.preprocess_add_request",),
+        engine_core.preprocess_add_request,
+        why="a request whose artifact is not resident fails by itself; in a worker it would stop the engine",
         delete_when="as above",
     ),
     Patch(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from ksteer_vllm.host.ledger import Patch
+from ksteer_vllm.server.beam_search import refuse_default
 from ksteer_vllm.server.gate import with_gate
+from ksteer_vllm.server.preset_models import list_presets, resolve_preset_model
 from ksteer_vllm.server.protocol import refuse_beam_search, with_spec
 from ksteer_vllm.server.reporting import chat_reply, chat_stream, completion_reply, completion_stream
+from ksteer_vllm.server.responses import checked_turns, response_with_reports
+from ksteer_vllm.server.run_batch import refuse_lines_that_lose_specs
 
 __all__ = ["SERVER"]
 
 _CHAT = "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest"
 _COMPLETION = "vllm.entrypoints.openai.completion.protocol:CompletionRequest"
+_RESPONSES = "vllm.entrypoints.openai.responses.protocol:ResponsesRequest"
 _SERVING_CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat"
 _SERVING_COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion"
+_SERVING_RESPONSES = "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses"
 
 SERVER: tuple[Patch, ...] = (
     *(
@@ -22,7 +28,7 @@ SERVER: tuple[Patch, ...] = (
             why="vllm_xargs takes scalars and lists only; a nested spec is an extra field of the body",
             delete_when="vLLM passes nested extra fields on",
         )
-        for request in (_CHAT, _COMPLETION)
+        for request in (_CHAT, _COMPLETION, _RESPONSES)
     ),
     *(
         Patch(
@@ -45,7 +51,43 @@ SERVER: tuple[Patch, ...] = (
             (f"{_SERVING_COMPLETION}.completion_stream_generator", completion_stream),
             (f"{_SERVING_CHAT}.chat_completion_full_generator", chat_reply),
             (f"{_SERVING_CHAT}.chat_completion_stream_generator", chat_stream),
+            (f"{_SERVING_RESPONSES}.responses_full_generator", response_with_reports),
         )
+    ),
+    Patch(
+        (f"{_SERVING_RESPONSES}._generate_with_builtin_tools",),
+        checked_turns,
+        why="HTTP 400 also with stream=true and in the background: the engine sees the spec too late; and "
+        "keeps the reports of the turns",
+        delete_when="vLLM runs process_inputs before it answers a streaming request",
+    ),
+    Patch(
+        (
+            "vllm.entrypoints.launchers.run_batch:handle_endpoint_request",
+            "vllm.entrypoints.openai.run_batch:handle_endpoint_request",
+        ),
+        refuse_lines_that_lose_specs,
+        why="vllm run-batch calls the handlers itself, past the HTTP application",
+        delete_when="every route keeps extra_args",
+    ),
+    Patch(
+        ("vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin.beam_search",),
+        refuse_default,
+        why="its requests say nothing of steering, one per step and beam: the engine's default would be "
+        "applied to each as if it began there",
+        delete_when="vLLM's beam search keeps extra_args",
+    ),
+    Patch(
+        ("vllm.entrypoints.serve.engine.serving:BaseServing._check_model",),
+        resolve_preset_model,
+        why="a preset is called by a model name, and is the default of requests that say nothing",
+        delete_when="vLLM lets a plugin resolve model names",
+    ),
+    Patch(
+        ("vllm.entrypoints.openai.models.serving:OpenAIServingModels.show_available_models",),
+        list_presets,
+        why="/v1/models lists the presets",
+        delete_when="vLLM lets a plugin list models",
     ),
     Patch(
         (
@@ -53,7 +95,8 @@ SERVER: tuple[Patch, ...] = (
             "vllm.entrypoints.openai.api_server:_attach_endpoint_plugins",
         ),
         with_gate,
-        why="routes that would lose a spec refuse it, also where the endpoint plugin is not loaded",
+        why="routes that would lose a spec refuse it, also where no endpoint plugin is loaded; and ours is "
+        "added, which VLLM_PLUGINS may not turn off",
         delete_when="every route keeps extra_args",
     ),
 )

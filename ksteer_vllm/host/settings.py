@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -12,7 +13,13 @@ from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.probe import ModelIdentity
 from ksteer_vllm.resolve import resolve_config
 
-__all__ = ["engine_config", "model_identity", "refuse_rust_front_end", "resolve_in_place"]
+__all__ = [
+    "engine_config",
+    "model_identity",
+    "refuse_grpc_server",
+    "refuse_rust_front_end",
+    "resolve_in_place",
+]
 
 # Engine features under which a decoder layer sees only some of the tokens, or not in order.
 _UNSUPPORTED: dict[str, tuple[str, ...]] = {
@@ -21,6 +28,9 @@ _UNSUPPORTED: dict[str, tuple[str, ...]] = {
     "sequence parallelism (pass_config.enable_sp)": ("compilation_config", "pass_config", "enable_sp"),
     "KV-sharing fast prefill (--kv-sharing-fast-prefill)": ("cache_config", "kv_sharing_fast_prefill"),
 }
+
+_KEYED_CONNECTORS = ("OffloadingConnector",)
+"""KV connectors whose every look-up is by vLLM's block hashes, which hold the steering keys."""
 
 
 def engine_config(vllm_config: Any) -> EngineConfig | None:
@@ -67,6 +77,15 @@ def refuse_rust_front_end(additional_config: Any) -> None:
         )
 
 
+def refuse_grpc_server(additional_config: Any, args: Any) -> None:
+    """Raise ConfigError if steering is configured and the arguments, or the program, are of a gRPC server."""
+    serves = getattr(args, "grpc", False) or hasattr(sys.modules.get("__main__"), "serve_grpc")
+    if CONFIG_KEY in (additional_config or {}) and serves:
+        raise ConfigError(
+            "steering cannot run with vLLM's gRPC server (--grpc), whose requests have no place for a spec"
+        )
+
+
 def refuse_unsupported(vllm_config: Any) -> None:
     """Raise ConfigError naming an engine feature that steering cannot run under."""
     for feature, path in _UNSUPPORTED.items():
@@ -79,6 +98,14 @@ def refuse_unsupported(vllm_config: Any) -> None:
             )
     if getattr(vllm_config.parallel_config, "prefill_context_parallel_size", 1) > 1:
         raise ConfigError("steering cannot run with prefill context parallelism: tokens are split over ranks")
+    if getattr(vllm_config.parallel_config, "decode_context_parallel_size", 1) > 1:
+        raise ConfigError(
+            "steering cannot run with decode context parallelism (--decode-context-parallel-size), under which "
+            "it has never been checked"
+        )
+    _refuse_kv_transfer(vllm_config.kv_transfer_config)
+    if vllm_config.model_config.is_encoder_decoder:
+        raise ConfigError("steering cannot run with an encoder-decoder model; it needs a decoder-only one")
     if vllm_config.model_config.dtype == torch.float16:
         raise ConfigError(
             "steering cannot run with float16: a strong edit would overflow in the layers above, and the "
@@ -88,3 +115,20 @@ def refuse_unsupported(vllm_config: Any) -> None:
         raise ConfigError(
             f"steering needs a generation engine; this one runs {vllm_config.model_config.runner_type!r}"
         )
+
+
+def _refuse_kv_transfer(transfer: Any) -> None:
+    """Raise ConfigError naming a KV connector that may match blocks by their tokens alone."""
+    if transfer is None or not transfer.kv_connector:
+        return
+    parts = [(transfer.kv_connector, transfer.kv_connector_module_path)]
+    if transfer.kv_connector == "MultiConnector":
+        children = transfer.kv_connector_extra_config.get("connectors", [])
+        parts = [(child.get("kv_connector"), child.get("kv_connector_module_path")) for child in children]
+    for name, module in parts:
+        if module or name not in _KEYED_CONNECTORS:
+            raise ConfigError(
+                f"steering cannot run with KV transfer or disaggregated prefill through {name} "
+                "(--kv-transfer-config): it may match a prompt by its tokens alone and would hand the cache of a "
+                f"steered request to others; allowed: vLLM's {', '.join(_KEYED_CONNECTORS)}"
+            )

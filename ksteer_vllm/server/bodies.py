@@ -6,9 +6,17 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ksteer_vllm.presets import is_opt_out
 from ksteer_vllm.spec import EXTRA_ARGS_KEY
 
-__all__ = ["CARRIERS", "carries_spec", "form_asks_for_steering", "json_asks_for_steering", "may_carry_spec"]
+__all__ = [
+    "CARRIERS",
+    "carries_spec",
+    "form_asks_for_steering",
+    "json_asks_for_steering",
+    "json_opts_out_beside_a_preset",
+    "may_carry_spec",
+]
 
 CARRIERS = ("vllm_xargs", "extra_args", "extra_body", "sampling_params", "session", "body", "requests")
 """Fields of a body that hold parameters, or whole requests: where a spec can stand, beside the top."""
@@ -16,15 +24,19 @@ CARRIERS = ("vllm_xargs", "extra_args", "extra_body", "sampling_params", "sessio
 _WORD = EXTRA_ARGS_KEY.encode()
 
 
-def carries_spec(value: Any) -> bool:
-    """Whether a decoded body holds a spec: at the top, in a carrier, or in a list of either. Null is none."""
+def carries_spec(value: Any, *, opt_outs: bool = False) -> bool:
+    """Whether a decoded body holds a spec: at the top, in a carrier, or in a list of either. Null is none.
+
+    opt_outs: an explicit opt-out counts, too.
+    """
     waiting = [value]
     while waiting:
         item = waiting.pop()
         if isinstance(item, list):
             waiting.extend(item)
         elif isinstance(item, Mapping):
-            if item.get(EXTRA_ARGS_KEY) is not None:
+            said = item.get(EXTRA_ARGS_KEY)
+            if said is not None and (opt_outs or not is_opt_out(said)):
                 return True
             waiting.extend(item[name] for name in CARRIERS if name in item)
     return False
@@ -38,24 +50,41 @@ def may_carry_spec(body: bytes) -> bool:
     return _WORD in body or b"\\u" in body or b"\0" in body
 
 
-def json_asks_for_steering(body: bytes) -> bool:
-    """Whether a JSON body carries a spec. False for what is not JSON: the route answers that itself."""
+def json_asks_for_steering(body: bytes, *, opt_outs: bool = False) -> bool:
+    """Whether a JSON body carries a spec (opt_outs: or an opt-out). False for what is not JSON: the route
+    answers that itself."""
     if not may_carry_spec(body):
         return False
     try:
-        return carries_spec(json.loads(body))
+        return carries_spec(json.loads(body), opt_outs=opt_outs)
     except RecursionError:
         return _WORD in body  # too deep to tell: no route can run it either
     except ValueError:
         return False
 
 
-def form_asks_for_steering(fields: Iterable[tuple[str, Any]]) -> bool:
-    """Whether form fields (name, value) carry a spec: under its own name, or in a carrier's JSON text."""
+def json_opts_out_beside_a_preset(body: bytes) -> bool:
+    """Whether a JSON body opts out of steering and its model may name a preset (BASE:NAME)."""
+    if not json_asks_for_steering(body, opt_outs=True):
+        return False
+    try:
+        decoded = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(decoded, dict) and ":" in str(decoded.get("model"))
+
+
+def form_asks_for_steering(fields: Iterable[tuple[str, Any]], *, opt_outs: bool = False) -> bool:
+    """Whether form fields (name, value) carry a spec (opt_outs: or an opt-out): under its own name, or in a
+    carrier's JSON text."""
     for name, value in fields:
         base, _, rest = name.partition("[")
         if base == EXTRA_ARGS_KEY or (base in CARRIERS and EXTRA_ARGS_KEY in rest):
-            return True
-        if base in CARRIERS and isinstance(value, str) and json_asks_for_steering(value.encode()):
+            whole = name in (EXTRA_ARGS_KEY, f"{base}[{EXTRA_ARGS_KEY}]")
+            if opt_outs or not (whole and is_opt_out(value)):
+                return True
+        elif base not in CARRIERS or not isinstance(value, str):
+            continue
+        elif json_asks_for_steering(value.encode(), opt_outs=opt_outs):
             return True
     return False

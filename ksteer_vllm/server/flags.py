@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
 from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.presets import read_presets
 
-__all__ = ["add_flags", "merge_flags"]
+__all__ = ["add_flags", "merge_flags", "read_admin_key"]
 
+_LIMITS = (
+    "max_probes", "max_width", "max_steps", "max_stages", "max_stack", "max_request_layers", "max_spec_bytes",
+    "max_slots", "max_labels",
+)  # fmt: skip
 _OPTIONS = {
     "ksteer_layers": "layers",
-    "ksteer_max_probes": "max_probes",
-    "ksteer_max_width": "max_width",
-    "ksteer_max_steps": "max_steps",
-    "ksteer_max_stages": "max_stages",
+    **{f"ksteer_{name}": name for name in _LIMITS},
+    "ksteer_default": "default",
     "ksteer_reports": "reports",
+    "ksteer_sample_reports": "sample_reports",
     "ksteer_decoder": "decoder",
     "ksteer_kernels": "kernels",
 }
-_NEGATED = {"ksteer-reports": "no-ksteer-reports"}
+_ALSO_NEED_THE_PLUGIN = ("ksteer_presets", "ksteer_probe_dir", "ksteer_admin_key_file", "ksteer_page")
+_NEGATED = {"ksteer-reports": "no-ksteer-reports", "ksteer-page": "no-ksteer-page"}
 
 
 def add_flags(parser: Any) -> Any:
@@ -44,20 +55,42 @@ def add_flags(parser: Any) -> Any:
         help="Layers requests may steer: probe (those of the named probes), all, or a list such as 3,5. "
         f"Default: {defaults.layers}.",
     )  # fmt: skip
-    for flag, text in (
-        ("max-probes", "Most artifacts"),
-        ("max-width", "Most rows of an artifact's basis, such as a probe's width"),
-        ("max-steps", "Largest num_steps of a request"),
-        ("max-stages", "Edits in a row at one layer of one request, conditions included"),
-    ):
-        name = flag.replace("-", "_")
+    group.add_argument(
+        "--ksteer-presets", dest="ksteer_presets", type=_presets_file, metavar="FILE",
+        help="YAML file of presets, name: spec. Requests name one as the model BASE:NAME or in the body.",
+    )  # fmt: skip
+    group.add_argument(
+        "--ksteer-default", dest="ksteer_default", metavar="NAME",
+        help="Preset for requests that say nothing of steering. Default: none.",
+    )  # fmt: skip
+    group.add_argument(
+        "--ksteer-probe-dir", dest="ksteer_probe_dir", action="append", type=_directory, metavar="DIR",
+        help="Directory whose folders may be loaded as probes while serving; repeatable. Without one, probes "
+        "and presets cannot be changed over HTTP.",
+    )  # fmt: skip
+    group.add_argument(
+        "--ksteer-admin-key-file", dest="ksteer_admin_key_file", type=_key_file, metavar="FILE",
+        help="File with the key that changes of probes and presets must bring, as X-KSteer-Admin-Key.",
+    )  # fmt: skip
+    for name in _LIMITS:
+        text = str(EngineConfig.model_fields[name].description)
         group.add_argument(
-            f"--ksteer-{flag}", dest=f"ksteer_{name}", type=_option(name), metavar="N",
-            help=f"{text}. Default: {getattr(defaults, name)}.",
+            f"--ksteer-{name.replace('_', '-')}", dest=f"ksteer_{name}", type=_option(name), metavar="N",
+            help=f"{text[0].upper()}{text[1:]}. Default: {getattr(defaults, name)}.",
         )  # fmt: skip
     group.add_argument(
         "--no-ksteer-reports", dest="ksteer_reports", action="store_const", const=False,
         help="Refuse requests that ask for a report, and keep no memory for them.",
+    )  # fmt: skip
+    group.add_argument(
+        "--ksteer-sample-reports", dest="ksteer_sample_reports", type=_option("sample_reports"),
+        metavar="SHARE",
+        help="Share, 0 to 1, of the requests that steer generation alone whose shifts the metrics count. "
+        f"Default: {defaults.sample_reports:g}.",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-ksteer-page", dest="ksteer_page", action="store_const", const=False,
+        help="Serve no page at /ksteer/.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-decoder", dest="ksteer_decoder", metavar="PATH",
@@ -86,9 +119,19 @@ def _merge_after_parsing(parser: Any) -> None:
             parser.error(str(error))
         if merged is not given:
             namespace.additional_config = merged
+        if CONFIG_KEY in (merged or {}):
+            namespace.ksteer_shared_folder = _shared_folder()
         return namespace, rest
 
     parser.parse_known_args = parse_known_args
+
+
+@cache
+def _shared_folder() -> str:
+    """Where the API servers of this `vllm serve` keep what they share; the first that needs it makes it."""
+    folder = Path(tempfile.gettempdir(), f"ksteer-{uuid4().hex}")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(folder)
 
 
 def merge_flags(args: argparse.Namespace, additional_config: Any) -> Any:
@@ -105,8 +148,10 @@ def merge_flags(args: argparse.Namespace, additional_config: Any) -> Any:
         additional_config = json.loads(additional_config)
     additional = dict(additional_config or {})
     if not (getattr(args, "ksteer_plugin", None) or named or CONFIG_KEY in additional):
-        if options:
-            flag = next(dest for dest, key in _OPTIONS.items() if key in options).replace("_", "-")
+        given = [dest for dest, key in _OPTIONS.items() if key in options]
+        given += [dest for dest in _ALSO_NEED_THE_PLUGIN if getattr(args, dest, None) is not None]
+        if given:
+            flag = given[0].replace("_", "-")
             raise ConfigError(f"--{_NEGATED.get(flag, flag)} needs --plugin ksteer")
         return additional_config
     repeated = sorted({name for name, _ in named if [other for other, _ in named].count(name) > 1})
@@ -114,6 +159,10 @@ def merge_flags(args: argparse.Namespace, additional_config: Any) -> Any:
         raise ConfigError(f"--ksteer-probe: {listing(repeated)} is given twice")
     ours = dict(additional.get(CONFIG_KEY) or {})
     ours["probes"] = {**(ours.get("probes") or {}), **dict(named)}
+    if (presets := getattr(args, "ksteer_presets", None)) is not None:
+        ours["presets"] = {**(ours.get("presets") or {}), **presets}
+    if directories := getattr(args, "ksteer_probe_dir", None):
+        ours["probe_dirs"] = list(dict.fromkeys([*(ours.get("probe_dirs") or ()), *directories]))
     try:
         additional[CONFIG_KEY] = EngineConfig.parse({**ours, **options}).as_json()
     except ConfigError as error:
@@ -126,6 +175,41 @@ def _named_folder(value: str) -> tuple[str, str]:
     if not (name and folder):
         raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {value!r}")
     return name, folder
+
+
+def _presets_file(value: str) -> dict[str, dict[str, Any]]:
+    try:
+        return read_presets(value)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
+
+
+def _directory(value: str) -> str:
+    """The real path of a directory that exists."""
+    folder = Path(value)
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"no directory {value!r}")
+    return str(folder.resolve())
+
+
+def _key_file(value: str) -> str:
+    """The path of a file with a key in it; the key itself stays out of the arguments, which are logged."""
+    try:
+        read_admin_key(value)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return str(Path(value).resolve())
+
+
+def read_admin_key(file: str) -> str:
+    """The key in a file, white space around it removed. Raises ConfigError."""
+    try:
+        key = Path(file).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from None
+    if not key:
+        raise ConfigError(f"{file} is empty")
+    return key
 
 
 def _option(key: str) -> Callable[[str], Any]:

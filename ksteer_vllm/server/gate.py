@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
-from ksteer_vllm.server.bodies import form_asks_for_steering, json_asks_for_steering
+from ksteer_vllm.refusals import count_refusal
+from ksteer_vllm.server import sagemaker
+from ksteer_vllm.server.bodies import (
+    form_asks_for_steering,
+    json_asks_for_steering,
+    json_opts_out_beside_a_preset,
+)
 from ksteer_vllm.spec import EXTRA_ARGS_KEY
 
-__all__ = ["STEERED_ROUTES", "SpecGate", "with_gate"]
+__all__ = ["STEERED_ROUTES", "SpecGate", "refusal", "with_gate"]
 
-STEERED_ROUTES = ("/v1/completions", "/v1/chat/completions")
+STEERED_ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+_OWN_ROUTES = "/v1/ksteer"
+_GENERATE_NOTHING = ("/tokenize", "/detokenize")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,7 +33,10 @@ _MAX_CLOSE_REASON = 123  # bytes, RFC 6455
 
 
 class SpecGate:
-    """ASGI middleware: HTTP 400 for a spec on any route but completions and chat completions."""
+    """ASGI middleware: HTTP 400 for a spec on any route but STEERED_ROUTES.
+
+    So is an opt-out that a route would lose, where the engine steers by default or the model names a preset.
+    """
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -36,27 +47,52 @@ class SpecGate:
             await self.app(scope, receive, send)
             return
         route = str(scope["path"]).removeprefix(str(scope.get("root_path", ""))).rstrip("/")
+        generates = route not in _GENERATE_NOTHING
+        opt_outs = generates and _steers_by_default(scope)
         if kind == "websocket":
-            await self.app(scope, _refusing_messages(receive, send, route), send)
+            await self.app(scope, _refusing_messages(receive, send, route, opt_outs), send)
             return
-        if scope["method"] in _BODILESS_METHODS or route in STEERED_ROUTES:
+        own = f"{route}/".startswith(f"{_OWN_ROUTES}/")
+        if scope["method"] in _BODILESS_METHODS or route in STEERED_ROUTES or own:
             await self.app(scope, receive, send)
             return
         messages, body = await _read_body(receive)
-        if await _asks_for_steering(scope, messages, body):
-            await _refuse(send, route)
+        lost = await _asks_for_steering(scope, messages, body, opt_outs)
+        if lost or (generates and json_opts_out_beside_a_preset(body)):
+            await _refuse(send, refusal(route))
             return
+        if route == sagemaker.ROUTE:
+            dropped = sagemaker.dropped_preset(scope.get("headers", ()), body, _presets(scope))
+            if dropped is not None:
+                await _refuse(send, dropped)
+                return
         await self.app(scope, _replay(messages, receive), send)
 
 
-async def _asks_for_steering(scope: Scope, messages: list[Message], body: bytes) -> bool:
+def _registry(scope: Scope) -> Any:
+    """The registry now of the engine this application serves; None without steering."""
+    service = getattr(getattr(scope.get("app"), "state", None), "ksteer", None)
+    return None if service is None else service.registry
+
+
+def _steers_by_default(scope: Scope) -> bool:
+    registry = _registry(scope)
+    return registry is not None and registry.default is not None
+
+
+def _presets(scope: Scope) -> Collection[str]:
+    registry = _registry(scope)
+    return () if registry is None else registry.presets
+
+
+async def _asks_for_steering(scope: Scope, messages: list[Message], body: bytes, opt_outs: bool) -> bool:
     if _content_type(scope) not in _FORM_TYPES:
-        return json_asks_for_steering(body)
+        return json_asks_for_steering(body, opt_outs=opt_outs)
     from starlette.requests import Request  # vLLM's own dependency; parses the form as the route will
 
     try:
         async with Request(scope, _replay(messages, _disconnected)).form() as form:
-            return form_asks_for_steering(form.multi_items())
+            return form_asks_for_steering(form.multi_items(), opt_outs=opt_outs)
     except Exception:  # a malformed form, in whatever way: the route answers that itself
         return False
 
@@ -94,12 +130,13 @@ async def _disconnected() -> Message:
     return {"type": "http.disconnect"}
 
 
-def _refusing_messages(receive: Receive, send: Send, route: str) -> Receive:
+def _refusing_messages(receive: Receive, send: Send, route: str, opt_outs: bool) -> Receive:
     async def checked() -> Message:
         message = await receive()
         text = message.get("text") or message.get("bytes") or b""
-        if json_asks_for_steering(text.encode() if isinstance(text, str) else text):
-            reason = _message(route).encode()[:_MAX_CLOSE_REASON].decode(errors="ignore")
+        if json_asks_for_steering(text.encode() if isinstance(text, str) else text, opt_outs=opt_outs):
+            reason = refusal(route).encode()[:_MAX_CLOSE_REASON].decode(errors="ignore")
+            count_refusal(EXTRA_ARGS_KEY, "route")
             await send({"type": "websocket.close", "code": 1008, "reason": reason})
             return {"type": "websocket.disconnect", "code": 1008}
         return message
@@ -107,15 +144,18 @@ def _refusing_messages(receive: Receive, send: Send, route: str) -> Receive:
     return checked
 
 
-def _message(route: str) -> str:
+def refusal(route: str) -> str:
+    """The message for a spec on a route that would lose it."""
+    *most, last = STEERED_ROUTES
     return (
         f"{EXTRA_ARGS_KEY}: {route or '/'} does not support steering and would lose the spec; "
-        f"use {' or '.join(STEERED_ROUTES)}"
+        f"use {', '.join(most)} or {last}"
     )
 
 
-async def _refuse(send: Send, route: str) -> None:
-    error = {"message": _message(route), "type": "BadRequestError", "param": EXTRA_ARGS_KEY, "code": 400}
+async def _refuse(send: Send, message: str) -> None:
+    count_refusal(EXTRA_ARGS_KEY, "route")
+    error = {"message": message, "type": "BadRequestError", "param": EXTRA_ARGS_KEY, "code": 400}
     body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
@@ -123,10 +163,20 @@ async def _refuse(send: Send, route: str) -> None:
 
 
 def with_gate(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `attach_endpoint_plugins(app, tasks)`, which every server calls once while building its app."""
+    """Wrap `attach_endpoint_plugins(app, tasks)`, which every server calls once while building its app.
 
-    def attach_endpoint_plugins(app: Any, *args: Any, **kwargs: Any) -> Any:
+    Where steering is enabled our own endpoint plugin comes with it, and vLLM then calls its `init_state`.
+    """
+
+    def attach_endpoint_plugins(app: Any, supported_tasks: Any, *args: Any, **kwargs: Any) -> Any:
+        from ksteer_vllm.server.endpoints import SteeringEndpoints
+
         app.add_middleware(SpecGate)
-        return original(app, *args, **kwargs)
+        attached = original(app, supported_tasks, *args, **kwargs)
+        if SteeringEndpoints.wanted(app, supported_tasks):
+            plugin = SteeringEndpoints()
+            plugin.attach_router(app)
+            app.state.endpoint_plugins = [*getattr(app.state, "endpoint_plugins", ()), plugin]
+        return attached
 
     return attach_endpoint_plugins

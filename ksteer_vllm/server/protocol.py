@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ksteer_vllm.host.requests import AdmissionError
+from ksteer_vllm.host.requests import AdmissionError, counting_refusals
+from ksteer_vllm.presets import is_opt_out
 from ksteer_vllm.server.bodies import CARRIERS, carries_spec
 from ksteer_vllm.spec import EXTRA_ARGS_KEY
 
@@ -13,14 +14,14 @@ __all__ = ["refuse_beam_search", "with_spec"]
 
 
 def spec_of(request: Any) -> Any:
-    """The spec of a completion or chat request in either spelling, or None."""
+    """What a completion, chat or responses request says of steering, in either spelling; None: nothing."""
     undeclared = request.model_extra or {}
     in_body = undeclared.get(EXTRA_ARGS_KEY)
     in_xargs = (getattr(request, "vllm_xargs", None) or {}).get(EXTRA_ARGS_KEY)
     if in_body is not None and in_xargs is not None:
         raise AdmissionError(f"{EXTRA_ARGS_KEY}: given twice, in the body and in vllm_xargs")
     for name in CARRIERS:
-        if carries_spec(undeclared.get(name)):
+        if carries_spec(undeclared.get(name), opt_outs=True):
             raise AdmissionError(
                 f"{EXTRA_ARGS_KEY}: {name!r} is not read by this route and would lose the spec; expected at "
                 "the top of the body, or as a JSON string in vllm_xargs"
@@ -31,6 +32,7 @@ def spec_of(request: Any) -> Any:
 def with_spec(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `to_sampling_params`: the spec goes into extra_args, in a dict of its own."""
 
+    @counting_refusals
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         params = original(self, *args, **kwargs)
         spec = spec_of(self)
@@ -42,13 +44,19 @@ def with_spec(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `to_beam_search_params`: beam search would drop the spec."""
+    """Wrap `to_beam_search_params`: beam search would drop the spec. An opt-out goes along."""
 
+    @counting_refusals
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if spec_of(self) is not None:
+        spec = spec_of(self)
+        if spec is not None and not is_opt_out(spec):
             raise AdmissionError(
-                f"{EXTRA_ARGS_KEY}: steering is not supported with beam search, which would lose the spec"
+                f"{EXTRA_ARGS_KEY}: steering is not supported with beam search, which would lose the spec; "
+                f'"{EXTRA_ARGS_KEY}": false asks for none'
             )
-        return original(self, *args, **kwargs)
+        params = original(self, *args, **kwargs)
+        if spec is not None:
+            setattr(params, EXTRA_ARGS_KEY, False)
+        return params
 
     return to_beam_search_params

@@ -122,7 +122,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         {**GOOD, "condition": {"probe": "moods", "label": "sad", "above": 0.2, "below": 0.8}},
         ["ksteer.condition", "either above or below"],
     ),
-    "empty stack": ({"stack": []}, ["ksteer.stack", "1 to 64 edits", "0"]),
+    "empty stack": ({"stack": []}, ["ksteer.stack", "1 to 1024 edits", "0"]),
     "stack beside an edit": ({**GOOD, "stack": [GOOD]}, ["ksteer.probe", "not beside stack"]),
     "deep in a stack": (
         {"stack": [GOOD, {**GOOD, "until": {"target": "high"}}]},
@@ -145,7 +145,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "a list": ([GOOD], ["ksteer", "expected an object", "list"]),
     "broken JSON": ("{", ["ksteer", "not valid JSON"]),
     "JSON of a list": ("[1]", ["ksteer", "expected an object", "list"]),
-    "false": (False, ["ksteer", "expected an object", "bool"]),
+    "true": (True, ["ksteer", "expected an object", "bool"]),
 }
 
 

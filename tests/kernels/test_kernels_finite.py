@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from kernel_cases import make_case, one_stage
+from kernel_cases import make_case, one_stage, poisoned_workspace
 from kernel_methods import METHODS
 
-from ksteer_kernels import Program
+from ksteer_kernels import Program, plan_groups, steer_groups_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -41,3 +41,64 @@ def test_a_token_that_is_not_finite_is_left_alone(backend, device):
     finite = torch.isfinite(case.hidden)
     assert torch.isfinite(after[finite]).all()
     assert torch.allclose(after[~broken], before[~broken], atol=1e-4)  # a product may sum in another order
+
+
+def counted(case, backend):
+    """(the steered batch, how many edits were dropped) of one run."""
+    edited = case.hidden.clone()
+    if backend == "triton":
+        workspace = poisoned_workspace(case)
+        before = int(workspace.dropped)
+        case.run_on(edited, backend, workspace=workspace)
+        return edited, int(workspace.dropped) - before
+    dropped = []
+    for stage in range(case.rows.num_stages):
+        gain = None if case.gain is None else case.gain[stage]
+        entry = case.layer * case.rows.num_stages + stage
+        groups = plan_groups(case.token_row[stage], case.rows, entry, len(edited), gain)
+        steer_groups_(
+            edited, case.residual, case.probes, groups, use_native=backend == "native",
+            count_dropped=dropped.append,
+        )  # fmt: skip
+    return edited, sum(dropped)
+
+
+@pytest.mark.parametrize("path", ["torch", "native", "triton"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropped_edits_are_counted(path, value, dtype, triton_runs):
+    """Edits that look at x are dropped at a token that is not finite, and counted once; others are not."""
+    if path == "triton" and not triton_runs:
+        pytest.skip("triton was imported without its interpreter; covered by test_kernels_subprocess.py")
+    device = "cuda" if path == "triton" and torch.cuda.is_available() else "cpu"
+    case = make_case(num_tokens=50, hidden_size=40, dtype=dtype, max_steps=2, device=device)
+    before, dropped = counted(case, path)
+    assert dropped == 0
+    broken = torch.arange(50, device=device) % 3 == 0
+    case.hidden[broken, 5] = value
+    looks = case.tokens(lambda edit: edit.settings.program not in (Program.ADD, Program.CONDITION))
+    looks &= case.tokens(lambda edit: edit.settings.strength != 0)
+    gradient = case.tokens(lambda edit: edit.settings.program == Program.GRADIENT)
+    active = looks & ~(gradient & case.tokens(lambda edit: edit.settings.num_steps == 0))
+    after, dropped = counted(case, path)
+    assert (broken & active).any()
+    assert dropped == int((broken & active).sum())
+    assert torch.equal(after[broken & active].nan_to_num(), case.hidden[broken & active].nan_to_num())
+    assert torch.allclose(after[~broken].float(), before[~broken].float(), atol=1e-4)  # as above
+
+
+@pytest.mark.parametrize("path", ["torch", "native"])
+def test_plain_steps_of_one_broken_token(path):
+    """The path of nearly every request: neighbours in the group keep every bit of their edit."""
+    case = make_case(one_stage("plain"), num_tokens=12, hidden_size=48, max_steps=3)
+    plain, dropped = counted(case, path)
+    assert dropped == 0
+    case.hidden[4, 7] = float("inf")
+    case.token_row[0, 4] = 0
+    after, dropped = counted(case, path)
+    assert dropped == 1
+    others = torch.arange(12) != 4
+    assert torch.equal(after[4].nan_to_num(), case.hidden[4].nan_to_num())
+    assert torch.allclose(
+        after[others], plain[others], atol=1e-5
+    )  # torch's products: another group, another order

@@ -1,11 +1,14 @@
 """What an edit with Flag.REPORT did, against the truth, on both backends."""
 
+import math
+
 import pytest
 import torch
 from kernel_cases import LOGIT_TOLERANCE, make_case, one_stage
 from kernel_methods import METHODS, conditions, loss_edits, plain_edits
 
-from ksteer_kernels import Flag, ReportBuffers, plan_groups, steer_groups_
+from ksteer_kernels import Flag, Program, ReportBuffers, plan_groups, steer_groups_
+from ksteer_kernels.workspace import DROPPED
 
 NAMES = ("plain", "losses", "reflect", "add", "sae", "bounded")
 
@@ -90,3 +93,31 @@ def test_nobody_reports_without_the_flag():
     case = make_case(one_stage(), num_tokens=63, hidden_size=63, max_steps=2, with_gain=True)
     assert collect(case, "torch") == {}
     assert case.records() == []
+
+
+def test_a_dropped_edit_says_so(backend, device):
+    """Its shift is NaN and its steps are DROPPED; every other record is as it was."""
+    case = make_case(
+        reporting, num_tokens=63, hidden_size=63, device=device, with_gain=True, max_steps=3, seed=7
+    )
+    before = collect_quietly(case, backend)
+    broken = {token for _, token in before if token % 5 == 0}
+    case.hidden[list(broken), 4] = float("inf")
+    after = collect_quietly(case, backend)
+    assert set(after) == set(before)
+    assert broken
+    for (stage, token), (shift, steps, *_) in after.items():
+        if token in broken and Flag.REPORT in case.edit_of(token, stage).settings.flags:
+            dropped = case.edit_of(token, stage).settings.program != Program.ADD
+            assert math.isnan(shift) == dropped
+            assert (steps == DROPPED) == dropped
+        else:
+            assert steps == before[stage, token][1]
+            assert shift == pytest.approx(before[stage, token][0], rel=1e-4)  # sums in another order
+
+
+def collect_quietly(case, backend):
+    """As `collect`, of batches with numbers that equal nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "equal", lambda *_: True)
+        return collect(case, backend)

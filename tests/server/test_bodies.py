@@ -12,6 +12,7 @@ from ksteer_vllm.server.bodies import (
     carries_spec,
     form_asks_for_steering,
     json_asks_for_steering,
+    json_opts_out_beside_a_preset,
 )
 
 SPEC = {"probe": "tones", "target": ["warm"]}
@@ -20,7 +21,7 @@ CARRYING: list[Any] = [
     {"ksteer": SPEC},
     {"ksteer": "{}"},
     {"ksteer": {}},
-    {"ksteer": False},
+    {"ksteer": True},
     {"ksteer": 0},
     {"ksteer": ""},
     *({carrier: {"ksteer": SPEC}} for carrier in CARRIERS),
@@ -119,3 +120,29 @@ def test_a_spec_in_a_form_is_found(fields: list[tuple[str, Any]]) -> None:
 )  # fmt: skip
 def test_a_mention_in_a_form_is_no_spec(fields: list[tuple[str, Any]]) -> None:
     assert not form_asks_for_steering(fields)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"ksteer": False}, {"ksteer": "false"}, {"vllm_xargs": {"ksteer": '{"preset": "none"}'}},
+     {"requests": [{"ksteer": {"preset": "none"}}, {}]}],
+    ids=repr,
+)  # fmt: skip
+def test_an_opt_out_is_no_spec_but_can_be_found(body: Any) -> None:
+    text = json.dumps(body).encode()
+    assert not carries_spec(body)
+    assert not json_asks_for_steering(text)
+    assert carries_spec(body, opt_outs=True)
+    assert json_asks_for_steering(text, opt_outs=True)
+    assert carries_spec([body, {"ksteer": {}}])
+    assert not json_opts_out_beside_a_preset(text)
+    assert json_opts_out_beside_a_preset(json.dumps({**body, "model": "tiny:warm"}).encode())
+
+
+@pytest.mark.parametrize(
+    ("field", "found"), [(("ksteer", "false"), False), (("vllm_xargs[ksteer]", "false"), False),
+                         (("ksteer[probe]", "false"), True), (("vllm_xargs", '{"ksteer": "false"}'), False)]
+)  # fmt: skip
+def test_an_opt_out_in_a_form(field: tuple[str, str], found: bool) -> None:
+    assert form_asks_for_steering([field]) is found
+    assert form_asks_for_steering([field], opt_outs=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from tests.server.parsing import engine_additional_config, serve_flags, serve_pa
 FLAGS = (
     "--plugin", "--ksteer-probe", "--ksteer-layers", "--ksteer-max-probes", "--ksteer-max-width",
     "--ksteer-max-steps", "--ksteer-max-stages", "--no-ksteer-reports", "--ksteer-decoder",
-    "--ksteer-kernels",
+    "--ksteer-kernels", "--ksteer-presets", "--ksteer-default", "--ksteer-probe-dir",
+    "--ksteer-admin-key-file", "--ksteer-max-stack", "--ksteer-max-request-layers",
+    "--ksteer-max-spec-bytes", "--ksteer-max-slots", "--ksteer-max-labels",
 )  # fmt: skip
 OTHER = ("--additional-config", '{"other": 1, "more": {"deep": [2]}}')
 PLUGIN = ("--plugin", "ksteer")
@@ -83,6 +86,56 @@ def test_every_flag_reaches_the_configuration() -> None:
     assert (config["decoder"], config["kernels"]) == ("model.stack", "torch")
 
 
+def test_limits_and_presets_reach_the_configuration(tmp_path: Path) -> None:
+    presets = tmp_path / "presets.yaml"
+    presets.write_text("warm: {probe: tones, target: [warm]}\n")
+    (tmp_path / "link").symlink_to(tmp_path / "probes")
+    (tmp_path / "probes").mkdir()
+    (tmp_path / "key").write_text(" secret\n")
+    given = json.dumps({"ksteer": {"presets": {"cold": {"probe": "tones", "target": ["cold"]}}}})
+    arguments = (
+        *PROBE, "--ksteer-presets", str(presets), "--ksteer-default", "warm", "--additional-config", given,
+        "--ksteer-probe-dir", str(tmp_path / "link"), "--ksteer-probe-dir", str(tmp_path),
+        "--ksteer-admin-key-file", str(tmp_path / "key"), "--ksteer-max-stack", "3",
+        "--ksteer-max-request-layers", "4", "--ksteer-max-spec-bytes", "500", "--ksteer-max-slots", "6",
+        "--ksteer-max-labels", "7",
+    )  # fmt: skip
+    config = steering(*arguments)
+    assert set(config["presets"]) == {"warm", "cold"}
+    assert config["default"] == "warm"
+    assert config["probe_dirs"] == [str((tmp_path / "probes").resolve()), str(tmp_path.resolve())]
+    limits = ("max_stack", "max_request_layers", "max_spec_bytes", "max_slots", "max_labels")
+    assert [config[name] for name in limits] == [3, 4, 500, 6, 7]
+    assert "key" not in json.dumps(config)
+    parsed = serve_parser().parse_args(["tiny", *arguments])
+    assert parsed.ksteer_admin_key_file == str((tmp_path / "key").resolve())
+    assert "secret" not in repr(parsed)
+
+
+@pytest.mark.parametrize(
+    ("flag", "content", "says"),
+    [
+        ("--ksteer-presets", None, "cannot read"),
+        ("--ksteer-presets", "warm: 3", "preset 'warm': ksteer: expected a spec"),
+        ("--ksteer-probe-dir", None, "no directory"),
+        ("--ksteer-probe-dir", "a file", "no directory"),
+        ("--ksteer-admin-key-file", None, "cannot read"),
+        ("--ksteer-admin-key-file", " \n", "is empty"),
+    ],
+)
+def test_files_and_directories_that_will_not_do(
+    tmp_path: Path, flag: str, content: str | None, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "given"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        serve_parser().parse_args(["tiny", *PLUGIN, flag, str(path)])
+    error = capsys.readouterr().err.rpartition("error: ")[2]
+    assert flag in error
+    assert says in error
+
+
 def test_reports_are_on_unless_turned_off_somewhere() -> None:
     off = ("--additional-config", '{"ksteer": {"reports": false}}')
     assert steering(*PLUGIN)["reports"] is True
@@ -130,6 +183,9 @@ def test_bad_values_are_usage_errors(
         (("--ksteer-max-stages", "3"), "--ksteer-max-stages needs --plugin ksteer"),
         (("--no-ksteer-reports",), "--no-ksteer-reports needs --plugin ksteer"),
         (("--ksteer-kernels", "torch", *OTHER), "--ksteer-kernels needs --plugin ksteer"),
+        (("--ksteer-default", "warm"), "--ksteer-default needs --plugin ksteer"),
+        (("--ksteer-probe-dir", "."), "--ksteer-probe-dir needs --plugin ksteer"),
+        ((*PLUGIN, "--ksteer-default", "warm"), "default: no preset named 'warm'; there are: none"),
         ((*PROBE, "--ksteer-probe", "tones=other"), "--ksteer-probe: tones is given twice"),
         ((*PROBE, "--ksteer-probe", "b=c", "--ksteer-max-probes", "1"), "max_probes: 1 slots for 2 probes"),
         (

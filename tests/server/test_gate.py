@@ -45,7 +45,7 @@ def call(method: str, path: str, *, root_path: str = "", **request: Any) -> http
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "QUERY"])
 @pytest.mark.parametrize(
-    "path", ["/v1/responses", "/tokenize", "/v1/completions/render", "/", "/v1/completionsx"]
+    "path", ["/v1/messages", "/tokenize", "/v1/completions/render", "/", "/v1/completionsx"]
 )
 def test_a_spec_is_refused(method: str, path: str) -> None:
     response = call(method, path, json=SPEC)
@@ -55,7 +55,7 @@ def test_a_spec_is_refused(method: str, path: str) -> None:
     assert (error["type"], error["param"], error["code"]) == ("BadRequestError", "ksteer", 400)
 
 
-@pytest.mark.parametrize("path", ["/v1/responses", *STEERED_ROUTES])
+@pytest.mark.parametrize("path", ["/v1/messages", *STEERED_ROUTES])
 @pytest.mark.parametrize("content", [b"", b"ksteer", b'{"ksteer": null}', b'{"ksteer": ', b"\x00" * 100_000])
 def test_other_bodies_arrive_unchanged(path: str, content: bytes) -> None:
     response = call("POST", path, content=content)
@@ -69,8 +69,8 @@ def test_steered_routes_get_their_spec(path: str) -> None:
 
 def test_a_root_path_is_no_part_of_the_route() -> None:
     assert call("POST", "/api/v1/completions", root_path="/api", json=SPEC).json() == SPEC
-    refused = call("POST", "/api/v1/responses", root_path="/api", json=SPEC)
-    assert refused.json()["error"]["message"].startswith("ksteer: /v1/responses ")
+    refused = call("POST", "/api/v1/messages", root_path="/api", json=SPEC)
+    assert refused.json()["error"]["message"].startswith("ksteer: /v1/messages ")
 
 
 def test_requests_without_a_body_pass() -> None:
@@ -108,7 +108,7 @@ def messages_through(scope: dict[str, Any], incoming: list[dict[str, Any]]) -> t
     return app, sent
 
 
-HTTP = {"type": "http", "method": "POST", "path": "/v1/responses", "headers": []}
+HTTP = {"type": "http", "method": "POST", "path": "/v1/messages", "headers": []}
 
 
 def test_a_spec_across_chunks_is_found() -> None:

@@ -53,7 +53,11 @@ def test_every_other_route_refuses_a_spec_in_every_spelling(
 ) -> None:
     """In every spelling; on the server with steering, and on the one without, with its development routes."""
     client: httpx.Client = request.getfixturevalue(which)
-    routes = [(method, path) for method, path in routes_of(client) if path not in STEERED_ROUTES]
+    routes = [
+        (method, path)
+        for method, path in routes_of(client)
+        if path not in STEERED_ROUTES and not path.startswith("/v1/ksteer")
+    ]
     assert len(routes) >= 8
     for method, path in [*routes, ("POST", "/no/such/route")]:
         for name, body in BODIES.items():

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.server.conftest import Folders
 from tests.server.other_plugin import NAME, install_other_plugin, processes_it_ran_in
-from tests.server.replies import COMPLETIONS, ROUTES, Reply, reply_of, request_body, spellings
-from tests.server.serving import SMALL, START_LIMIT, Server, child_environment, free_port, serve, vllm_command
+from tests.server.replies import (
+    COMPLETIONS,
+    MAX_TOKENS,
+    ROUTES,
+    Reply,
+    reply_of,
+    request_body,
+    spellings,
+)
+from tests.server.serving import (
+    MODEL_NAME,
+    SMALL,
+    START_LIMIT,
+    Server,
+    child_environment,
+    free_port,
+    serve,
+    vllm_command,
+)
 from tests.server.specs import MOODS, OPEN_LAYERS, STEERED, spec
 from tests.support.compare import assert_same
 from tests.support.probes import random_probe
@@ -94,9 +113,11 @@ def other(folders: Folders) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def several(folders: Folders, other: dict[str, str]) -> Iterator[Server]:
     """Two API servers and one engine; VLLM_PLUGINS names both plugins; --additional-config comes last."""
+    presets = folders.work / "several.yaml"
+    presets.write_text(json.dumps({"warm": STEERED["generation"]}))  # JSON is YAML
     flags = (
-        *folders.probe_flags, "--ksteer-layers", "all", "--api-server-count", str(SEVERAL),
-        "--plugin", "ksteer", "--additional-config", '{"other": 1}',
+        *folders.probe_flags, "--ksteer-presets", str(presets), "--ksteer-layers", "all",
+        "--api-server-count", str(SEVERAL), "--plugin", "ksteer", "--additional-config", '{"other": 1}',
     )  # fmt: skip
     environment = {**other, "VLLM_PLUGINS": f"{NAME},ksteer"}
     with serve(folders.model, folders.work / "several.log", *flags, environment=environment) as server:
@@ -118,6 +139,29 @@ def test_several_api_servers_steer_and_refuse(several: Server, offline: dict[str
         refused = httpx.post(f"{several.url}/tokenize", json={"prompt": "w5", "ksteer": spec()}, timeout=60)
         assert "does not support steering" in refused.json()["error"]["message"]
     assert several.log.count("Application startup complete") == SEVERAL
+
+
+def test_several_api_servers_report_and_know_the_presets(
+    several: Server, offline: dict[str, dict[str, Reply]]
+) -> None:
+    """A new connection per request; streamed too, and from whichever server it is, the report is its own."""
+    asked: list[dict[str, Any]] = [
+        spellings({"preset": "warm", "report": True})["xargs"],
+        spellings({"preset": "warm", "report": True})["body"],
+        {"model": f"{MODEL_NAME}:warm", "ksteer": {"report": True}},
+    ]
+    for route in ROUTES:
+        for fields in asked * 3:
+            response = httpx.post(several.url + route, json=request_body(route, **fields), timeout=60)
+            assert response.status_code == 200, response.text
+            assert_same(reply_of(route, response.json()["choices"]), offline[route]["generation"])
+            assert response.json()["ksteer"]["choices"][0]["tokens_steered"] == MAX_TOKENS
+            body = request_body(route, stream=True, **fields)
+            chunks = httpx.post(several.url + route, json=body, timeout=60).text.splitlines()
+            last = json.loads([line for line in chunks if line][-2].removeprefix("data: "))
+            assert last["ksteer"]["choices"][0]["tokens_steered"] == MAX_TOKENS
+            unknown = request_body(route, vllm_xargs={"ksteer": '{"preset": "hot"}'})
+            assert "warm" in httpx.post(several.url + route, json=unknown, timeout=60).text
 
 
 def test_every_layer_is_open(several: Server) -> None:

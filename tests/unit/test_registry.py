@@ -90,8 +90,10 @@ def test_an_admitted_spec_is_plain_json_of_one_shape(registry: Registry) -> None
     (canonical,) = {json.dumps(one.canonical) for one in admitted}
     assert set(json.loads(canonical)) == {"edits"}
     for one in admitted:
+        (edit,) = one.edits
+        assert edit.digest == registry.probes[GOOD["probe"]].digest
         assert one.records(10, 20) == [
-            {"fingerprint": one.edits[0].fingerprint, "windows": [0, 0, 9, NO_END]}
+            {"fingerprint": edit.fingerprint, "digest": edit.digest, "windows": [0, 0, 9, NO_END]}
         ]
         assert not one.report
 

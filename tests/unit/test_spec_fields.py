@@ -186,8 +186,8 @@ def test_bad_forms_name_the_field_what_it_got_and_what_is_allowed(
     [
         ({"stack": 3}, "stack", ("valid list", "3")),
         ({"stack": {"0": GOOD}}, "stack", ("valid list",)),
-        ({"stack": []}, "stack", ("1 to 64 edits", "got 0")),
-        ({"stack": [GOOD] * 65}, "stack", ("1 to 64 edits", "got 65")),
+        ({"stack": []}, "stack", ("1 to 1024 edits", "got 0")),
+        ({"stack": [GOOD] * 1025}, "stack", ("1 to 1024 edits", "got 1025")),
         ({"stack": None}, "probe", ("required",)),
         ({"stack": [3]}, "stack.0", (f"an object of {EDIT_FIELDS}", "3")),
         ({"stack": ["{}"]}, "stack.0", (f"an object of {EDIT_FIELDS}", "'{}'")),

@@ -27,13 +27,13 @@ def finish(
     program: Program,
     settings: TokenSettings,
     is_open: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """(s [n, r], keep [n]) with x' = keep * (x - basis^T s); keep is 1 but for PRESERVE_NORM.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(s [n, r], keep [n], dropped [n] bool): x' = keep * (x - basis^T s), keep is 1 but for PRESERVE_NORM.
 
     p [n, r] and square = |x|^2 [n] may be None where no token is capped or keeps its norm.
     is_open: see `shut_out`.
-    Gradient steps have faded already. A token whose s or p is not finite is not edited; ADD does not look
-    at p.
+    Gradient steps have faded already. A token whose s or p is not finite is not edited; it is dropped, unless
+    a condition shut it out. ADD does not look at p.
     """
     if settings.gain is not None and program != Program.GRADIENT:
         s = s * settings.gain.to(s)[:, None]
@@ -58,9 +58,8 @@ def finish(
     if program != Program.ADD:
         assert p is not None
         sound = sound & torch.isfinite(p).all(1)
-    return torch.where(sound[:, None], s, torch.zeros_like(s)), torch.where(
-        sound, keep, torch.ones_like(keep)
-    )
+    s = torch.where(sound[:, None], s, torch.zeros_like(s))
+    return s, torch.where(sound, keep, torch.ones_like(keep)), ~(sound | shut)
 
 
 def edit_length(s: Tensor, keep: Tensor, p: Tensor, square: Tensor, slot: HostSlot) -> Tensor:

@@ -58,6 +58,7 @@ def finish(
     entry,
     mine,
     shut,
+    looks,
     r,
     num_tokens,
     width,
@@ -68,7 +69,10 @@ def finish(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Shorten s to the cap, write keep; a token that is shut out, or whose s is not finite, gets s = 0."""
+    """Shorten s to the cap, write keep; a token that is shut out, or whose s or p is not finite, gets s = 0.
+
+    looks: whose program has looked at p. Returns those that are not finite, which are dropped, [BLOCK_T].
+    """
     chunk = tl.arange(0, BLOCK_N)
     live = mine & (shut == 0)
     cap = tl.load(caps + entry, mask=live, other=float("inf"))
@@ -97,13 +101,18 @@ def finish(
         there = live[:, None] & (units < r)[None, :]
         s = tl.load(coefficients + rows + units[None, :], mask=there, other=0.0)
         bad = tl.maximum(bad, tl.max((tl.abs(s) < float("inf")).to(tl.int32) ^ 1, axis=1))
-    dropped = mine & (shut | (bad > 0))
-    changed = dropped | (mine & (share != 1.0))
+        seen = there & looks[:, None]  # an activation can make a finite s of a p that is not
+        p = projection_chunk(partial, rows, units, seen, num_tokens, workspace_width, NUM_SUMS)
+        bad = tl.maximum(bad, tl.max((tl.abs(p) < float("inf")).to(tl.int32) ^ 1, axis=1))
+    unsound = live & (bad > 0)
+    still = (mine & shut) | unsound
+    changed = still | (mine & (share != 1.0))
     if any_of(changed):
         for n in range(0, r, BLOCK_N):
             units = n + chunk
             there = changed[:, None] & (units < r)[None, :]
             s = tl.load(coefficients + rows + units[None, :], mask=there & live[:, None], other=0.0)
-            s = tl.where(dropped[:, None], 0.0, s * share[:, None])
+            s = tl.where(still[:, None], 0.0, s * share[:, None])
             tl.store(coefficients + rows + units[None, :], s, mask=there)
-    tl.store(keep + tokens, tl.where(dropped, 1.0, kept), mask=mine)
+    tl.store(keep + tokens, tl.where(still, 1.0, kept), mask=mine)
+    return unsound

@@ -14,6 +14,7 @@ from ksteer_kernels.device import (
     ADD,
     AFFINE,
     CONDITION,
+    DROPPED,
     GATED,
     GRADIENT,
     REFLECT,
@@ -33,6 +34,7 @@ def general_kernel(
     keep,
     is_open,
     steps_taken,
+    num_dropped,
     pre_activation,
     upper,
     step,
@@ -147,12 +149,16 @@ def general_kernel(
 
             editing = mine & (program != CONDITION)
             if any_of(editing):
-                finish(
+                dropped = finish(
                     coefficients, keep, partial, square, gram, flags, caps,
-                    tokens, rows, entry, editing, shut, r, num_tokens, width, workspace_width,
+                    tokens, rows, entry, editing, shut, program != ADD, r, num_tokens, width, workspace_width,
                     NUM_SUMS, BLOCK_T, BLOCK_N, BLOCK_K, PRECISION,
                 )  # fmt: skip
-                tl.store(steps_taken + tokens, tl.where(shut, 0, taken), mask=editing)
+                taken = tl.where(dropped, DROPPED, tl.where(shut, 0, taken))
+                tl.store(steps_taken + tokens, taken, mask=editing)
+                if any_of(dropped):
+                    count = tl.sum(dropped.to(tl.int64), axis=0)
+                    tl.atomic_add(num_dropped, count, sem="relaxed")
     if is_last == 0:
         tl.debug_barrier()
         tl.store(is_open + tokens, opened, mask=tokens < num_tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ksteer_kernels.device import active_rows, any_of, is_plain, slot_range
+from ksteer_kernels.device import DROPPED, active_rows, any_of, is_plain, slot_range
 from ksteer_kernels.hidden.fused_layers import multiply_chunk, projection_chunk
 
 
@@ -18,6 +18,7 @@ def plain_kernel(  # noqa: PLR0915
     coefficients,
     keep,
     steps_taken,
+    num_dropped,
     pre_activation,
     upper,
     step,
@@ -138,7 +139,10 @@ def plain_kernel(  # noqa: PLR0915
                 there = mine[:, None] & (units < size)[None, :]
                 total = tl.load(coefficients + rows + units[None, :], mask=there, other=0.0)
                 bad = tl.maximum(bad, tl.max((tl.abs(total) < float("inf")).to(tl.int32) ^ 1, axis=1))
+            bad = tl.where(mine, bad, 0)
             if tl.max(bad, axis=0) > 0:
+                tl.atomic_add(num_dropped, tl.sum(bad, axis=0).to(tl.int64), sem="relaxed")
+                tl.store(steps_taken + tokens, DROPPED, mask=mine & (bad > 0))
                 for n in range(0, size, BLOCK_N):
                     units = n + chunk
                     dropped = (mine & (bad > 0))[:, None] & (units < size)[None, :]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ksteer_kernels.device import (
     CONDITION,
+    DROPPED,
     FLOAT32_DOT,
     GENERAL_TILES,
     REPORT,
@@ -163,6 +164,7 @@ def report_kernel(
                         rows, mine, r, m, num_labels, width, BLOCK_T, BLOCK_N, BLOCK_K, PRECISION,
                     )  # fmt: skip
     taken = tl.load(steps_taken + tokens, mask=slot >= 0, other=-1)
+    share = tl.where((slot >= 0) & (taken == DROPPED), float("nan"), share)
     tl.store(steps + report_offset + tokens, taken, mask=tokens < num_tokens)
     tl.store(shift + report_offset + tokens, share, mask=tokens < num_tokens)
 

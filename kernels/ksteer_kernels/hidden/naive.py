@@ -13,7 +13,7 @@ from ksteer_kernels.hidden.token_settings import TokenSettings
 from ksteer_kernels.host import HostSlot
 from ksteer_kernels.settings import Program, RowTables
 from ksteer_kernels.tables import ProbeTables
-from ksteer_kernels.workspace import Workspace
+from ksteer_kernels.workspace import DROPPED, Workspace
 
 
 def run_program(
@@ -30,10 +30,14 @@ def run_program(
     return affine_program(p, slot, settings), None
 
 
-def steps_taken(steps: Tensor | None, settings: TokenSettings, is_open: Tensor | None) -> Tensor:
-    """[n] int32: gradient steps, 0 for a token that a condition shut out, -1 for a program without steps."""
+def steps_taken(
+    steps: Tensor | None, settings: TokenSettings, is_open: Tensor | None, dropped: Tensor
+) -> Tensor:
+    """[n] int32: gradient steps, 0 for a token that a condition shut out, -1 for a program without steps,
+    DROPPED for a token whose edit was dropped ([n] bool)."""
     taken = torch.full_like(settings.num_steps, -1) if steps is None else steps
-    return torch.where(shut_out(settings, is_open), torch.zeros_like(taken), taken)
+    taken = torch.where(shut_out(settings, is_open), torch.zeros_like(taken), taken)
+    return torch.where(dropped, torch.full_like(taken, DROPPED), taken)
 
 
 def hidden_(
@@ -46,7 +50,7 @@ def hidden_(
     rows: RowTables,
     entry: int,
 ) -> None:
-    """Run every active token's program; writes workspace.coefficients, keep, steps and is_open.
+    """Run every active token's program; writes workspace.coefficients, keep, steps, is_open, dropped.
 
     partial: [S, T, W], square: [S, T] float32, partial sums of shrink, added in order. gain: [>= T] or None.
     Written are the first r entries of an active token's coefficients. is_open is what the stage before wrote,
@@ -71,8 +75,9 @@ def hidden_(
             opened[tokens] = condition_program(p, x_square, slot, settings, before)
             continue
         s, steps = run_program(group.program, p, slot, settings)
-        s, keep = finish(s, p, x_square, slot, group.program, settings, before)
+        s, keep, dropped = finish(s, p, x_square, slot, group.program, settings, before)
+        workspace.dropped += dropped.sum()
         workspace.coefficients[tokens, :width] = s
         workspace.keep[tokens] = keep
-        workspace.steps[tokens] = steps_taken(steps, settings, before)
+        workspace.steps[tokens] = steps_taken(steps, settings, before, dropped)
     workspace.is_open[:num_tokens] = opened.to(workspace.is_open.dtype)

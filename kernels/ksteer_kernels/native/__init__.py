@@ -69,22 +69,25 @@ def _machine() -> str:
     return " ".join(features[:1]) or f"{platform.machine()} {platform.processor()}"
 
 
-def edit_(hidden: Tensor, residual: Tensor | None, group: PlannedGroup, slot: HostSlot) -> bool:
-    """Do the plain GRADIENT edit of a group in place, or return False where this kernel is not for it."""
+def edit_(hidden: Tensor, residual: Tensor | None, group: PlannedGroup, slot: HostSlot) -> int | None:
+    """Do the plain GRADIENT edit of a group in place; None where this kernel is not for it.
+
+    Returns how many tokens' edits were dropped, because their activations or their edit were not finite.
+    """
     rows, width = group.tokens.shape[0], hidden.shape[1]
     if rows > UP_TO_ROWS or rows * width > UP_TO_ENTRIES:
-        return False
+        return None
     if hidden.dtype not in _DTYPES or hidden.stride(1) != 1:
-        return False
+        return None
     if residual is not None and (residual.dtype != hidden.dtype or residual.stride(1) != 1):
-        return False
+        return None
     if hidden.device.type != "cpu" or slot.bias.dtype != torch.float32:
-        return False
+        return None
     kernel = gradient_kernel()
     if kernel is None:
-        return False
+        return None
     weights, tokens = slot.native, group.native
-    failed = kernel(
+    dropped = kernel(
         weights.address,
         tokens.buffer_info()[0],
         hidden.data_ptr(),
@@ -95,7 +98,7 @@ def edit_(hidden: Tensor, residual: Tensor | None, group: PlannedGroup, slot: Ho
         hidden.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
-    return not failed
+    return None if dropped < 0 else dropped
 
 
 class NativeSlot:

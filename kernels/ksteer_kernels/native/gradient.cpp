@@ -81,10 +81,10 @@ bool all_finite(const float* values, Index count) {
     return sum == 0;
 }
 
-// x = hidden + residual, zero in the padding. All NaN if an entry is not finite: then no unit is active, and
-// the edit is 0.
+// x = hidden + residual, zero in the padding. All NaN, and false returned, if an entry is not finite: then no
+// unit is active, and the edit is 0.
 template <class Scalar>
-void load(const Rows<Scalar>& rows, Index token, float* x, Index padded) {
+bool load(const Rows<Scalar>& rows, Index token, float* x, Index padded) {
     const Scalar* const hidden = rows.hidden + token * rows.hidden_stride;
     const Scalar* const residual = rows.residual ? rows.residual + token * rows.residual_stride : nullptr;
     std::fill(x + rows.width, x + padded, 0.0f);
@@ -92,7 +92,9 @@ void load(const Rows<Scalar>& rows, Index token, float* x, Index padded) {
     for (Index c = 0; c < rows.width; ++c) {
         x[c] = to_float(hidden[c]) + (residual ? to_float(residual[c]) : 0.0f);
     }
-    if (!all_finite(x, rows.width)) std::fill(x, x + padded, NAN);
+    if (all_finite(x, rows.width)) return true;
+    std::fill(x, x + padded, NAN);
+    return false;
 }
 
 // expand.naive.bounded_edit of one token; an edit that is 0 or not finite changes no bit.
@@ -116,12 +118,14 @@ float* scratch(Index floats) {
     return reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
 }
 
+// Returns how many tokens' edits were dropped.
 template <class Scalar>
-void edit(const Slot& slot, const Group& group, const Rows<Scalar>& rows, int max_threads) {
+int edit(const Slot& slot, const Group& group, const Rows<Scalar>& rows, int max_threads) {
     const Index n = group.count, d = slot.hidden, r = slot.first, m = slot.second;
     float* const z1 = scratch(n * (4 * r + m + max_threads * d));
     float *const h1 = z1 + n * r, *const step = h1 + n * r, *const s = step + n * r, *const upper = s + n * r;
     float* const wide = upper + n * m;
+    int dropped = 0;  // thread 0 counts
 #pragma omp parallel num_threads(max_threads)
     {
         const Index thread = omp_get_thread_num(), threads = omp_get_num_threads();
@@ -129,7 +133,9 @@ void edit(const Slot& slot, const Group& group, const Rows<Scalar>& rows, int ma
         const Range columns = share(d, thread, threads);
         // Every thread makes its own x: cheaper than to wait for a shared one.
         float* const x = wide + thread * n * d;
-        for (Index i = 0; i < n; ++i) load(rows, group.token(i), x + i * d, d);
+        for (Index i = 0; i < n; ++i) {
+            if (!load(rows, group.token(i), x + i * d, d) && thread == 0) ++dropped;
+        }
         dots(x, n, slot.w1, d, first, z1, r);
         each(n, r, first, [&](Index at, Index, Index u) {
             z1[at] += slot.b1[u];
@@ -159,29 +165,32 @@ void edit(const Slot& slot, const Group& group, const Rows<Scalar>& rows, int ma
 #pragma omp barrier
         column_sums(s, n, r, slot.w1, d, columns, x);  // x is over: now the edit
         for (Index i = 0; i < n; ++i) {
-            if (!all_finite(s + i * r, r)) continue;
+            if (!all_finite(s + i * r, r)) {
+                if (thread == 0) ++dropped;
+                continue;
+            }
             subtract(x + i * d, columns.up_to(rows.width), rows.hidden + group.token(i) * rows.hidden_stride);
         }
     }
+    return dropped;
 }
 
 }  // namespace
 
 // slot, group: see the structs. hidden, residual (or null): rows of `width` bfloat16 or float32 entries.
-// Returns 0, or 1 if there was no memory; hidden is then unchanged.
+// Returns how many tokens' edits were dropped, or -1 if there was no memory; hidden is then unchanged.
 extern "C" int ksteer_gradient(const void* slot, const void* group, void* hidden, std::int64_t hidden_stride,
                                void* residual, std::int64_t residual_stride, std::int64_t width,
                                int is_bfloat16, int threads) {
     const auto run = [&](auto* rows) {
         using Pointer = decltype(rows);
-        edit(*static_cast<const Slot*>(slot), *static_cast<const Group*>(group),
+        return edit(*static_cast<const Slot*>(slot), *static_cast<const Group*>(group),
              Rows<std::remove_pointer_t<Pointer>>{rows, static_cast<Pointer>(residual), hidden_stride,
                                                   residual_stride, width}, threads);
     };
     try {
-        is_bfloat16 ? run(static_cast<std::uint16_t*>(hidden)) : run(static_cast<float*>(hidden));
+        return is_bfloat16 ? run(static_cast<std::uint16_t*>(hidden)) : run(static_cast<float*>(hidden));
     } catch (const std::bad_alloc&) {
-        return 1;
+        return -1;
     }
-    return 0;
 }

@@ -23,8 +23,9 @@ from ksteer_kernels.tables import ProbeTables
 class EditRecord:
     """What a stage did to some tokens, for reports; all [n] and on the device of hidden.
 
-    slot; tokens: int64 token indices; shift: |x' - x| / |x|; steps: int32, -1 where a program has none;
-    before, after: [n, K] logits of the slot's probe, or None.
+    slot; tokens: int64 token indices; shift: |x' - x| / |x|, NaN where the edit was dropped, infinite where
+    beyond float32; steps: int32, -1 where a program has none, DROPPED where the edit was dropped; before,
+    after: [n, K] logits of the slot's probe, or None.
     """
 
     slot: int
@@ -47,11 +48,13 @@ def steer_groups_(
     record: Recorder | None = None,
     *,
     use_native: bool = True,
+    count_dropped: Callable[[int], None] | None = None,
 ) -> Tensor | None:
     """Edit the groups' tokens of hidden [T, d] in place; float32 throughout, one rounding at the end.
 
     An empty slot edits nothing and opens nothing. is_open: [T] bool, what the stage before returned.
-    record is called for groups with REPORT tokens.
+    record is called for groups with REPORT tokens; count_dropped, with their number, for groups with tokens
+    whose edit was dropped, because their activations or their edit were not finite.
     use_native: plain gradient steps may run in the native kernel, where there is one.
     Returns the is_open of the next stage if a group was a CONDITION, else None.
     """
@@ -62,7 +65,9 @@ def steer_groups_(
         slot = probes.host_slot(group.slot)
         if group.plain:
             if group.program == Program.ADD or probes.host_sizes[group.slot][1]:
-                plain_edit_(hidden, residual, group, slot, use_native)
+                dropped = plain_edit_(hidden, residual, group, slot, use_native)
+                if dropped and count_dropped is not None:
+                    count_dropped(dropped)
             continue
         x = take_tokens(hidden, group).float()
         if residual is not None:
@@ -74,7 +79,9 @@ def steer_groups_(
             before = None if is_open is None else is_open[group.tokens]
             opened[group.tokens] = condition_program(p, square, slot, group.settings, before)
             continue
-        _general(hidden, group, x, p, square, slot, is_open, record)
+        dropped = _general(hidden, group, x, p, square, slot, is_open, record)
+        if dropped and count_dropped is not None:
+            count_dropped(dropped)
     return opened
 
 
@@ -87,19 +94,20 @@ def _general(
     slot: HostSlot,
     is_open: Tensor | None,
     record: Recorder | None,
-) -> None:
-    """Any program with any setting."""
+) -> int:
+    """Any program with any setting. Returns how many tokens' edits were dropped."""
     settings = group.settings
     now_open = None if is_open is None else is_open[group.tokens]
     s, steps = run_program(group.program, p, slot, settings)
-    s, keep = finish(s, p, square, slot, group.program, settings, now_open)
+    s, keep, dropped = finish(s, p, square, slot, group.program, settings, now_open)
     edit = slot.first_back(s) + 0.0  # no -0.0: a zero edit keeps the sign of a zero, too
     if bool((keep != 1).any()):
         edit = torch.where((keep == 1)[:, None], edit, keep[:, None] * edit + (1 - keep)[:, None] * x)
     subtract_(hidden, group, edit)
     wanted = settings.has(Flag.REPORT)
     if record is not None and bool(wanted.any()):
-        record(_record(group, wanted, s, keep, p, square, slot, steps, now_open))
+        record(_record(group, wanted, s, keep, p, square, slot, steps, now_open, dropped))
+    return int(dropped.sum())
 
 
 def _record(
@@ -112,12 +120,15 @@ def _record(
     slot: HostSlot,
     steps: Tensor | None,
     is_open: Tensor | None,
+    dropped: Tensor,
 ) -> EditRecord:
-    count = steps_taken(steps, group.settings, is_open)
+    count = steps_taken(steps, group.settings, is_open, dropped)
     before = after = None
     if slot.head.weight.numel():
         before = logits_of(p + slot.bias, slot)[wanted]
         after = logits_of(keep[:, None] * (p - slot.gram(s)) + slot.bias, slot)[wanted]
     length = edit_length(s, keep, p, square, slot)
     shift = torch.where(square > 0, length / square.sqrt(), torch.zeros_like(length))
+    shift = torch.where(torch.isnan(shift), torch.full_like(shift, torch.inf), shift)
+    shift = torch.where(dropped, torch.full_like(shift, torch.nan), shift)
     return EditRecord(group.slot, group.tokens[wanted], shift[wanted], count[wanted], before, after)

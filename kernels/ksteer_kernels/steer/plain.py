@@ -23,10 +23,15 @@ _pass_where_positive = torch.ops.aten.threshold_backward.grad_input
 
 def plain_edit_(
     hidden: Tensor, residual: Tensor | None, group: PlannedGroup, slot: HostSlot, use_native: bool
-) -> None:
-    """Edit the group's tokens of hidden [T, d] in place; float32 throughout, one rounding at the end."""
-    if use_native and group.program == Program.GRADIENT and native.edit_(hidden, residual, group, slot):
-        return
+) -> int:
+    """Edit the group's tokens of hidden [T, d] in place; float32 throughout, one rounding at the end.
+
+    Returns how many tokens' edits were dropped.
+    """
+    if use_native and group.program == Program.GRADIENT:
+        dropped = native.edit_(hidden, residual, group, slot)
+        if dropped is not None:
+            return dropped
     old = take_tokens(hidden, group)
     before = old.float()
     if group.program == Program.ADD:
@@ -38,12 +43,14 @@ def plain_edit_(
     after = slot.first_back.subtract_from(before, s)
     if is_sound and float(after.abs().amax()) <= edit_limit(old.dtype):  # false for NaN, too
         _put(hidden, group, after)
-        return
+        return 0
+    num_dropped = 0
     if group.program == Program.GRADIENT:  # a token that is not finite keeps its bits
-        s = torch.where(
-            torch.isfinite(x).all(1, keepdim=True) & torch.isfinite(s).all(1, keepdim=True), s, 0.0
-        )
+        is_finite = torch.isfinite(x).all(1, keepdim=True) & torch.isfinite(s).all(1, keepdim=True)
+        num_dropped = int((~is_finite).sum())
+        s = torch.where(is_finite, s, 0.0)
     subtract_(hidden, group, slot.first_back(s))
+    return num_dropped
 
 
 def gradient_steps(x: Tensor, group: PlannedGroup, slot: HostSlot) -> Tensor:

@@ -1,0 +1,243 @@
+"""Changing a running server's probes and presets: all workers and all API servers, or nothing.
+
+A probe is loaded by its digest into every worker first; then its name changes hands in the catalog, which
+every front end reads at each admission, so that from one moment on all new requests see the new one. What no
+name refers to any more retires (`host.retirement`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ksteer_vllm import events, metrics
+from ksteer_vllm.artifact import Artifact, ProbeMetadata
+from ksteer_vllm.errors import ConfigError, LifecycleError, ProbeError, SpecError, listing
+from ksteer_vllm.host.changes import RETRY_AFTER, ask, changing, write
+from ksteer_vllm.host.every_worker import LOAD, RESIDENT, UNLOAD
+from ksteer_vllm.host.retirement import Retirement
+from ksteer_vllm.host.settings import model_identity
+from ksteer_vllm.live import Catalog, CatalogStore, LiveRegistry, find_folder
+from ksteer_vllm.presets import check_name, check_preset
+from ksteer_vllm.registry import Registry
+from ksteer_vllm.resolve import check_fit
+
+__all__ = ["Lifecycle"]
+
+_OUTCOMES = {400: "refused", 403: "refused", 404: "unknown", 409: "conflict", 503: "busy"}
+
+Result = TypeVar("Result")
+
+
+class Lifecycle:
+    """The changes one API server makes, and its part in those of the others.
+
+    engine_client: its AsyncLLM, in which steering is enabled. folder: shared with the other API servers of
+    the same `vllm serve`; None if there are none. Methods raise LifecycleError; nothing has changed then. A
+    change that has begun is finished, even if whoever asked for it has gone.
+    """
+
+    def __init__(self, engine_client: Any, folder: Path | None = None) -> None:
+        self._engine_core = engine_client.engine_core
+        self._live: LiveRegistry = engine_client.input_processor.ksteer_admission.live
+        self._identity = model_identity(engine_client.vllm_config.model_config)
+        self._retirement = Retirement(self._engine_core, self._live)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        index = getattr(self._engine_core, "client_index", 0)
+        count = getattr(self._engine_core, "client_count", 1)
+        self.refuses_changes = ""
+        """Why no change can be made here; empty if they can."""
+        if folder is not None:
+            initial = self._live.store.read()
+            self._live.share(CatalogStore(initial, folder, index=index, count=count))
+        elif count > 1:
+            self.refuses_changes = f"these {count} API servers share no folder (start them with `vllm serve`)"
+
+    def start(self) -> None:
+        """Follow the catalog for as long as the running event loop does."""
+        self._keep(self._retirement.follow())
+
+    @property
+    def registry(self) -> Registry:
+        """What requests can ask for now."""
+        return self._live.current
+
+    async def residency(self) -> dict[str, Any]:
+        """digests, slots_total, slots_used and steered requests of the first worker; bytes of all; workers:
+        how many there are."""
+        answers = await ask(self._engine_core, RESIDENT)
+        return {**answers[0], "workers": len(answers), "bytes": sum(answer["bytes"] for answer in answers)}
+
+    async def load(
+        self, name: str, folder: str, *, digest: str | None = None, replace: bool = False
+    ) -> tuple[ProbeMetadata, bool]:
+        """Load the artifact in a folder of the operator's directories under a name.
+
+        digest: what the folder must hold. replace: the name may be taken; requests in flight finish on what
+        it was. Returns the artifact's metadata and whether it replaced one.
+        """
+        try:
+            metadata, replaced = await self._to_the_end(self._load(name, folder, digest, replace))
+        except LifecycleError as error:
+            metrics.probe_change("load", _OUTCOMES.get(error.status, "failed"))
+            raise
+        metrics.probe_change("replace" if replaced else "load", "ok")
+        events.emit(
+            "probe_loaded", name=name, digest=metadata.digest, family=metadata.family, replaced=replaced
+        )
+        return metadata, replaced
+
+    async def retire(self, name: str) -> tuple[str, str]:
+        """Take a name away. Returns the digest, and "retired", or "retiring" while requests still need it."""
+        try:
+            digest, state = await self._to_the_end(self._retire(name))
+        except LifecycleError as error:
+            metrics.probe_change("retire", _OUTCOMES.get(error.status, "failed"))
+            raise
+        metrics.probe_change("retire", "ok")
+        events.emit("probe_retired", name=name, digest=digest, state=state)
+        return digest, state
+
+    async def put_preset(self, name: str, spec: Mapping[str, Any]) -> bool:
+        """Name a spec. Returns whether the name is new."""
+        created = await self._to_the_end(self._put_preset(name, spec))
+        events.emit("preset_changed", name=name, action="created" if created else "replaced")
+        return created
+
+    async def delete_preset(self, name: str) -> None:
+        """Take a preset's name away. The engine's default stays."""
+        await self._to_the_end(self._delete_preset(name))
+        events.emit("preset_changed", name=name, action="deleted")
+
+    async def _load(
+        self, name: str, folder: str, digest: str | None, replace: bool
+    ) -> tuple[ProbeMetadata, bool]:
+        config = self._live.config
+        _check_name(name)
+        path = await asyncio.to_thread(find_folder, folder, config.probe_dirs)
+        metadata = await asyncio.to_thread(self._checked, name, folder, path, digest)
+        async with self._changing() as catalog:
+            replaced = name in catalog.probes
+            if replaced and not replace:
+                raise LifecycleError(409, "name", f"probe {name!r} is loaded already; say replace: true")
+            if not replaced and len(catalog.probes) >= config.max_probes:
+                raise LifecycleError(
+                    409, "name", f"max_probes={config.max_probes} probes are loaded; retire one"
+                )
+            following = catalog.with_probe(name, metadata)
+            self._check_presets(following)
+            await self._bring(path, metadata.digest, catalog, following)
+        return metadata, replaced
+
+    async def _bring(self, path: Path, digest: str, catalog: Catalog, following: Catalog) -> None:
+        """Load an artifact into every worker and publish the catalog that names it, or neither."""
+        try:
+            answers = await ask(self._engine_core, LOAD, str(path), digest)
+            if refused := [answer for answer in answers if not answer["ok"]]:
+                raise _refusal(catalog, refused[0])
+            await write(self._live.store, following)
+        except LifecycleError:
+            if digest not in _digests(catalog):
+                await ask(self._engine_core, UNLOAD, digest)
+            raise
+
+    def _checked(self, name: str, folder: str, path: Path, digest: str | None) -> ProbeMetadata:
+        """The metadata of an artifact that fits this engine. Reads the folder; messages name no path."""
+        try:
+            artifact = Artifact.load(path)
+            check_fit(name, artifact, self._live.config, self._identity)
+        except ProbeError as error:
+            raise LifecycleError(400, "folder", str(error).replace(str(path), repr(folder))) from None
+        metadata = artifact.metadata
+        if digest is not None and digest != metadata.digest:
+            raise LifecycleError(
+                400, "digest", f"digest: expected {digest[:80]!r}, folder {folder!r} has {metadata.digest!r}"
+            )
+        own, opened = metadata.layers or (metadata.layer,), self.registry.open_layers
+        if set(own).isdisjoint(opened):
+            raise LifecycleError(
+                400, "folder", f"probe {name!r} is for layer {listing(own)}; open: {listing(opened, 200)}"
+            )
+        return metadata
+
+    async def _retire(self, name: str) -> tuple[str, str]:
+        async with self._changing() as catalog:
+            if name not in catalog.probes:
+                raise LifecycleError(
+                    404, "name", f"no probe named {name[:80]!r}; loaded: {listing(catalog.probes)}"
+                )
+            digest = catalog.probes[name].digest
+            following = catalog.without_probe(name)
+            self._check_presets(following)
+            await write(self._live.store, following)
+        with contextlib.suppress(LifecycleError):  # if not now, then later
+            await self._retirement.collect()
+        return digest, "retiring" if digest in self._live.store.read().retiring else "retired"
+
+    async def _put_preset(self, name: str, spec: Mapping[str, Any]) -> bool:
+        _check_name(name)
+        try:
+            check_preset(name, spec)
+            async with self._changing() as catalog:
+                created = name not in catalog.presets
+                self.registry.admit(spec)
+                await write(self._live.store, catalog.with_presets({**catalog.presets, name: dict(spec)}))
+        except SpecError as error:
+            raise LifecycleError(400, error.field, str(error)) from None
+        return created
+
+    async def _delete_preset(self, name: str) -> None:
+        async with self._changing() as catalog:
+            if name not in catalog.presets:
+                raise LifecycleError(
+                    404, "name", f"no preset named {name[:80]!r}; there are: {listing(catalog.presets)}"
+                )
+            if name == self._live.config.default:
+                raise LifecycleError(409, "name", f"preset {name!r} is the default of this server")
+            rest = {other: spec for other, spec in catalog.presets.items() if other != name}
+            await write(self._live.store, catalog.with_presets(rest))
+
+    def _changing(self) -> Any:
+        if self.refuses_changes:
+            raise LifecycleError(403, "ksteer", f"nothing can be changed here: {self.refuses_changes}")
+        return changing(self._live.store)
+
+    def _check_presets(self, catalog: Catalog) -> None:
+        """Every preset must run in what follows."""
+        try:
+            self._live.registry_of(catalog)
+        except ConfigError as error:
+            raise LifecycleError(409, "ksteer", f"a preset would no longer run: {error}") from None
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return await asyncio.shield(self._keep(work))
+
+    def _keep(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_name(name, "name")
+    except SpecError as error:
+        raise LifecycleError(400, "name", str(error).removeprefix("ksteer.")) from None
+
+
+def _refusal(catalog: Catalog, answer: Mapping[str, Any]) -> LifecycleError:
+    message = str(answer.get("message", "a worker could not load it"))
+    if answer["why"] != "full":
+        return LifecycleError(400, "folder", message)
+    if catalog.retiring:
+        message += "; some are held by retired probes that requests still use"
+        return LifecycleError(503, "folder", message, RETRY_AFTER)
+    return LifecycleError(409, "folder", f"{message}; retire a probe, or start with more max_slots")
+
+
+def _digests(catalog: Catalog) -> set[str]:
+    return {probe.digest for probe in catalog.probes.values()} | set(catalog.retiring)

@@ -1,0 +1,67 @@
+"""Unloading artifacts that no name refers to any more, once no request can need them.
+
+Each front end says up to which generation of the catalog nothing it admitted is on its way to an engine: its
+admissions have ended, and a barrier sent after them through its own sockets has been answered. An artifact
+that lost its name in a generation all have passed is needed by no request but those in a scheduler, and that
+the engine core knows (`host.engine_core`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from ksteer_vllm.errors import LifecycleError
+from ksteer_vllm.host.changes import ask, changing, write
+from ksteer_vllm.host.every_worker import BARRIER, UNLOAD
+from ksteer_vllm.live import Catalog, LiveRegistry
+
+__all__ = ["Retirement"]
+
+PAUSE = 0.2
+"""Seconds between two looks at whether the catalog has changed, or an artifact can go."""
+
+logger = logging.getLogger("vllm.ksteer")
+
+
+class Retirement:
+    """One front end's part in it."""
+
+    def __init__(self, engine_core: Any, live: LiveRegistry) -> None:
+        self._engine_core = engine_core
+        self._live = live
+        self._seen = 0
+
+    async def follow(self) -> None:
+        """For as long as the server runs: say what has arrived, and retire what is due."""
+        while True:
+            try:
+                await self._settle()
+                if self._live.store.read().retiring:
+                    await self.collect()
+            except LifecycleError as error:  # the engine sleeps, or has gone, or another front end is at it
+                logger.debug("retirement waits: %s", error)
+            await asyncio.sleep(PAUSE)
+
+    async def collect(self) -> None:
+        """Unload what can go now. Raises LifecycleError."""
+        await self._settle()
+        for digest in list(self._live.store.read().retiring):
+            async with changing(self._live.store) as catalog:
+                await self._drop(catalog, digest)
+
+    async def _settle(self) -> None:
+        store = self._live.store
+        generation = store.read().generation
+        if generation > self._seen and self._live.settled(generation):
+            await ask(self._engine_core, BARRIER)
+            self._seen = generation
+            store.mark_seen(generation)
+
+    async def _drop(self, catalog: Catalog, digest: str) -> None:
+        item, store = catalog.retiring.get(digest), self._live.store
+        if item is None or not store.all_seen(item.since):
+            return
+        if all(answer["ok"] for answer in await ask(self._engine_core, UNLOAD, digest)):
+            await write(store, catalog.without_retiring(digest))
