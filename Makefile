@@ -3,13 +3,15 @@
 #   make demo    steer the shipped model in one vLLM engine, and print what each tone's rate became
 #   make test    ruff, mypy and the test suite
 #
-# ENGINE=cuda uses vLLM's CUDA build instead of the CPU build. PYTHON names the interpreter (3.11 or newer).
+# WORKERS= runs the tests one after the other instead of in two processes. ENGINE=cuda uses vLLM's CUDA build
+# instead of the CPU build. PYTHON names the interpreter (3.11 or newer).
 
 PYTHON ?= python3
 ENGINE ?= cpu
 VLLM_VERSION ?= 0.32.0
 VENV ?= .venv
 OUT ?= demo-out
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(ENGINE)-$(VLLM_VERSION)
 
@@ -24,7 +26,8 @@ demo: $(READY)
 	$(BIN)/ksteer demo --out $(OUT)
 
 test: $(READY) lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	bash packaging/browser.sh
+	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadgroup) $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
