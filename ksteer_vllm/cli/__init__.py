@@ -14,7 +14,9 @@ from ksteer_vllm.cli.fit import fit
 from ksteer_vllm.cli.hub import pull, push
 from ksteer_vllm.cli.inspect import inspect
 from ksteer_vllm.cli.layers import layers
+from ksteer_vllm.cli.server import server
 from ksteer_vllm.cli.sweep import sweep
+from ksteer_vllm.cli.verify import verify
 from ksteer_vllm.convert.command import convert
 
 __all__ = ["app"]
@@ -42,6 +44,7 @@ def main(
     """Steering in vLLM: fit probes and vectors, look at them, run the demo."""
 
 
-for command in (layers, fit, sweep, condition, convert, inspect, demo, push, pull):
+for command in (layers, fit, sweep, condition, convert, inspect, demo, verify, push, pull):
     app.command()(command)
 app.command("eval")(evaluate)
+app.add_typer(server, name="server")

@@ -103,6 +103,11 @@ def refuse_unsupported(vllm_config: Any) -> None:
             "steering cannot run with decode context parallelism (--decode-context-parallel-size), under which "
             "it has never been checked"
         )
+    if getattr(vllm_config.parallel_config, "enable_expert_parallel", False):
+        raise ConfigError(
+            "steering cannot run with expert parallelism (--enable-expert-parallel), under which it has never been "
+            "checked: vLLM's CPU build crashes there, plugin or not"
+        )
     _refuse_kv_transfer(vllm_config.kv_transfer_config)
     if vllm_config.model_config.is_encoder_decoder:
         raise ConfigError("steering cannot run with an encoder-decoder model; it needs a decoder-only one")

@@ -1,0 +1,150 @@
+"""`ksteer server`: the probes of running servers, the same on every replica of a deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ksteer_vllm.cli.options import clean_errors, wide_console
+from ksteer_vllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ksteer_vllm.replicas import Keys, Outcome, Replica
+
+__all__ = ["server"]
+
+server = typer.Typer(
+    help="Probes of running servers, on every replica: list, load, retire.", no_args_is_help=True
+)
+
+Urls = Annotated[
+    list[str], typer.Option("--url", help="A replica, such as http://replica-0:8000; repeatable.")
+]
+AllAddresses = Annotated[
+    bool, typer.Option("--all-addresses", help="Each --url stands for every address its name has.")
+]
+ApiKeyFile = Annotated[Path | None, typer.Option(help="A file with vLLM's --api-key.")]
+AdminKeyFile = Annotated[Path | None, typer.Option(help="A file with the key of --ksteer-admin-key-file.")]
+Name = Annotated[str, typer.Argument(help="What requests call the probe.")]
+
+
+@server.command("list")
+def list_probes(
+    url: Urls,
+    all_addresses: AllAddresses = False,
+    api_key_file: ApiKeyFile = None,
+) -> None:
+    """Show what each replica has; exit status 1 if they differ or one does not answer."""
+    with clean_errors():
+        from ksteer_vllm import replicas
+
+        outcomes = replicas.list_all(_replicas(url, all_addresses), _keys(api_key_file, None))
+        rows = []
+        for outcome in outcomes:
+            probes = ", ".join(f"{name} ({digest[:12]})" for name, digest in sorted(outcome.probes.items()))
+            shown = f"{probes or 'no probes'}; presets: {', '.join(outcome.presets) or 'none'}"
+            rows.append((outcome, shown if outcome.done else outcome.detail))
+        _show(rows)
+        alike = len({(tuple(sorted(o.probes.items())), o.presets) for o in outcomes if o.done}) <= 1
+        if not alike:
+            typer.echo("the replicas differ", err=True)
+        if not alike or not all(outcome.done for outcome in outcomes):
+            raise typer.Exit(1)
+
+
+@server.command()
+def load(
+    name: Name,
+    folder: Annotated[str, typer.Argument(help="A folder of the servers' --ksteer-probe-dir, by name.")],
+    url: Urls,
+    replace: Annotated[bool, typer.Option("--replace", help="The name may be taken.")] = False,
+    digest: Annotated[str | None, typer.Option(help="What the folder must hold.")] = None,
+    all_addresses: AllAddresses = False,
+    api_key_file: ApiKeyFile = None,
+    admin_key_file: AdminKeyFile = None,
+) -> None:
+    """Load a probe on every replica; exit status 1, and a table that says which did not, unless all did."""
+    with clean_errors():
+        from ksteer_vllm import replicas
+
+        _finish(
+            replicas.load(
+                _replicas(url, all_addresses),
+                _keys(api_key_file, admin_key_file),
+                name,
+                folder,
+                digest=digest,
+                replace=replace,
+            )
+        )
+
+
+@server.command()
+def retire(
+    name: Name,
+    url: Urls,
+    all_addresses: AllAddresses = False,
+    api_key_file: ApiKeyFile = None,
+    admin_key_file: AdminKeyFile = None,
+) -> None:
+    """Retire a probe on every replica; exit status 1, and a table that says which did not, unless all did."""
+    with clean_errors():
+        from ksteer_vllm import replicas
+
+        keys = _keys(api_key_file, admin_key_file)
+        outcomes = replicas.retire(_replicas(url, all_addresses), keys, name)
+        if all(outcome.state == "had none" for outcome in outcomes):
+            raise ConfigError(f"no replica has a probe named {name!r}")
+        _finish(outcomes)
+
+
+def _replicas(urls: Sequence[str], all_addresses: bool) -> list[Replica]:
+    from ksteer_vllm.replicas import every_address, replica_of
+
+    named = [replica_of(url) for url in urls]
+    found = [one for replica in named for one in every_address(replica)] if all_addresses else named
+    return list(dict.fromkeys(found))
+
+
+def _keys(api: Path | None, admin: Path | None) -> Keys:
+    from ksteer_vllm.replicas import Keys
+
+    return Keys(*(_key(path) if path is not None else "" for path in (api, admin)))
+
+
+def _key(path: Path) -> str:
+    try:
+        key = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if not key or not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{path}: expected one line of printable characters")
+    return key
+
+
+def _finish(outcomes: Sequence[Outcome]) -> None:
+    """Show what became of each, and end with status 1 unless all are done."""
+    _show([(outcome, outcome.detail) for outcome in outcomes])
+    missing = [outcome for outcome in outcomes if not outcome.done]
+    if not missing:
+        return
+    changed = len(outcomes) - len(missing)
+    if changed:
+        typer.echo(f"{changed} of {len(outcomes)} replicas changed and stay so; not: ", err=True, nl=False)
+        typer.echo(", ".join(outcome.replica.url for outcome in missing), err=True)
+        typer.echo("put right what is said above and run it again (a load with --replace)", err=True)
+    else:
+        typer.echo("nothing was changed", err=True)
+    raise typer.Exit(1)
+
+
+def _show(rows: Sequence[tuple[Outcome, str]]) -> None:
+    from rich.table import Table
+
+    table = Table("replica", "state", "")
+    for outcome, detail in rows:
+        table.add_row(outcome.replica.url, outcome.state, detail)
+    wide_console().print(table)

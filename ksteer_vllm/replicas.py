@@ -1,0 +1,257 @@
+"""The same change on every replica of a deployment, through each server's own `/v1/ksteer` routes.
+
+Replicas know nothing of each other. A change looks at all of them first and changes nothing if one is out of
+reach or cannot do it; then it makes the change everywhere and says what became of it, replica by replica.
+Nothing is undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from ksteer_vllm.errors import ConfigError
+
+__all__ = ["Keys", "Outcome", "Replica", "every_address", "list_all", "load", "replica_of", "retire"]
+
+ROUTES = "/v1/ksteer"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What requests bring: vLLM's API key, and the admin key of changes. Never shown."""
+
+    api: str = ""
+    admin: str = ""
+
+    def headers(self) -> dict[str, str]:
+        given = {"Authorization": f"Bearer {self.api}" if self.api else "", "X-KSteer-Admin-Key": self.admin}
+        return {name: value for name, value in given.items() if value}
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A server. url: without a path. host: of the name whose address the url holds, or None."""
+
+    url: str
+    host: str | None = None
+
+    def client(self, keys: Keys, timeout: float) -> httpx.AsyncClient:
+        headers = keys.headers() | ({"Host": self.host} if self.host else {})
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one replica. done: it is as asked for; state: in a word; detail: digest, or why not."""
+
+    replica: Replica
+    done: bool
+    state: str
+    detail: str = ""
+    probes: Mapping[str, str] = field(default_factory=dict)
+    presets: tuple[str, ...] = ()
+
+
+class _NotDoneError(Exception):
+    """An answer that is no success, in words."""
+
+
+def replica_of(url: str) -> Replica:
+    """Raises ConfigError for what is no http(s) address of a server."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"--url {url!r}: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.path not in ("", "/"):
+        raise ConfigError(f"--url {url!r}: expected the address of a server, such as http://replica-0:8000")
+    if parsed.userinfo or parsed.query or parsed.fragment:
+        raise ConfigError("--url: expected scheme, host and port alone")
+    return Replica(str(parsed.copy_with(path="/")).rstrip("/"))
+
+
+def every_address(replica: Replica) -> list[Replica]:
+    """One replica for every address its host name has, as a headless Service gives them.
+
+    Raises ConfigError if the name is unknown, and for https, whose certificates are for names.
+    """
+    url = httpx.URL(replica.url)
+    if url.scheme == "https":
+        raise ConfigError(f"{replica.url}: --all-addresses needs http; name each https replica with --url")
+    port = url.port or 80
+    try:
+        found = socket.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"{replica.url}: {error.strerror or error}") from None
+    addresses = sorted({str(entry[4][0]) for entry in found})
+    host = url.netloc.decode("ascii")
+    return [Replica(f"http://{_in_url(address)}:{port}", host) for address in addresses]
+
+
+def _in_url(address: str) -> str:
+    return f"[{address}]" if ipaddress.ip_address(address.partition("%")[0]).version == 6 else address
+
+
+def list_all(replicas: Sequence[Replica], keys: Keys, timeout: float = 30.0) -> list[Outcome]:
+    """What each replica has loaded."""
+    return asyncio.run(_each(replicas, keys, timeout, _listed))
+
+
+def load(
+    replicas: Sequence[Replica],
+    keys: Keys,
+    name: str,
+    folder: str,
+    *,
+    digest: str | None = None,
+    replace: bool = False,
+    timeout: float = 120.0,
+) -> list[Outcome]:
+    """Load a folder under a name everywhere. The first replica's digest is asked of the others.
+
+    A replica that has that digest under the name already is done.
+    """
+    return asyncio.run(_load(replicas, keys, name, folder, digest, replace, timeout))
+
+
+def retire(replicas: Sequence[Replica], keys: Keys, name: str, timeout: float = 120.0) -> list[Outcome]:
+    """Take a probe's name away everywhere; a replica that has none of that name is done."""
+    return asyncio.run(_retire(replicas, keys, name, timeout))
+
+
+async def _load(
+    replicas: Sequence[Replica],
+    keys: Keys,
+    name: str,
+    folder: str,
+    digest: str | None,
+    replace: bool,
+    timeout: float,
+) -> list[Outcome]:
+    async def ready(client: httpx.AsyncClient, replica: Replica) -> Outcome:
+        found = await _able(client, replica)
+        if found.done and name in found.probes and not replace and found.probes[name] != digest:
+            return Outcome(
+                replica, False, "not asked", f"{name} is {_short(found.probes[name])} here already"
+            )
+        return found
+
+    before = await _each(replicas, keys, timeout, ready)
+    if not all(outcome.done for outcome in before):
+        return _nothing_done(before)
+
+    def loading(wanted: str | None) -> Callable[[httpx.AsyncClient, Replica], Awaitable[Outcome]]:
+        async def loaded(client: httpx.AsyncClient, replica: Replica) -> Outcome:
+            found = next(outcome for outcome in before if outcome.replica is replica)
+            if wanted is not None and found.probes.get(name) == wanted:
+                return Outcome(replica, True, "had it", wanted)
+            body = {"name": name, "folder": folder, "replace": replace}
+            body |= {} if wanted is None else {"digest": wanted}
+            answer = await _ask(client, "POST", f"{ROUTES}/probes", timeout, json=body)
+            state = "replaced" if answer.status_code == 200 else "loaded"
+            return Outcome(replica, True, state, answer.json()["digest"])
+
+        return loaded
+
+    outcomes = await _each(replicas[:1], keys, timeout, loading(digest))
+    if not outcomes[0].done:
+        return outcomes + [Outcome(other, False, "not asked") for other in replicas[1:]]
+    return outcomes + await _each(replicas[1:], keys, timeout, loading(outcomes[0].detail))
+
+
+async def _retire(replicas: Sequence[Replica], keys: Keys, name: str, timeout: float) -> list[Outcome]:
+    before = await _each(replicas, keys, timeout, _able)
+    if not all(outcome.done for outcome in before):
+        return _nothing_done(before)
+
+    async def retired(client: httpx.AsyncClient, replica: Replica) -> Outcome:
+        found = next(outcome for outcome in before if outcome.replica is replica)
+        if name not in found.probes:
+            return Outcome(replica, True, "had none")
+        answer = (await _ask(client, "DELETE", f"{ROUTES}/probes/{quote(name, safe='')}", timeout)).json()
+        return Outcome(replica, True, answer["state"], answer["digest"])
+
+    return await _each(replicas, keys, timeout, retired)
+
+
+def _nothing_done(before: Sequence[Outcome]) -> list[Outcome]:
+    return [Outcome(o.replica, False, "not asked", "is ready") if o.done else o for o in before]
+
+
+async def _each(
+    replicas: Sequence[Replica],
+    keys: Keys,
+    timeout: float,
+    work: Callable[[httpx.AsyncClient, Replica], Awaitable[Outcome]],
+) -> list[Outcome]:
+    """The same of all at once; what goes wrong with one is its outcome."""
+
+    async def one(replica: Replica) -> Outcome:
+        async with replica.client(keys, timeout) as client:
+            try:
+                return await work(client, replica)
+            except _NotDoneError as error:
+                return Outcome(replica, False, "refused", str(error))
+            except httpx.HTTPError as error:
+                return Outcome(replica, False, "unreachable", str(error) or type(error).__name__)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return Outcome(replica, False, "not understood", "its answer is not of ksteer's shape")
+
+    return list(await asyncio.gather(*(one(replica) for replica in replicas)))
+
+
+async def _listed(client: httpx.AsyncClient, replica: Replica) -> Outcome:
+    probes = (await _ask(client, "GET", f"{ROUTES}/probes")).json()["data"]
+    presets = (await _ask(client, "GET", f"{ROUTES}/presets")).json()["data"]
+    return Outcome(
+        replica,
+        True,
+        "answers",
+        probes={str(card["name"]): str(card["digest"]) for card in probes},
+        presets=tuple(sorted(str(preset["name"]) for preset in presets)),
+    )
+
+
+async def _able(client: httpx.AsyncClient, replica: Replica) -> Outcome:
+    lifecycle = (await _ask(client, "GET", ROUTES)).json()["lifecycle"]
+    if not lifecycle["probe_dirs"]:
+        raise _NotDoneError("changes are not enabled (--ksteer-probe-dir)")
+    if lifecycle.get("refused"):
+        raise _NotDoneError(lifecycle["refused"])
+    return await _listed(client, replica)
+
+
+async def _ask(
+    client: httpx.AsyncClient, method: str, path: str, patience: float = 0.0, **body: Any
+) -> httpx.Response:
+    """Its answer; 503 with Retry-After is asked again for so many seconds. Raises _NotDoneError."""
+    deadline = time.monotonic() + patience
+    while True:
+        answer = await client.request(method, path, **body)
+        if answer.is_success:
+            return answer
+        pause = answer.headers.get("retry-after", "")
+        if answer.status_code != 503 or not pause.isdecimal() or time.monotonic() + int(pause) > deadline:
+            raise _NotDoneError(_reason(answer))
+        await asyncio.sleep(int(pause))
+
+
+def _reason(answer: httpx.Response) -> str:
+    try:
+        error = answer.json()["error"]
+        message = error if isinstance(error, str) else error["message"]
+    except (ValueError, KeyError, TypeError):
+        message = "no route of ksteer's there" if answer.status_code == 404 else answer.reason_phrase
+    return f"{answer.status_code}: {str(message)[:300]}"
+
+
+def _short(digest: str) -> str:
+    return digest[:12]

@@ -1,0 +1,121 @@
+"""What the checks share: requests that are counted, fresh prompts and salts, the tolerance, the strengths."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ksteer_vllm.verify.edits import EditPlan
+from ksteer_vllm.verify.report import Finding
+from ksteer_vllm.verify.subject import Answer, Ask, Facts, Subject
+
+__all__ = ["SHORT", "Bench", "Fired"]
+
+SHORT = 24
+"""Tokens of a short prompt."""
+
+BATCH = 16
+"""Requests sent at once, at most."""
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A steered request of the fire check and what came of it: the later checks go on from here.
+
+    effect: how far its log-probabilities are from the plain answer's; ahead: the same of the first token
+    only, which no edit of the tokens after the prompt can reach.
+    """
+
+    plan: EditPlan
+    prompt: tuple[int, ...]
+    answer: Answer
+    effect: float
+    ahead: float
+
+
+@dataclass
+class Bench:
+    """One verification under way. plans: an edit per layer and artifact. tell: called with what is done."""
+
+    subject: Subject
+    facts: Facts
+    plans: Sequence[EditPlan]
+    seed: int | None = None
+    tell: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self.requests = 0
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.tolerance = 1e-3
+        self.floor = 0.0
+        self.is_coarse = False
+        self.fired: list[Fired] = []
+        self.short_prompt: tuple[int, ...] = ()
+        self.short_plain: Answer | None = None
+        self.findings: list[Finding] = []
+        self.edits_others = False
+        """Tokens were seen to be edited that no edit names: what blocks hold says nothing then."""
+        self._random = random.Random(self.seed)  # None: of the operating system
+
+    @property
+    def visible(self) -> float:
+        """An effect that cannot be taken for noise."""
+        return max(4 * self.tolerance, 0.02)
+
+    @property
+    def edits(self) -> list[Fired]:
+        """Those whose effect can be told from noise."""
+        return [fired for fired in self.fired if fired.effect >= self.visible]
+
+    def prompt(self, length: int) -> tuple[int, ...]:
+        """Random tokens that nobody has sent before."""
+        return tuple(self._random.choice(self.facts.tokens) for _ in range(length))
+
+    def ask(
+        self,
+        prompt: Sequence[int],
+        spec: Mapping[str, Any] | None = None,
+        max_tokens: int = 4,
+        *,
+        shared: bool = False,
+    ) -> Ask:
+        """shared: without a salt of its own, so that cached blocks of other requests may be read."""
+        asked: Mapping[str, Any] | bool | None = spec
+        if spec is None and self.facts.needs_opt_out:
+            asked = False
+        salt = None if shared else f"ksteer-verify-{uuid.uuid4()}"
+        return Ask(tuple(prompt), asked, max_tokens, salt)
+
+    def alone(self, ask: Ask) -> Answer:
+        self._count([ask])
+        return self.subject.alone(ask)
+
+    def together(self, asks: Sequence[Ask]) -> list[Answer]:
+        """In batches of at most BATCH."""
+        self._count(asks)
+        found: list[Answer] = []
+        for first in range(0, len(asks), BATCH):
+            found += self.subject.together(asks[first : first + BATCH])
+        return found
+
+    def _count(self, asks: Sequence[Ask]) -> None:
+        self.requests += len(asks)
+        self.prompt_tokens += sum(len(ask.prompt) for ask in asks)
+        self.generated_tokens += sum(ask.max_tokens for ask in asks)
+
+    def passed(self, name: str, says: str, **figures: Any) -> None:
+        self.findings.append(Finding(name, "passed", says, "", figures))
+
+    def failed(self, name: str, says: str, cause: str, **figures: Any) -> None:
+        self.findings.append(Finding(name, "failed", says, cause, figures))
+
+    def skipped(self, name: str, says: str, **figures: Any) -> None:
+        self.findings.append(Finding(name, "skipped", says, "", figures))
+
+    def judge(self, name: str, says: str, cause: str, ok: bool, **figures: Any) -> None:
+        """Passed, or failed with its likely cause."""
+        self.findings.append(Finding(name, "passed" if ok else "failed", says, "" if ok else cause, figures))

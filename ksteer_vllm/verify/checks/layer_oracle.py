@@ -1,0 +1,134 @@
+"""Edits act at the layer they name, by an oracle: transformers with a hook on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ksteer_vllm.errors import listing
+from ksteer_vllm.verify.bench import Bench, Fired
+from ksteer_vllm.verify.checks.fires import STEERED
+from ksteer_vllm.verify.edits import edited
+from ksteer_vllm.verify.oracle import Oracle
+
+__all__ = ["check_against_oracle"]
+
+FACTOR = 4
+SHARE = 0.1
+"""Of an edit's effect: how far off the oracle may be. A token within rounding of a ReLU's kink may take the
+other side of it; another layer is off by about the effect itself."""
+
+CLEAR = 0.5
+"""In half precision the asked layer is right if it is nearer than any other by this factor."""
+
+NAMED = 6
+"""Causes of one kind that are spelt out."""
+
+FOREIGN = 0.5
+"""Plain answers this far from the oracle's are not of these weights."""
+
+
+def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
+    """The fire check's own answers, teacher-forced, against the oracle hooked at the layer asked for."""
+    assert bench.short_plain is not None
+    prompt = bench.short_prompt
+    plain = oracle.apart(prompt, bench.short_plain)
+    allowed = max(bench.tolerance, FACTOR * plain if bench.is_coarse else 0.0)
+    foreign = plain > (FOREIGN if bench.is_coarse else bench.tolerance)
+    bench.judge(
+        "plain equals transformers",
+        f"a plain request's log-probabilities differ from the oracle's by {plain:.1e}",
+        "plain requests are touched, or the model folder holds other weights than the engine runs",
+        not foreign,
+        difference=plain,
+    )
+    name = "edits act at their layer"
+    if foreign:
+        bench.skipped(name, "the oracle does not describe this engine's plain requests")
+        return
+    if bench.edits_others:
+        bench.skipped(name, "tokens are edited that no edit names, which the oracle leaves alone")
+        return
+    checkable = [fired for fired in bench.edits if _defined(fired)]
+    unchecked = [fired.plan.name for fired in bench.fired if fired not in checkable]
+    if not checkable:
+        bench.skipped(
+            name, f"no edit with a visible effect whose probe folder is at hand: {listing(unchecked)}"
+        )
+        return
+    errors, wrong, unclear = {}, [], []
+    for fired in checkable:
+        error = errors[fired.plan.name] = oracle.apart(prompt, fired.answer, fired.plan, STEERED)
+        if error <= allowed:
+            continue
+        distances = _distances(oracle, prompt, fired)
+        best = min(distances, key=lambda layer: distances[layer])
+        others = [distance for layer, distance in distances.items() if layer != fired.plan.layer]
+        if best == fired.plan.layer and (
+            error <= SHARE * fired.effect
+            or (bench.is_coarse and error <= CLEAR * min([*others, fired.effect]))
+        ):
+            continue
+        if best != fired.plan.layer and distances[best] <= max(allowed, SHARE * fired.effect):
+            wrong.append((fired, f"edits asked for at layer {fired.plan.layer} act at layer {best}"))
+        elif bench.is_coarse:
+            unclear.append(fired.plan.name)
+        else:
+            wrong.append((fired, _unlike(fired)))
+    figures = {"difference": errors, "unchecked": unchecked}
+    if wrong:
+        says = ", ".join(f"{fired.plan.name}: {errors[fired.plan.name]:.2g}" for fired, _ in wrong[:NAMED])
+        bench.failed(
+            name, f"{len(wrong)} of {len(checkable)} differ from the oracle: {says}",
+            _joined([cause for _, cause in wrong]), **figures,
+        )  # fmt: skip
+        return
+    if len(unclear) == len(checkable):
+        bench.skipped(
+            name, f"half precision leaves no layer clearly the nearest: {listing(unclear)}", **figures
+        )
+        return
+    unchecked += unclear
+    clear = [fired for fired in checkable if fired.plan.name not in unclear]
+    largest = max(errors[fired.plan.name] for fired in clear)
+    least = min(fired.effect for fired in clear)
+    bench.passed(
+        name,
+        f"{len(clear)} steered answers differ from transformers hooked at their layers by at most "
+        f"{largest:.1e}, where the edits' effects are {least:.2g} or more"
+        f"{'; not: ' + listing(unchecked) if unchecked else ''}",
+        **figures,
+    )
+
+
+def _defined(fired: Fired) -> bool:
+    import torch
+
+    artifact = fired.plan.card.artifact
+    if artifact is None:
+        return False
+    return (
+        edited(fired.plan, torch.ones(1, artifact.metadata.model.hidden_size, dtype=torch.float64))
+        is not None
+    )
+
+
+def _distances(oracle: Oracle, prompt: Sequence[int], fired: Fired) -> dict[int, float]:
+    """Layer -> how far the answer is from the same edit hooked there; those the artifact cannot be used at
+    are computed with the tensors of its own."""
+    return {
+        layer: oracle.apart(prompt, fired.answer, fired.plan, STEERED, layer)
+        for layer in range(oracle.num_layers)
+    }
+
+
+def _unlike(fired: Fired) -> str:
+    return (
+        f"edits asked for at layer {fired.plan.layer} are not what probe {fired.plan.card.name!r} defines, "
+        "at this layer or another"
+    )
+
+
+def _joined(causes: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(causes))
+    more = f"; and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
+    return "; ".join(distinct[:NAMED]) + more

@@ -1,0 +1,158 @@
+"""Edits act in the order of their layers' numbers: what can be seen without the model's weights.
+
+A weak edit with a report is a sensor: how far it moves a token, and what its probe reads there, depends on
+the token's residual stream. It must see a strong edit at another layer if and only if that is below it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ksteer_vllm.errors import listing
+from ksteer_vllm.verify.bench import Bench, Fired
+from ksteer_vllm.verify.compare import apart
+
+__all__ = ["check_edges", "check_order"]
+
+WIDEST = 12
+"""Layers named in one request, at most."""
+
+ENVELOPE = 64
+"""Bytes of a spec around its stack."""
+
+WEAK = 1e-3
+WINDOW = {"prompt": [5, 11]}
+BOOSTS, BOOST = 5, 2.5
+"""Strengths tried, each so many times the one before, until an edit is seen to reach the next token."""
+
+SEEN = 0.03
+"""A sensor sees an edit that changes a probability by so much, or its shift by this share."""
+
+Reading = Mapping[int, Sequence[Sequence[float]]]
+"""Layer -> per token its shift and label probabilities."""
+
+
+def check_order(bench: Bench) -> None:
+    """Per layer one request: a strong edit there, and a sensor at every other layer."""
+    name = "layers act in order"
+    fired = {found.plan.layer: found for found in bench.edits}
+    if not bench.facts.reports or len(fired) < 2:
+        reason = "without reports" if not bench.facts.reports else "steering is seen at fewer than two layers"
+        bench.skipped(name, f"{reason}: there is no order to see")
+        return
+    layers = sorted(fired)
+    size = _window(bench, fired)
+    if size < 2:
+        bench.skipped(name, "the engine takes no stack of two edits at two layers (max_stack and the like)")
+        return
+    swapped, uncertain, pairs = [], [], 0
+    for first in range(0, max(1, len(layers) - 1), size - 1):  # windows share a layer
+        some = layers[first : first + size]
+        for layer, other, change in _changes(bench, [fired[layer] for layer in some]):
+            pairs += 1
+            if other < layer and change > SEEN:
+                swapped.append((layer, other, change))
+            elif other > layer and change <= SEEN:
+                uncertain.append((layer, other, change))
+    if swapped or uncertain:
+        says = [f"layer {b} sees an edit at layer {a} ({c:.2g})" for a, b, c in swapped]
+        says += [f"layer {b} does not see an edit at layer {a} ({c:.1e})" for a, b, c in uncertain]
+        pairs_named = listing(sorted({f"{min(a, b)} and {max(a, b)}" for a, b, _ in swapped + uncertain}))
+        bench.failed(name, "; ".join(says[:4]), f"edits act at wrong layers: not in order are {pairs_named}")
+        return
+    bench.passed(
+        name,
+        f"{pairs} pairs of layers ({listing(layers)}): an edit is seen by the sensors above it and by none "
+        "below",
+    )
+
+
+def _window(bench: Bench, fired: Mapping[int, Fired]) -> int:
+    """How many layers one request may name, within WIDEST and the engine's limits."""
+    limits = bench.facts.limits
+    size = min(WIDEST, limits.get("max_stack", WIDEST), limits.get("max_request_layers", WIDEST))
+    longest = max(len(json.dumps(found.plan.spec(WINDOW))) for found in fired.values()) + 2
+    return min(size, (limits.get("max_spec_bytes", 2**16) - ENVELOPE) // longest)
+
+
+def _changes(bench: Bench, fired: Sequence[Fired]) -> list[tuple[int, int, float]]:
+    """(layer of a strong edit, layer of a sensor, how much the sensor's reading changes)."""
+    layers = [found.plan.layer for found in fired]
+    sensors = [found.plan.scaled(WEAK).spec(WINDOW) for found in fired]
+    rest = _read(bench, sensors, layers)
+    changes = []
+    for index, found in enumerate(fired):
+        edits = [*sensors[:index], found.plan.spec(WINDOW), *sensors[index + 1 :]]
+        now = _read(bench, edits, layers)
+        changes += [
+            (found.plan.layer, other, _change(rest[other], now[other]))
+            for other in layers
+            if other != found.plan.layer
+        ]
+    return changes
+
+
+def _read(bench: Bench, edits: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> Reading:
+    answer = bench.alone(bench.ask(bench.short_prompt, {"stack": list(edits), "report": True}, 1))
+    report = answer.report or {"edits": []}
+    found: dict[int, Sequence[Sequence[float]]] = {layer: () for layer in layers}
+    for edit in report["edits"]:
+        for layer in edit["layers"]:
+            found[layer["layer"]] = [
+                [token["shift"] or 0.0, *(token["before"] or {}).values()] for token in layer["tokens"]
+            ]
+    return found
+
+
+def _change(rest: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> float:
+    found = 0.0
+    for (shift, *before), (shift_now, *before_now) in zip(rest, now, strict=False):
+        if shift > 0:
+            found = max(found, abs(shift_now - shift) / shift)
+        found = max([found, *(abs(a - b) for a, b in zip(before, before_now, strict=True))])
+    return found
+
+
+def check_edges(bench: Bench) -> bool:
+    """An edit of prompt tokens at the last layer reaches no later token; at the one below it does.
+
+    Anchors the order at the top. Returns whether either layer could be looked at.
+    """
+    name, last = "the last layer is the last", bench.facts.num_layers - 1
+    top = next((fired for fired in bench.edits if fired.plan.layer == last), None)
+    below = next((fired for fired in bench.edits if fired.plan.layer == last - 1), None)
+    if top is None and below is None:
+        bench.skipped(name, f"neither layer {last} nor layer {last - 1} is open, with a visible effect")
+        return False
+    seen, cause, near = [], "", False
+    if below is not None:
+        reach = _reach(bench, below)
+        seen.append(f"at layer {last - 1} reach the next token by {reach:.1e}")
+        near = 4 * bench.floor < reach <= bench.tolerance
+        if reach <= bench.tolerance:
+            cause = f"edits asked for at layer {last - 1} act at the last layer, {last}, or above"
+    if top is not None:
+        seen.append(f"at layer {last} by {top.ahead:.1e}")
+        if top.ahead > bench.tolerance:
+            cause, near = f"edits asked for at layer {last} act below it", False
+    if near:
+        bench.skipped(name, f"edits of earlier tokens {'; '.join(seen)}: too near the noise to tell")
+        return True
+    bench.judge(name, f"edits of earlier tokens {'; '.join(seen)}", cause, not cause)
+    return True
+
+
+def _reach(bench: Bench, fired: Fired) -> float:
+    """How far edits of the prompt but its last token move the next one, strongly if need be."""
+    assert bench.short_plain is not None
+    reach, plan = fired.ahead, fired.plan
+    for _ in range(BOOSTS):
+        if reach > bench.tolerance:
+            break
+        spec = plan.spec({"prompt": [0, len(bench.short_prompt) - 1]})
+        answer = bench.alone(bench.ask(bench.short_prompt, spec, 1))
+        reach = max(reach, apart(answer, bench.short_plain, 1))
+        plan = plan.scaled(BOOST)
+    return reach

@@ -1,0 +1,41 @@
+"""How far apart two runs of one plain request are: what every other check must allow."""
+
+from __future__ import annotations
+
+from ksteer_vllm.verify.bench import Bench
+from ksteer_vllm.verify.compare import apart, grid
+
+__all__ = ["EXACT", "measure_noise"]
+
+EXACT = 1e-3
+"""Tolerance in float32: batches of other shapes sum in other orders, which moves log-probabilities by 1e-6 to
+1e-5."""
+
+FACTOR = 4
+"""The tolerance in half precision: so many times a logit's rounding; always: so many times the noise."""
+LENGTH = 120
+
+
+def measure_noise(bench: Bench) -> None:
+    """Set the bench's tolerance from one plain request: twice alone under salts of their own, once with its
+    own prompt cached, once beside two other plain requests."""
+    length = min(LENGTH, bench.facts.max_model_len - 16)
+    prompt = bench.prompt(length)
+    first = bench.alone(bench.ask(prompt, max_tokens=8))
+    second = bench.ask(prompt, max_tokens=8)
+    again = [bench.alone(second), bench.alone(second)]
+    others = [bench.ask(bench.prompt(length - 9 * k), max_tokens=8) for k in (1, 2)]
+    again.append(bench.together([others[0], bench.ask(prompt, max_tokens=8), others[1]])[1])
+    bench.floor = max(apart(first, other) for other in again)
+    rounding = grid([first, *again])
+    bench.is_coarse = rounding is not None
+    bench.tolerance = max(EXACT, FACTOR * (rounding or 0.0), FACTOR * bench.floor)
+    kind = "float32" if rounding is None else f"rounded to {rounding:.2g}, half precision"
+    bench.passed(
+        "noise floor",
+        f"one plain request run four ways differs by at most {bench.floor:.1e}; logits look {kind}; "
+        f"tolerance {bench.tolerance:.1e}",
+        floor=bench.floor,
+        tolerance=bench.tolerance,
+        rounding=rounding,
+    )

@@ -1,0 +1,232 @@
+"""The prefix cache: blocks a request reads were written by requests that did the same to them.
+
+Every request that may share blocks is held against itself under a `cache_salt` of its own, which shares none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ksteer_vllm.verify.bench import Bench
+from ksteer_vllm.verify.compare import apart
+from ksteer_vllm.verify.edits import EditPlan
+
+__all__ = ["check_prefix_cache"]
+
+BLOCKS = (128, 1024, 4096)
+"""Sizes the cache's blocks may divide, tried in turn; prompts are LONGER than one."""
+
+LONGER = 12
+
+TAIL = 12
+"""Prompt tokens at the end that are not steered: what is seen has come through the cache."""
+
+REPLY = 16
+"""Tokens of a steered reply, half of them before the end of a block."""
+
+ENGINES = 3
+"""Times a prompt is sent again until it hits: another data-parallel engine may answer."""
+
+TRIES = 3
+"""Prompts tried until the two requests visibly differ."""
+
+CANDIDATES = 3
+"""Layers tried for this, from the lowest."""
+
+BOOSTS, BOOST, AMPLE = 5, 2.5, 2.0
+"""Strengths tried, each so many times the one before, until prompts steered and plain are so many times a
+visible effect apart."""
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """block: a multiple of the cache's. told: whether the engine reports cached tokens. plan: an edit at a
+    layer whose edits reach the cached blocks of layers above."""
+
+    block: int
+    told: bool
+    plan: EditPlan
+
+    @property
+    def layer(self) -> int:
+        return self.plan.layer
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """Steers the prompt but its tail."""
+        return self.plan.spec({"prompt": [0, self.length - TAIL]})
+
+    @property
+    def other(self) -> Mapping[str, Any]:
+        """Steers the same tokens otherwise."""
+        return self.plan.other().spec({"prompt": [0, self.length - TAIL]})
+
+    @property
+    def length(self) -> int:
+        """Of the prompts."""
+        return self.block + LONGER
+
+
+def check_prefix_cache(bench: Bench) -> None:
+    """Steered then plain, plain then steered, one spec then another, a steered reply that becomes prompt."""
+    if bench.edits_others:
+        bench.skipped("cache", "tokens are edited that no edit names, so what a block holds says nothing")
+        return
+    hit = _check_hits(bench)
+    if hit is None:
+        return
+    setting = _setting(bench, *hit)
+    if setting is None:
+        return
+    for name, specs, what in (
+        ("plain after steered", (setting.spec, None), "a plain request read blocks that a steered one wrote"),
+        ("steered after plain", (None, setting.spec), "a steered request read blocks that a plain one wrote"),
+        ("two specs", (setting.spec, setting.other), "a steered request read blocks that another spec wrote"),
+    ):
+        _check_pair(bench, setting, f"cache: {name}", specs, f"the prefix cache is unsalted: {what}")
+    _check_turns(bench, setting)
+
+
+def _check_hits(bench: Bench) -> tuple[int, bool] | None:
+    """(a multiple of the cache's blocks, whether hits are reported); None if no block is ever shared."""
+    name = "cache: plain prompts hit"
+    longest = bench.facts.max_model_len - LONGER - REPLY - TAIL
+    blocks = [block for block in BLOCKS if block <= longest] or [max(16, longest // 16 * 16)]
+    for block in blocks:
+        length = block + LONGER
+        prompt = bench.prompt(length)
+        first = bench.alone(bench.ask(prompt, shared=True))
+        for _ in range(ENGINES):
+            again = bench.alone(bench.ask(prompt, shared=True))
+            if again.cached != 0:
+                break
+        difference = apart(first, again)
+        if again.cached is None:
+            bench.skipped(
+                name,
+                "this server does not report cached tokens (--enable-prompt-tokens-details does): whether "
+                "the checks below met shared blocks is not known",
+            )
+            return block, False
+        if again.cached:
+            bench.judge(
+                name,
+                f"of {length} prompt tokens sent again, {again.cached} come from the cache; the answers "
+                f"differ by {difference:.1e}",
+                "cached blocks do not hold what the prompt's tokens gave",
+                difference <= bench.tolerance,
+                cached=again.cached,
+                difference=difference,
+            )
+            return block, True
+    bench.skipped(
+        name,
+        f"a plain prompt of {blocks[-1] + LONGER} tokens sent twice reads no cached block: prefix caching is "
+        "off, or its blocks are larger; no block is shared, so the cache cannot be wrong here",
+    )
+    return None
+
+
+def _setting(bench: Bench, block: int, told: bool) -> _Setting | None:
+    """The strongest way to write blocks that differ; None, with a finding, if there is none."""
+    name, last = "cache: plain after steered", bench.facts.num_layers - 1
+    candidates = [fired for fired in bench.edits if fired.plan.layer < last]
+    if not candidates:
+        bench.skipped(
+            name,
+            "steering has no visible effect below the last layer, so steered blocks could not be told from "
+            "plain ones",
+        )
+        return None
+    prompt = bench.prompt(block + LONGER)
+    plain = bench.alone(bench.ask(prompt))
+    best, reach = None, 0.0
+    for fired in sorted(candidates, key=lambda found: found.plan.layer)[:CANDIDATES]:
+        setting = _Setting(block, told, fired.plan)
+        for _ in range(BOOSTS):
+            seen = apart(plain, bench.alone(bench.ask(prompt, setting.spec)))
+            if seen >= AMPLE * bench.visible:
+                return setting
+            if seen > reach:
+                best, reach = setting, seen
+            setting = replace(setting, plan=setting.plan.scaled(BOOST))
+    if reach >= bench.visible:
+        return best
+    bench.skipped(
+        name,
+        f"steering a prompt moves the tokens after it by {reach:.1e} only, so steered blocks could not be "
+        "told from plain ones",
+    )
+    return None
+
+
+def _check_pair(
+    bench: Bench,
+    setting: _Setting,
+    name: str,
+    specs: Sequence[Mapping[str, Any] | None],
+    cause: str,
+) -> None:
+    """Two requests on a fresh prompt, one after the other; the second against itself under its own salt."""
+    for _ in range(TRIES):
+        prompt = bench.prompt(setting.length)
+        own = bench.alone(bench.ask(prompt, specs[1]))
+        expected_first = bench.alone(bench.ask(prompt, specs[0]))
+        power = apart(own, expected_first)
+        if power >= bench.visible:
+            break
+    else:
+        bench.skipped(name, f"the two requests differ by {power:.1e} only: a mix-up could not be seen")
+        return
+    first = bench.alone(bench.ask(prompt, specs[0], shared=True))
+    second = bench.alone(bench.ask(prompt, specs[1], shared=True))
+    difference = max(apart(second, own), apart(first, expected_first))
+    hits = f"; it read {second.cached} cached tokens" if setting.told else ""
+    bench.judge(
+        name,
+        f"layer {setting.layer}: the second request is {difference:.1e} from itself under a salt of its own, "
+        f"{power:.2g} from the first{hits}",
+        cause,
+        difference <= bench.tolerance,
+        difference=difference,
+        power=power,
+        cached=second.cached,
+    )
+
+
+def _check_turns(bench: Bench, setting: _Setting) -> None:
+    """Turn one steers its reply, whose last blocks turn two reads as prompt."""
+    name = "cache: a steered reply as prompt"
+    for _ in range(BOOSTS):
+        prompt = bench.prompt(setting.block - REPLY // 2)
+        replied = setting.plan.spec("generation")
+        one = bench.alone(bench.ask(prompt, replied, REPLY, shared=True))
+        turn = (*prompt, *one.tokens, *bench.prompt(TAIL))
+        expected = bench.alone(bench.ask(turn))
+        as_written = setting.plan.spec({"prompt": [len(prompt) - 1, len(prompt) + REPLY]})
+        power = apart(expected, bench.alone(bench.ask(turn, as_written)))
+        if power >= bench.visible:
+            break
+        setting = replace(setting, plan=setting.plan.scaled(BOOST))
+    else:
+        bench.skipped(
+            name, f"blocks of a steered reply differ by {power:.1e} only: a mix-up could not be seen"
+        )
+        return
+    plain = bench.alone(bench.ask(turn, shared=True))
+    steered = bench.alone(bench.ask(turn, replied, shared=True))
+    expected_steered = bench.alone(bench.ask(turn, replied))
+    difference = max(apart(plain, expected), apart(steered, expected_steered))
+    bench.judge(
+        name,
+        f"layer {setting.layer}: plain and steered turn two are {difference:.1e} from themselves under salts "
+        f"of their own; keeping the reply's steered blocks would show as {power:.2g}",
+        "the prefix cache's keys do not say which tokens were steered: turn two read blocks of the reply as "
+        "turn one had steered them",
+        difference <= bench.tolerance,
+        difference=difference,
+        power=power,
+        cached=plain.cached,
+    )

@@ -1,0 +1,171 @@
+"""An engine of this process as the subject."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ksteer_vllm
+from ksteer_vllm.artifact import Artifact, ModelIdentity, ProbeMetadata
+from ksteer_vllm.fit.activations import shut_down
+from ksteer_vllm.host.inspection import engine_facts
+from ksteer_vllm.methods import FAMILIES, load
+from ksteer_vllm.methods.program import FamilyProgram
+from ksteer_vllm.verify.subject import Answer, Ask, Card, Facts, Refused
+
+__all__ = ["LOGPROBS", "OfflineSubject", "card_of", "random_probe", "start_offline"]
+
+LOGPROBS = 5
+RANDOM_WIDTH = 32
+
+
+class OfflineSubject:
+    """A `vllm.LLM` with steering enabled. artifacts: those it was started with, by name."""
+
+    def __init__(self, llm: Any, artifacts: Mapping[str, Artifact]) -> None:
+        self._llm = llm
+        self._artifacts = dict(artifacts)
+
+    def facts(self) -> Facts:
+        found = engine_facts(self._llm)
+        registry = found.registry
+        config = registry.config.as_json()
+        limits = {name: value for name, value in config.items() if name.startswith("max_")}
+        return Facts(
+            name=found.model,
+            weights=found.model,
+            num_layers=found.num_layers,
+            open_layers=tuple(registry.open_layers),
+            cards=tuple(card_of(name, artifact) for name, artifact in self._artifacts.items()),
+            tokens=tuple(range(min(10, found.vocabulary // 2), min(found.vocabulary, 4000))),
+            max_model_len=found.max_model_len,
+            reports=registry.config.reports,
+            limits=limits,
+            needs_opt_out=registry.default is not None,
+            versions=found.versions,
+        )
+
+    def alone(self, ask: Ask) -> Answer:
+        return self.together([ask])[0]
+
+    def together(self, asks: Sequence[Ask]) -> list[Answer]:
+        from vllm import SamplingParams
+
+        prompts, params = [], []
+        for ask in asks:
+            prompt: dict[str, Any] = {"prompt_token_ids": list(ask.prompt)}
+            if ask.salt is not None:
+                prompt["cache_salt"] = ask.salt
+            prompts.append(prompt)
+            params.append(
+                SamplingParams(
+                    temperature=0.0,
+                    max_tokens=ask.max_tokens,
+                    logprobs=LOGPROBS,
+                    ignore_eos=True,
+                    detokenize=False,
+                    extra_args=None if ask.spec is None else {"ksteer": ask.spec},
+                )
+            )
+        began = time.monotonic()
+        try:
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        ended = time.monotonic()
+        return [_answer(output, began, ended) for output in outputs]
+
+    def close(self) -> None:
+        shut_down(self._llm)
+
+
+def _answer(output: Any, began: float, ended: float) -> Answer:
+    completion = output.outputs[0]
+    return Answer(
+        tokens=tuple(completion.token_ids),
+        steps=tuple({token: entry.logprob for token, entry in step.items()} for step in completion.logprobs),
+        report=ksteer_vllm.report(output),
+        cached=output.num_cached_tokens,
+        began=began,
+        ended=ended,
+    )
+
+
+def card_of(name: str, artifact: Artifact) -> Card:
+    """What a server's `GET /v1/ksteer/probes/NAME` says, from the folder."""
+    metadata = artifact.metadata
+    unavailable = metadata.settings.get("unavailable", ())
+    return Card(
+        name=name,
+        digest=metadata.digest,
+        family=metadata.family,
+        labels=metadata.labels,
+        layers=metadata.layers,
+        own_layer=metadata.layer,
+        methods=tuple(m for m in FAMILIES[metadata.family].methods if m not in unavailable),
+        default_alpha=metadata.default_alpha,
+        artifact=artifact,
+    )
+
+
+def start_offline(
+    model: str,
+    probes: Mapping[str, Path],
+    layers: str | Sequence[int] = "all",
+    **engine_options: Any,
+) -> OfflineSubject:
+    """An engine with these probes. Raises ProbeError or ConfigError as vLLM's start-up does with steering."""
+    from vllm import LLM
+
+    artifacts = {name: Artifact.load(folder) for name, folder in probes.items()}
+    enabled = ksteer_vllm.enable(
+        probes=probes,
+        layers=layers,  # type: ignore[arg-type]
+        max_probes=max(8, len(artifacts)),
+        max_width=max([256, *map(_width, artifacts.values())]),
+    )
+    return OfflineSubject(LLM(model, additional_config=enabled, **engine_options), artifacts)
+
+
+def _width(artifact: Artifact) -> int:
+    program: FamilyProgram = load(FAMILIES[artifact.metadata.family].program)(artifact)
+    return max(weights.width for weights in program.slots().values())
+
+
+def random_probe(model: str, **source: Any) -> Artifact:
+    """A probe of the model's shape with random weights: enough to see whether and where edits act.
+
+    source: revision, trust_remote_code, as of vLLM.
+    """
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(model, **source).get_text_config()
+    generator = torch.Generator().manual_seed(0)
+    d, h, labels = text.hidden_size, RANDOM_WIDTH, ("a", "b", "c")
+
+    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * scale
+
+    metadata = ProbeMetadata(
+        labels=labels,
+        layer=text.num_hidden_layers // 2,
+        model=ModelIdentity(
+            name=model, model_type=text.model_type, hidden_size=d, num_layers=text.num_hidden_layers
+        ),
+    )
+    tensors = {
+        "w1": normal(h, d, scale=d**-0.5),
+        "b1": normal(h, scale=0.3),
+        "w2": normal(h, h, scale=h**-0.5),
+        "b2": normal(h, scale=0.3),
+        "w3": normal(len(labels), h, scale=h**-0.5),
+        "b3": normal(len(labels), scale=0.3),
+        "input_mean": torch.zeros(d),
+        "input_std": torch.ones(d),
+        "label_vectors": normal(len(labels), d),
+    }
+    return Artifact(metadata, tensors)

@@ -1,0 +1,98 @@
+"""What was found, as a table for people and JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Finding", "VerifyReport"]
+
+Status = Literal["passed", "failed", "skipped"]
+_STYLE = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check. says: what was seen, or why it was skipped. cause: of a failure, the likely one."""
+
+    name: str
+    status: Status
+    says: str
+    cause: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Everything one verification found. Log-probabilities in nats.
+
+    tolerance: above this two answers count as different. requests, prompt_tokens, generated_tokens: what it
+    asked of the engine, in `seconds`. not_checked: what no check here can see.
+    """
+
+    subject: str
+    versions: Mapping[str, str]
+    layers: Sequence[int]
+    probes: Sequence[str]
+    tolerance: float
+    noise_floor: float
+    requests: int
+    prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+    findings: Sequence[Finding]
+    not_checked: Sequence[str]
+
+    @property
+    def ok(self) -> bool:
+        """No check failed, and steering was seen at all."""
+        return not self.failures and any(finding.status == "passed" for finding in self.findings)
+
+    @property
+    def failures(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.status == "failed"]
+
+    def count(self, status: Status) -> int:
+        return sum(finding.status == status for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"verdict": "passed" if self.ok else "failed", **asdict(self)}
+
+    def write(self, path: Path) -> None:
+        finite = json.loads(json.dumps(self.as_json(), default=str), parse_constant=lambda _: None)
+        text = json.dumps(finite, indent=2, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    def show(self, console: Console) -> None:
+        """The table, the causes of what failed, what was not checked, and one line to sum up."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        console.print(Text(f"{self.subject} ({versions})"))
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("check", no_wrap=True)
+        table.add_column("")
+        table.add_column("what was seen", overflow="fold")
+        for finding in self.findings:
+            status = Text(finding.status, style=_STYLE[finding.status])
+            table.add_row(finding.name, status, Text(finding.says))
+        console.print(table)
+        for cause in dict.fromkeys(finding.cause for finding in self.failures):
+            console.print(Text(f"cause: {cause}", style="red"))
+        for gap in self.not_checked:
+            console.print(Text(f"not checked: {gap}"))
+        console.print(
+            Text(
+                f"{'PASSED' if self.ok else 'FAILED'}: {self.count('passed')} passed, "
+                f"{self.count('failed')} failed, {self.count('skipped')} skipped; {self.requests} requests, "
+                f"{self.prompt_tokens} prompt and {self.generated_tokens} generated tokens, "
+                f"{self.seconds:.1f} s",
+                style="green" if self.ok else "bold red",
+            )
+        )

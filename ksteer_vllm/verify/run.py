@@ -1,0 +1,182 @@
+"""One verification, from the subject's facts to the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, listing
+from ksteer_vllm.verify.bench import Bench
+from ksteer_vllm.verify.checks.fires import check_firing
+from ksteer_vllm.verify.checks.layer_oracle import check_against_oracle
+from ksteer_vllm.verify.checks.layer_order import check_edges, check_order
+from ksteer_vllm.verify.checks.noise import measure_noise
+from ksteer_vllm.verify.checks.plain import check_alpha_zero, check_plain_after, check_plain_beside
+from ksteer_vllm.verify.checks.prefix_cache import check_prefix_cache
+from ksteer_vllm.verify.edits import EditPlan, plan_edit
+from ksteer_vllm.verify.oracle import Oracle
+from ksteer_vllm.verify.report import VerifyReport
+from ksteer_vllm.verify.subject import Card, Facts, Refused, Subject
+
+__all__ = ["verify"]
+
+LEAST_LENGTH = 96
+"""Tokens an engine must take."""
+
+Check = Callable[[Bench], object]
+
+
+def verify(
+    subject: Subject,
+    *,
+    layers: Sequence[int] | None = None,
+    probes: Sequence[str] | None = None,
+    model_folder: str | None = None,
+    with_oracle: bool = True,
+    source: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> VerifyReport:
+    """Check a running engine.
+
+    layers, probes: those to look at; default: every open layer and every probe. model_folder: the engine's
+    weights for the oracle; default: its own, where they are here. with_oracle: use it if it can be had.
+    source: trust_remote_code and the like. tell: called with what is being done. Raises ConfigError if there
+    is nothing to look at, and what the subject raises; a request that is Refused after the first plain ones
+    is a failed check.
+    """
+    started = time.monotonic()
+    tell("asking what there is")
+    facts = subject.facts()
+    if facts.max_model_len < LEAST_LENGTH:
+        raise ConfigError(
+            f"max_model_len: verifying needs {LEAST_LENGTH} tokens, the engine takes {facts.max_model_len}"
+        )
+    plans, bare = _plans(facts, layers, probes)
+    bench = Bench(subject, facts, plans, tell=tell, seed=seed)
+    for layer in bare:
+        bench.skipped(f"layer {layer}", "no loaded probe can be used there")
+    measure_noise(bench)
+    if bench.is_coarse:  # steps of rounded activations part at every ReLU's kink, and so would the oracle's
+        bench.plans = [plan.in_one_step() for plan in plans]
+    _run(bench, "steering has an effect", check_firing)
+    gaps = _check_layers(bench, model_folder or facts.weights, with_oracle, source or {})
+    _run(bench, "alpha 0 is plain", check_alpha_zero)
+    _run(bench, "plain beside steered", check_plain_beside)
+    _run(bench, "prefix cache", check_prefix_cache)
+    _run(bench, "plain after steered", check_plain_after)
+    return VerifyReport(
+        subject=facts.name,
+        versions=facts.versions,
+        layers=sorted({plan.layer for plan in plans}),
+        probes=sorted({plan.card.name for plan in plans}),
+        tolerance=bench.tolerance,
+        noise_floor=bench.floor,
+        requests=bench.requests,
+        prompt_tokens=bench.prompt_tokens,
+        generated_tokens=bench.generated_tokens,
+        seconds=time.monotonic() - started,
+        findings=bench.findings,
+        not_checked=[*gaps, *facts.gaps],
+    )
+
+
+def _run(bench: Bench, name: str, check: Check) -> None:
+    """A request the engine refuses fails the check that sent it."""
+    bench.tell(name)
+    try:
+        check(bench)
+    except Refused as error:
+        bench.failed(
+            name, f"the engine refused a request: {error}", f"a request of the check {name!r} is refused"
+        )
+
+
+def _plans(
+    facts: Facts, layers: Sequence[int] | None, probes: Sequence[str] | None
+) -> tuple[list[EditPlan], list[int]]:
+    """(one edit per layer, and per probe that these leave out; the layers no probe can be used at).
+
+    Raises ConfigError for layers or probes that are not there, or if there is no edit to ask for.
+    """
+    cards = list(facts.cards)
+    if probes:
+        unknown = sorted(set(probes) - {card.name for card in cards})
+        if unknown:
+            raise ConfigError(
+                f"probe: the engine has no {listing(unknown)}; loaded: {listing(c.name for c in cards)}"
+            )
+        cards = [card for card in cards if card.name in probes]
+    wanted = list(facts.open_layers) if layers is None else list(layers)
+    if closed := sorted(set(wanted) - set(facts.open_layers)):
+        raise ConfigError(
+            f"layers: {listing(closed)} not open for steering; open: {listing(facts.open_layers, 200)}"
+        )
+    if not cards:
+        raise ConfigError("no probe is loaded, so there is nothing to steer with")
+    chosen: list[EditPlan] = []
+    bare, used = [], dict.fromkeys((card.name for card in cards), 0)
+    for layer in wanted:
+        options = [
+            plan
+            for card in cards
+            if _usable(card, layer) and (plan := plan_edit(card, layer, facts.limits["max_steps"]))
+        ]
+        if not options:
+            bare.append(layer)
+            continue
+        plan = min(options, key=lambda option: (used[option.card.name], option.card.own_layer != layer))
+        used[plan.card.name] += 1
+        chosen.append(plan)
+    for card in cards:
+        places = [layer for layer in wanted if _usable(card, layer)]
+        if used[card.name] or not places:
+            continue
+        layer = card.own_layer if card.own_layer in places else places[0]
+        if plan := plan_edit(card, layer, facts.limits["max_steps"]):
+            chosen.append(plan)
+    if not chosen:
+        raise ConfigError("no loaded probe can be used at an open layer with a target and a strength")
+    return chosen, bare
+
+
+def _usable(card: Card, layer: int) -> bool:
+    return not card.layers or layer in card.layers
+
+
+def _check_layers(bench: Bench, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> list[str]:
+    """The oracle where the weights are at hand, else the order test. Returns what stays unchecked."""
+    if len(bench.fired) < len(bench.plans):
+        return ["where edits act: the steered requests did not run"]
+    oracle = _oracle(bench, weights, with_oracle, source)
+    if oracle is not None:
+        _run(bench, "edits act at their layer", lambda b: check_against_oracle(b, oracle))
+        return []
+    _run(bench, "layers act in order", check_order)
+    if check_edges(bench):
+        seen = (
+            "the order of layers was looked at, and the last one; a layer that acts one place off without "
+            "passing another open one is not seen"
+        )
+    else:
+        seen = "the order of layers was looked at; all of them shifted alike is not seen"
+    return [f"at which block a layer's edits act: {seen}"]
+
+
+def _oracle(bench: Bench, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> Oracle | None:
+    """The oracle, or None with a finding that says why."""
+    lacks = [] if weights else ["a folder of the model's weights (--model-folder)"]
+    if all(plan.card.artifact is None for plan in bench.plans):
+        lacks.append("the probes' folders (--probe NAME=FOLDER)")
+    reason = f"an oracle on the same weights needs {' and '.join(lacks)}" if lacks else ""
+    if not with_oracle:
+        reason = "the oracle was left out"
+    if not reason:
+        bench.tell("loading the model in transformers")
+        try:
+            return Oracle(weights, bench.facts.num_layers, **source)
+        except (OSError, ImportError, ValueError, DecoderNotFoundError) as error:
+            reason = f"the model cannot be loaded in transformers: {' '.join(str(error).split())[:200]}"
+    bench.skipped("edits act at their layer", reason)
+    return None
