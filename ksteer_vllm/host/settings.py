@@ -100,13 +100,13 @@ def refuse_unsupported(vllm_config: Any) -> None:
         raise ConfigError("steering cannot run with prefill context parallelism: tokens are split over ranks")
     if getattr(vllm_config.parallel_config, "decode_context_parallel_size", 1) > 1:
         raise ConfigError(
-            "steering cannot run with decode context parallelism (--decode-context-parallel-size), under which "
-            "it has never been checked"
+            "steering cannot run with decode context parallelism (--decode-context-parallel-size), under "
+            "which it has never been checked"
         )
     if getattr(vllm_config.parallel_config, "enable_expert_parallel", False):
         raise ConfigError(
-            "steering cannot run with expert parallelism (--enable-expert-parallel), under which it has never been "
-            "checked: vLLM's CPU build crashes there, plugin or not"
+            "steering cannot run with expert parallelism (--enable-expert-parallel), under which it has "
+            "never been checked: vLLM's CPU build crashes there, plugin or not"
         )
     _refuse_kv_transfer(vllm_config.kv_transfer_config)
     if vllm_config.model_config.is_encoder_decoder:
@@ -134,6 +134,6 @@ def _refuse_kv_transfer(transfer: Any) -> None:
         if module or name not in _KEYED_CONNECTORS:
             raise ConfigError(
                 f"steering cannot run with KV transfer or disaggregated prefill through {name} "
-                "(--kv-transfer-config): it may match a prompt by its tokens alone and would hand the cache of a "
-                f"steered request to others; allowed: vLLM's {', '.join(_KEYED_CONNECTORS)}"
+                "(--kv-transfer-config): it may match a prompt by its tokens alone and would hand the cache "
+                f"of a steered request to others; allowed: vLLM's {', '.join(_KEYED_CONNECTORS)}"
             )
