@@ -7,8 +7,9 @@ are missing, everything runs through torch's plain GEMM.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -21,11 +22,27 @@ PACKED_FROM_ROWS = 16
 WIDE_PACKED_FROM_ROWS = 6
 """The same for the two projections between hidden_size and a basis, which are larger."""
 
+WHOLE_UP_TO_ROWS = 32
+"""Products of more rows are put together from pieces of 64, 128, 256, … rows and one of at most 32: oneDNN keeps
+a kernel for every number of rows it has met, which is hundreds of MiB after prompts of many lengths."""
+
 _CAN_PACK = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 )
+
+
+@cache
+def pieces(num_rows: int) -> tuple[int, ...]:
+    """The sizes that a product of so many rows is put together from."""
+    sizes, piece = [], 1 << max(num_rows, 1).bit_length()
+    while num_rows > WHOLE_UP_TO_ROWS:
+        piece //= 2
+        if piece <= num_rows:
+            sizes.append(piece)
+            num_rows -= piece
+    return (*sizes, num_rows) if num_rows else tuple(sizes)
 
 
 class Linear:
@@ -47,7 +64,7 @@ class Linear:
     def __call__(self, x: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """The product [n, m]; in `out` where that is possible."""
         if self.packed is not None and x.shape[0] >= self.packed_from:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
+            return self._in_pieces(lambda piece, _: self._product(piece, bias, "none"), x)
         if bias is None:
             return torch.mm(x, self.transposed, out=out)
         return torch.addmm(bias, x, self.transposed, out=out)
@@ -55,16 +72,14 @@ class Linear:
     def relu(self, x: Tensor, bias: Tensor) -> Tensor:
         """relu of the product [n, m]."""
         if self.packed is not None and x.shape[0] >= self.packed_from:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "relu", [], "")
+            return self._in_pieces(lambda piece, _: self._product(piece, bias, "relu"), x)
         return torch.addmm(bias, x, self.transposed).clamp_min_(0)
 
     def subtract_from(self, z: Tensor, x: Tensor) -> Tensor:
         """z - x @ weight.T, [n, m]."""
         if self.packed is None or x.shape[0] < self.packed_from:
             return torch.addmm(z, x, self.transposed, alpha=-1)
-        if self._negative is None:  # a second packed copy, for the one product that needs it
-            self._negative = torch.ops.mkldnn._reorder_linear_weight((-self.weight).contiguous())
-        return torch.ops.mkldnn._linear_pointwise.binary(x, z, self._negative, None, "add")
+        return self._in_pieces(self._difference, x, z)
 
     def subtract_from_(self, z: Tensor, x: Tensor) -> None:
         """z <- z - x @ weight.T, in place."""
@@ -72,6 +87,23 @@ class Linear:
             z.sub_(self(x))
         else:
             z.addmm_(x, self.transposed, alpha=-1)
+
+    def _in_pieces(
+        self, product: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, z: Tensor | None = None
+    ) -> Tensor:
+        if x.shape[0] <= WHOLE_UP_TO_ROWS:
+            return product(x, z)
+        sizes = pieces(x.shape[0])
+        addends = [None] * len(sizes) if z is None else z.split(sizes)
+        return torch.cat([product(*pair) for pair in zip(x.split(sizes), addends, strict=True)])
+
+    def _product(self, x: Tensor, bias: Tensor | None, then: str) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, then, [], "")
+
+    def _difference(self, x: Tensor, z: Tensor | None) -> Tensor:
+        if self._negative is None:  # a second packed copy, for the one product that needs it
+            self._negative = torch.ops.mkldnn._reorder_linear_weight((-self.weight).contiguous())
+        return torch.ops.mkldnn._linear_pointwise.binary(x, z, self._negative, None, "add")
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def add_flags(parser: Any) -> Any:
     )  # fmt: skip
     group.add_argument(
         "--ksteer-probe-dir", dest="ksteer_probe_dir", action="append", type=_directory, metavar="DIR",
-        help="Directory whose folders may be loaded as probes while serving; repeatable. Without one, probes "
-        "and presets cannot be changed over HTTP.",
+        help="Directory whose folders may be loaded as probes while serving; repeatable. Without one, and "
+        "without an admin key, nothing can be changed over HTTP.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-admin-key-file", dest="ksteer_admin_key_file", type=_key_file, metavar="FILE",

@@ -1,0 +1,62 @@
+"""The tiny model, the artifacts, and the two servers of the load test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.load.changes import FOLDERS
+from benchmarks.load.specs import PRESETS
+from tests.server.serving import Server, serve
+from tests.support.artifacts import random_artifact, write_artifacts
+from tests.support.models import make_model
+
+__all__ = ["Stage", "plain_server", "prepare", "steering_flags", "steering_server"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Folders: the model, named artifacts, and those that are loaded while the server runs."""
+
+    root: Path
+    model: Path
+    probes: dict[str, Path]
+    probe_dir: Path
+    presets: Path
+
+
+def prepare(root: Path) -> Stage:
+    """Write everything the servers need."""
+    model = make_model("llama", root / "model")
+    probe_dir = root / "loadable"
+    for seed, name in enumerate(FOLDERS, start=100):
+        random_artifact("mlp", width=24, seed=seed).save(probe_dir / name)
+    presets = root / "presets.yaml"
+    presets.write_text(json.dumps(PRESETS))  # which is YAML, too
+    return Stage(root, model, write_artifacts(root / "probes"), probe_dir, presets)
+
+
+def steering_flags(stage: Stage) -> list[str]:
+    flags = ["--plugin", "ksteer", "--ksteer-layers", "all", "--ksteer-max-probes", "16"]
+    flags += ["--ksteer-max-stages", "4", "--ksteer-presets", str(stage.presets)]
+    flags += ["--ksteer-probe-dir", str(stage.probe_dir)]
+    for name, folder in stage.probes.items():
+        flags += ["--ksteer-probe", f"{name}={folder}"]
+    return flags
+
+
+@contextlib.contextmanager
+def plain_server(stage: Stage, log: str = "plain.log") -> Iterator[Server]:
+    with serve(stage.model, stage.root / log) as server:
+        server.wait_until_healthy()
+        yield server
+
+
+@contextlib.contextmanager
+def steering_server(stage: Stage, log: str = "steering.log") -> Iterator[Server]:
+    with serve(stage.model, stage.root / log, *steering_flags(stage)) as server:
+        server.wait_until_healthy()
+        yield server
