@@ -82,8 +82,8 @@ class EngineConfig(BaseModel):
         Field(
             ge=0,
             le=65536,
-            description="device slots for artifacts (an MLP probe takes three, others one, for each layer that "
-            "has tensors of its own); 0: what the start-up artifacts take, and 4 x max_probes more where "
+            description="device slots for artifacts (an MLP probe takes three, others one, for each layer "
+            "with tensors of its own); 0: what the start-up artifacts take, and 4 x max_probes more where "
             "probe_dirs are named",
         ),
     ] = 0

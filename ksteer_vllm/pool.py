@@ -196,8 +196,8 @@ class ProbePool:
 SPARE_LABELS = 64
 """Labels an artifact loaded while serving may have, unless `max_labels` says otherwise."""
 SPARE_SLOTS = 4
-"""Slots kept free for each of max_probes artifacts, unless `max_slots` says otherwise. An MLP probe takes three,
-others one, each for every layer that has tensors of its own."""
+"""Slots kept free for each of max_probes artifacts, unless `max_slots` says otherwise. An MLP probe takes
+three, others one, each for every layer that has tensors of its own."""
 
 
 def _program(path: str, digest: str) -> FamilyProgram:

@@ -169,8 +169,8 @@ class ReportStore:
     def take(self, request_id: str, num_tokens: int) -> bytes:
         """The records of a request at positions below num_tokens, and forget it; b"" if there are none.
 
-        safetensors: "EDIT/LAYER/positions/DIGEST" [n] int64 and "EDIT/LAYER/values/DIGEST" [n, 2 + 2K] float32,
-        whose columns are shift, steps, probabilities before, probabilities after.
+        safetensors: "EDIT/LAYER/positions/DIGEST" [n] int64 and "EDIT/LAYER/values/DIGEST" [n, 2 + 2K]
+        float32, whose columns are shift, steps, probabilities before, probabilities after.
         """
         records = self._running.pop(request_id, None)
         if records is None:

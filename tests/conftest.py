@@ -1,11 +1,11 @@
-"""How `pytest -n 2 --dist loadgroup` (`make test`) shares out the tests: what shares engines stays together."""
+"""How `pytest -n 2 --dist loadgroup` (`make test`) shares out the tests: what shares engines stays in one."""
 
 from __future__ import annotations
 
 import pytest
 
 ALONE = ("kernels", "unit")
-"""Directories whose conftest shares nothing that takes time to make: their files may go to different workers."""
+"""Directories whose conftest shares nothing that takes time to make: their files may be in either process."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,8 +23,8 @@ WIDE_PACKED_FROM_ROWS = 6
 """The same for the two projections between hidden_size and a basis, which are larger."""
 
 WHOLE_UP_TO_ROWS = 32
-"""Products of more rows are put together from pieces of 64, 128, 256, … rows and one of at most 32: oneDNN keeps
-a kernel for every number of rows it has met, which is hundreds of MiB after prompts of many lengths."""
+"""Products of more rows are put together from pieces of 64, 128, 256, … rows and one of at most 32: oneDNN
+keeps a kernel for every number of rows it has met, hundreds of MiB after prompts of many lengths."""
 
 _CAN_PACK = (
     torch.backends.mkldnn.is_available()

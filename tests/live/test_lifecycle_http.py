@@ -1,4 +1,4 @@
-"""Probes loaded, replaced and retired on a running server: two API servers, one engine, requests in flight."""
+"""Probes loaded, replaced and retired while two API servers and their engine run, with requests in flight."""
 
 from __future__ import annotations
 

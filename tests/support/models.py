@@ -39,12 +39,39 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {}),
 }
 
+_EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
+
+# Of the feature matrix (tests/matrix): not in FAMILIES, whose every case is compared
+FEATURE_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mixtral": (
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {"intermediate_size": 64, "num_local_experts": 4, "sliding_window": None},
+    ),
+    "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", {"head_dim": 32, **_EXPERTS}),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        "Qwen3NextForCausalLM",
+        {
+            **_EXPERTS,
+            "head_dim": 32,
+            "layer_types": ["linear_attention", "full_attention"] * (NUM_LAYERS // 2),
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128,
+            "shared_expert_intermediate_size": 64,
+        },
+    ),
+    "windowed_mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": 32}),
+}
+
 
 def make_model(family: str, folder: Path, seed: int = 0) -> Path:
     """A tiny random model of `family` in `folder`, float32."""
     import transformers
 
-    config_name, model_name, extra = FAMILIES[family]
+    config_name, model_name, extra = {**FAMILIES, **FEATURE_FAMILIES}[family]
     if family == "gpt2":
         arguments: dict[str, Any] = {
             "vocab_size": VOCAB_SIZE, "n_embd": HIDDEN_SIZE, "n_layer": NUM_LAYERS, "n_head": 2,
