@@ -77,6 +77,7 @@ class EngineConfig(BaseModel):
     max_spec_bytes: Annotated[
         int, Field(ge=64, le=2**24, description="largest spec of a request, in bytes of JSON")
     ] = 65536
+    max_presets: Annotated[int, Field(ge=1, le=65536, description="most presets")] = 256
     max_slots: Annotated[
         int,
         Field(
@@ -165,6 +166,10 @@ class EngineConfig(BaseModel):
         if len(config.probes) > config.max_probes:
             raise ConfigError(
                 f"ksteer option max_probes: {config.max_probes} slots for {len(config.probes)} probes"
+            )
+        if len(config.presets) > config.max_presets:
+            raise ConfigError(
+                f"ksteer option max_presets: {config.max_presets} allowed, {len(config.presets)} given"
             )
         if config.sample_reports and not config.reports:
             raise ConfigError("ksteer option sample_reports: needs reports, which this engine refuses")

@@ -38,8 +38,9 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write the named files of a folder, replacing those that are there: all of them, or, if writing fails,
     none. Raises OSError.
 
-    Everything is on the disk before the first file is replaced. Only a crash between two replacements can
-    leave old and new side by side.
+    Everything is on the disk before the first file is replaced. Only a crash between two replacements, or a
+    folder that lets the old files not be put back, can leave old and new side by side; the old one is
+    `.NAME.former` then.
     """
     partial = {name: folder / f".{name}.partial" for name in contents}
     former = {name: folder / f".{name}.former" for name in contents}
@@ -54,10 +55,13 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
             replaced.append(name)
     except BaseException:
         for name in replaced:
-            if former[name].exists():
-                former[name].replace(folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
+            try:
+                if former[name].exists():
+                    former[name].replace(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+            except OSError:
+                del former[name]  # the only old copy: it stays
         raise
     finally:
         for leftover in (*partial.values(), *former.values()):

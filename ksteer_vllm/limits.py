@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ksteer_vllm.config import EngineConfig
@@ -16,8 +16,8 @@ __all__ = ["check_request_layers", "check_size", "check_stack"]
 def check_size(value: Any, config: EngineConfig) -> None:
     """Raise SpecError if what a request says of steering is more than max_spec_bytes of compact JSON.
 
-    value: as it came, text or decoded, before anything else looks at it. What JSON cannot say passes: the
-    parser names the field.
+    value: as it came, text or decoded, before anything else looks at it. What JSON cannot say is refused: it
+    has no size.
     """
     size = _size(value)
     if size > config.max_spec_bytes:
@@ -58,18 +58,25 @@ def _size(value: Any) -> int:
         text = value if isinstance(value, str) else _compact_json(value)
     except RecursionError:
         raise SpecError(EXTRA_ARGS_KEY, "nested too deeply") from None
-    except (TypeError, ValueError):
-        return 0
+    except (TypeError, ValueError) as error:
+        raise SpecError(EXTRA_ARGS_KEY, f"JSON cannot say it: {str(error)[:200]}") from None
     return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _compact_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_mapping)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
 
 
-def _as_mapping(value: Any) -> Any:
-    """pydantic objects in an offline caller's mapping, such as a `Where`."""
-    dump = getattr(value, "model_dump", None)
-    if dump is None:
-        raise TypeError
-    return dump(mode="json")
+def _plain(value: Any) -> Any:
+    """What the parser takes from an offline caller beside JSON: pydantic objects such as a `Where`, mappings,
+    ranges, and numbers of other libraries."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, range):
+        return list(value)
+    try:
+        return float(value)
+    except Exception:
+        raise TypeError(f"{type(value).__name__} is no type of it") from None

@@ -115,10 +115,12 @@ class ProbePool:
         try:
             for slot, weights in zip(used, slots.values(), strict=True):
                 self.tables.load(slot, weights)
-        except ValueError as error:
+        except BaseException as error:
             for slot in used:
                 self.tables.clear(slot)
-            raise ProbeError(str(error)) from None
+            if isinstance(error, ValueError):
+                raise ProbeError(str(error)) from None
+            raise
         self._programs[digest] = program
         self._slots.update({(digest, key): slot for key, slot in zip(slots, used, strict=True)})
         self.digest_of_slot.update(dict.fromkeys(used, digest))

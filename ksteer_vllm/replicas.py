@@ -1,8 +1,8 @@
 """The same change on every replica of a deployment, through each server's own `/v1/ksteer` routes.
 
 Replicas know nothing of each other. A change looks at all of them first and changes nothing if one is out of
-reach or cannot do it; then it makes the change everywhere and says what became of it, replica by replica.
-Nothing is undone.
+reach, allows no such change or wants an admin key and none is given (that one is wrong shows later); then it
+makes the change everywhere and says what became of it, replica by replica. Nothing is undone.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ async def _load(
     timeout: float,
 ) -> list[Outcome]:
     async def ready(client: httpx.AsyncClient, replica: Replica) -> Outcome:
-        found = await _able(client, replica)
+        found = await _able(client, replica, keys, loads=True)
         if found.done and name in found.probes and not replace and found.probes[name] != digest:
             return Outcome(
                 replica, False, "not asked", f"{name} is {_short(found.probes[name])} here already"
@@ -168,7 +168,10 @@ async def _load(
 
 
 async def _retire(replicas: Sequence[Replica], keys: Keys, name: str, timeout: float) -> list[Outcome]:
-    before = await _each(replicas, keys, timeout, _able)
+    async def ready(client: httpx.AsyncClient, replica: Replica) -> Outcome:
+        return await _able(client, replica, keys, loads=False)
+
+    before = await _each(replicas, keys, timeout, ready)
     if not all(outcome.done for outcome in before):
         return _nothing_done(before)
 
@@ -220,10 +223,14 @@ async def _listed(client: httpx.AsyncClient, replica: Replica) -> Outcome:
     )
 
 
-async def _able(client: httpx.AsyncClient, replica: Replica) -> Outcome:
+async def _able(client: httpx.AsyncClient, replica: Replica, keys: Keys, *, loads: bool) -> Outcome:
+    """What the replica has. loads: the change is a load; a retirement needs no folders."""
     lifecycle = (await _ask(client, "GET", ROUTES)).json()["lifecycle"]
-    if not lifecycle["probe_dirs"]:
+    guarded = bool(lifecycle.get("admin_key"))
+    if not lifecycle["probe_dirs"] and (loads or not guarded):
         raise _NotDoneError("changes are not enabled (--ksteer-probe-dir)")
+    if guarded and not keys.admin:
+        raise _NotDoneError("the admin key is missing (--admin-key-file)")
     if lifecycle.get("refused"):
         raise _NotDoneError(lifecycle["refused"])
     return await _listed(client, replica)

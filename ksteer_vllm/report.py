@@ -28,7 +28,8 @@ _SHIFT, _STEPS, _LABELS = 0, 1, 2
 def report(output: Any) -> dict[str, Any] | None:
     """The steering report of a finished vLLM CompletionOutput, or of a RequestOutput that holds one.
 
-    None if the request asked for no report or has not finished. Raises ValueError for a RequestOutput of
+    None if the request asked for no report or has not finished; {"error": str} if the engine went before it
+    could be fetched. Raises ValueError for a RequestOutput of
     several completions: ask for one of its `outputs`. Plain JSON types:
 
         {"edits": [{"probe": str, "method": str, "layers": [{"layer": int, "labels": [str] | None,

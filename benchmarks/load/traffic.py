@@ -199,7 +199,10 @@ class Traffic:
         """Any state the probe or preset has had, whole, or a refusal while there is none."""
         name = self._source.choice(sorted(self._changing))
         request = self._changing[name]
-        refusals: dict[int, str | None] = {400: "ksteer.probe"} if name == CHURN else {404: None}
+        # A preset may go between the look at the model's name (404) and the admission (400).
+        refusals: dict[int, str | None] = (
+            {400: "ksteer.probe"} if name == CHURN else {404: None, 400: "ksteer.preset"}
+        )
         return Ask(
             request.kind,
             request.path,

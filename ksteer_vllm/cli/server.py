@@ -143,8 +143,9 @@ def _finish(outcomes: Sequence[Outcome]) -> None:
 
 def _show(rows: Sequence[tuple[Outcome, str]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("replica", "state", "")
     for outcome, detail in rows:
-        table.add_row(outcome.replica.url, outcome.state, detail)
+        table.add_row(*map(Text, (outcome.replica.url, outcome.state, detail)))  # no markup: servers say it
     wide_console().print(table)

@@ -17,7 +17,7 @@ from ksteer_vllm import events, metrics
 from ksteer_vllm.artifact import Artifact, ProbeMetadata
 from ksteer_vllm.errors import ConfigError, LifecycleError, ProbeError, SpecError, listing
 from ksteer_vllm.host.changes import RETRY_AFTER, ask, changing, write
-from ksteer_vllm.host.every_worker import LOAD, RESIDENT, UNLOAD
+from ksteer_vllm.host.every_worker import LOAD, RESIDENT
 from ksteer_vllm.host.retirement import Retirement
 from ksteer_vllm.host.settings import model_identity
 from ksteer_vllm.live import Catalog, CatalogStore, LiveRegistry, find_folder
@@ -66,10 +66,18 @@ class Lifecycle:
         return self._live.current
 
     async def residency(self) -> dict[str, Any]:
-        """digests, slots_total, slots_used and steered requests of the first worker; bytes of all; workers:
-        how many there are."""
+        """workers: how many there are; digests: what any of them holds; slots_total, slots_used and steered
+        requests of the one with most; bytes of all."""
         answers = await ask(self._engine_core, RESIDENT)
-        return {**answers[0], "workers": len(answers), "bytes": sum(answer["bytes"] for answer in answers)}
+        return {
+            "workers": len(answers),
+            "digests": sorted({digest for answer in answers for digest in answer["digests"]}),
+            "bytes": sum(answer["bytes"] for answer in answers),
+            **{
+                name: max(answer[name] for answer in answers)
+                for name in ("slots_total", "slots_used", "requests")
+            },
+        }
 
     async def load(
         self, name: str, folder: str, *, digest: str | None = None, replace: bool = False
@@ -129,19 +137,21 @@ class Lifecycle:
                 )
             following = catalog.with_probe(name, metadata)
             self._check_presets(following)
-            await self._bring(path, metadata.digest, catalog, following)
+            await self._bring(path, folder, metadata.digest, catalog, following)
         return metadata, replaced
 
-    async def _bring(self, path: Path, digest: str, catalog: Catalog, following: Catalog) -> None:
+    async def _bring(
+        self, path: Path, folder: str, digest: str, catalog: Catalog, following: Catalog
+    ) -> None:
         """Load an artifact into every worker and publish the catalog that names it, or neither."""
         try:
             answers = await ask(self._engine_core, LOAD, str(path), digest)
             if refused := [answer for answer in answers if not answer["ok"]]:
-                raise _refusal(catalog, refused[0])
+                raise _refusal(catalog, refused[0], path, folder)
             await write(self._live.store, following)
         except LifecycleError:
-            if digest not in _digests(catalog):
-                await ask(self._engine_core, UNLOAD, digest)
+            if digest not in catalog.digests:
+                self._retirement.orphans.add(digest)
             raise
 
     def _checked(self, name: str, folder: str, path: Path, digest: str | None) -> ProbeMetadata:
@@ -150,7 +160,7 @@ class Lifecycle:
             artifact = Artifact.load(path)
             check_fit(name, artifact, self._live.config, self._identity)
         except ProbeError as error:
-            raise LifecycleError(400, "folder", str(error).replace(str(path), repr(folder))) from None
+            raise LifecycleError(400, "folder", _without_path(str(error), path, folder)) from None
         metadata = artifact.metadata
         if digest is not None and digest != metadata.digest:
             raise LifecycleError(
@@ -183,6 +193,12 @@ class Lifecycle:
             check_preset(name, spec)
             async with self._changing() as catalog:
                 created = name not in catalog.presets
+                if created and len(catalog.presets) >= self._live.config.max_presets:
+                    raise LifecycleError(
+                        409,
+                        "name",
+                        f"max_presets={self._live.config.max_presets} presets are there; delete one",
+                    )
                 self.registry.admit(spec)
                 await write(self._live.store, catalog.with_presets({**catalog.presets, name: dict(spec)}))
         except SpecError as error:
@@ -229,15 +245,18 @@ def _check_name(name: str) -> None:
         raise LifecycleError(400, "name", str(error).removeprefix("ksteer.")) from None
 
 
-def _refusal(catalog: Catalog, answer: Mapping[str, Any]) -> LifecycleError:
-    message = str(answer.get("message", "a worker could not load it"))
+def _without_path(message: str, path: Path, folder: str) -> str:
+    """With the folder as it was asked for; where it lies is not for clients."""
+    return message.replace(str(path), repr(folder))
+
+
+def _refusal(catalog: Catalog, answer: Mapping[str, Any], path: Path, folder: str) -> LifecycleError:
+    message = _without_path(str(answer.get("message", "a worker could not load it")), path, folder)
+    if answer["why"] == "failed":
+        return LifecycleError(500, "folder", message)
     if answer["why"] != "full":
         return LifecycleError(400, "folder", message)
     if catalog.retiring:
         message += "; some are held by retired probes that requests still use"
         return LifecycleError(503, "folder", message, RETRY_AFTER)
     return LifecycleError(409, "folder", f"{message}; retire a probe, or start with more max_slots")
-
-
-def _digests(catalog: Catalog) -> set[str]:
-    return {probe.digest for probe in catalog.probes.values()} | set(catalog.retiring)

@@ -6,6 +6,7 @@ gets a request state and, in AsyncLLM, an output collector of ours; others keep 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from ksteer_vllm.host.version import TESTED_RANGE
 from ksteer_vllm.report import REPORT_ATTRIBUTE, assemble
 
 __all__ = ["ReportDesk", "open_desk", "wants_report"]
+
+logger = logging.getLogger("vllm.ksteer")
 
 RPC = "ksteer_take_reports"
 _METHODS = (
@@ -119,14 +122,22 @@ class ReportDesk:
         self._attach(due, pieces)
 
     async def deliver_async(self, due: Sequence[tuple[Any, _Ticket]]) -> None:
-        """`deliver` for AsyncLLM. With data parallelism every engine is asked; one knows the request."""
+        """`deliver` for AsyncLLM. With data parallelism every engine is asked; one knows the request.
+
+        A reply whose report cannot be fetched (the engine is shutting down, say) is delivered all the same.
+        """
         arguments = self._arguments(due)
         try:
-            pieces = await ask_every_worker(self._engine_core, RPC, arguments)
-        except BaseException:
+            self._attach(due, await ask_every_worker(self._engine_core, RPC, arguments))
+        except BaseException as error:
+            self._abandoned.update(arguments[1])
             self.abandon([ticket for _, ticket in due])
-            raise
-        self._attach(due, pieces)
+            if not isinstance(error, Exception):
+                raise
+            logger.error("steering reports could not be fetched: %s", error)
+            for completion, ticket in due:
+                if not ticket.sampled:
+                    setattr(completion, REPORT_ATTRIBUTE, {"error": "the report could not be fetched"})
 
     def _arguments(self, due: Sequence[tuple[Any, _Ticket]]) -> tuple[list[Any], list[str]]:
         abandoned, self._abandoned = self._abandoned, set()

@@ -21,6 +21,7 @@ __all__ = ["Retirement"]
 
 PAUSE = 0.2
 """Seconds between two looks at whether the catalog has changed, or an artifact can go."""
+FAILURE_PAUSE = 10.0
 
 logger = logging.getLogger("vllm.ksteer")
 
@@ -32,16 +33,21 @@ class Retirement:
         self._engine_core = engine_core
         self._live = live
         self._seen = 0
+        self.orphans: set[str] = set()
+        """Digests some workers may hold although no catalog has named them: loads that failed half way."""
 
     async def follow(self) -> None:
         """For as long as the server runs: say what has arrived, and retire what is due."""
         while True:
             try:
                 await self._settle()
-                if self._live.store.read().retiring:
+                if self._live.store.read().retiring or self.orphans:
                     await self.collect()
             except LifecycleError as error:  # the engine sleeps, or has gone, or another front end is at it
                 logger.debug("retirement waits: %s", error)
+            except Exception:  # if this stopped, nothing would ever be unloaded again
+                logger.exception("retirement failed; trying again")
+                await asyncio.sleep(FAILURE_PAUSE)
             await asyncio.sleep(PAUSE)
 
     async def collect(self) -> None:
@@ -50,6 +56,10 @@ class Retirement:
         for digest in list(self._live.store.read().retiring):
             async with changing(self._live.store) as catalog:
                 await self._drop(catalog, digest)
+        for digest in list(self.orphans):
+            async with changing(self._live.store) as catalog:
+                if digest in catalog.digests or await self._unloaded(digest):
+                    self.orphans.discard(digest)
 
     async def _settle(self) -> None:
         store = self._live.store
@@ -63,5 +73,8 @@ class Retirement:
         item, store = catalog.retiring.get(digest), self._live.store
         if item is None or not store.all_seen(item.since):
             return
-        if all(answer["ok"] for answer in await ask(self._engine_core, UNLOAD, digest)):
+        if await self._unloaded(digest):
             await write(store, catalog.without_retiring(digest))
+
+    async def _unloaded(self, digest: str) -> bool:
+        return all(answer["ok"] for answer in await ask(self._engine_core, UNLOAD, digest))

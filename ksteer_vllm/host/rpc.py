@@ -1,7 +1,12 @@
-"""Worker methods for `collective_rpc`: artifacts, counters, captured activations and steering reports."""
+"""Worker methods for `collective_rpc`: artifacts, counters, captured activations and steering reports.
+
+Those a server calls return what went wrong and raise nothing: where vLLM's executor meets an exception, it
+leaves the other workers' answers in their queues and takes them for those of the next call.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,21 +16,41 @@ from ksteer_vllm.pool import PoolFullError
 
 __all__ = ["install"]
 
+logger = logging.getLogger("vllm.ksteer")
+
 
 def ksteer_load(worker: Any, path: str, digest: str) -> dict[str, Any]:
-    """Load an artifact. {"ok": True}, or why not: "full" (no free slots) or "artifact", and a message."""
+    """Load an artifact. {"ok": True}, or why not: "full" (no free slots), "artifact" or "failed" (out of
+    memory, say), and a message."""
     try:
         worker_state(worker).pool.load(path, digest)
     except PoolFullError as error:
         return {"ok": False, "why": "full", "message": str(error)}
     except ProbeError as error:
         return {"ok": False, "why": "artifact", "message": str(error)}
+    except Exception as error:
+        logger.exception("an artifact could not be loaded")
+        return {
+            "ok": False,
+            "why": "failed",
+            "message": f"a worker failed to load it: {type(error).__name__}",
+        }
     return {"ok": True}
 
 
 def ksteer_unload(worker: Any, digest: str) -> dict[str, Any]:
-    """Drop an artifact; the engine core sees to it that no request needs it (`host.engine_core`)."""
-    worker_state(worker).pool.unload(digest)
+    """Drop an artifact; the engine core sees to it that no request needs it (`host.engine_core`).
+
+    Reports that a device still holds of the step before are brought in first: what the slots hold says whose
+    labels they are of.
+    """
+    state = worker_state(worker)
+    try:
+        state.collect_reports()
+        state.pool.unload(digest)
+    except Exception as error:
+        logger.exception("an artifact could not be unloaded")
+        return {"ok": False, "why": "failed", "message": type(error).__name__}
     return {"ok": True}
 
 
@@ -73,13 +98,17 @@ def ksteer_take_reports(
     Those of abandoned requests are dropped.
     """
     state = worker_state(worker)
-    state.collect_reports()
     reports = state.reports
     if reports is None:
         return [b"" for _ in wanted]
-    for request_id in abandoned:
-        reports.take(request_id, 0)
-    return [reports.take(request_id, num_tokens) for request_id, num_tokens in wanted]
+    try:
+        state.collect_reports()
+        for request_id in abandoned:
+            reports.take(request_id, 0)
+        return [reports.take(request_id, num_tokens) for request_id, num_tokens in wanted]
+    except Exception:
+        logger.exception("steering reports were lost")
+        return [b"" for _ in wanted]
 
 
 def install(worker: Any) -> None:

@@ -42,6 +42,11 @@ class Catalog(BaseModel):
                 raise ProbeError(f"probe {name!r}: {source.path} has changed since the engine was configured")
         return cls(probes=probes, presets=config.presets)
 
+    @property
+    def digests(self) -> set[str]:
+        """Every artifact that requests may need."""
+        return {probe.digest for probe in self.probes.values()} | set(self.retiring)
+
     def with_probe(self, name: str, metadata: ProbeMetadata) -> Catalog:
         """The next catalog, in which `name` is this artifact; what it was before retires."""
         return self._next({**self.probes, name: metadata})

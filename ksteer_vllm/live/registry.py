@@ -23,8 +23,8 @@ class LiveRegistry:
         self.config = config
         self.store = store or CatalogStore(Catalog.of(config))
         self._guard = threading.Lock()
-        self._catalog = self.store.read()
-        self._registry = self.registry_of(self._catalog)
+        catalog = self.store.read()
+        self._snapshot = catalog, self.registry_of(catalog)
         self._admitting: Counter[int] = Counter()
 
     def registry_of(self, catalog: Catalog) -> Registry:
@@ -34,11 +34,14 @@ class LiveRegistry:
     @property
     def current(self) -> Registry:
         """The registry of the catalog as it is now."""
-        catalog = self.store.read()
-        if catalog is not self._catalog:
-            with self._guard:
-                self._catalog, self._registry = catalog, self.registry_of(catalog)
-        return self._registry
+        catalog, known = self.store.read(), self._snapshot
+        if known[0] is catalog:
+            return known[1]
+        registry = self.registry_of(catalog)
+        with self._guard:
+            if self._snapshot[0].generation <= catalog.generation:
+                self._snapshot = catalog, registry
+        return registry
 
     def share(self, store: CatalogStore) -> None:
         """Take the catalog from a store that other front ends use, too. Before the first request."""

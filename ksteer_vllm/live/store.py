@@ -122,6 +122,7 @@ class CatalogStore:
         if self._folder is None:
             return
         partial = self._folder / "catalog.json.partial"
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # whatever clears temporary folders may have been there
         try:
             with partial.open("wb") as file:
                 file.write(catalog.model_dump_json().encode())

@@ -21,7 +21,7 @@ __all__ = ["add_flags", "merge_flags", "read_admin_key"]
 
 _LIMITS = (
     "max_probes", "max_width", "max_steps", "max_stages", "max_stack", "max_request_layers", "max_spec_bytes",
-    "max_slots", "max_labels",
+    "max_presets", "max_slots", "max_labels",
 )  # fmt: skip
 _OPTIONS = {
     "ksteer_layers": "layers",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
+from ksteer_vllm.presets import NO_STEERING
 from ksteer_vllm.refusals import count_refusal
 from ksteer_vllm.server import sagemaker
 from ksteer_vllm.server.bodies import (
@@ -82,7 +83,9 @@ def _steers_by_default(scope: Scope) -> bool:
 
 def _presets(scope: Scope) -> Collection[str]:
     registry = _registry(scope)
-    return () if registry is None else registry.presets
+    if registry is None:
+        return ()
+    return (*registry.presets, NO_STEERING) if registry.default is not None else registry.presets
 
 
 async def _asks_for_steering(scope: Scope, messages: list[Message], body: bytes, opt_outs: bool) -> bool:

@@ -70,7 +70,7 @@ def _stream(original: Function, watched: Function) -> Function:
     def stream_generator(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs)
         request = call.arguments["request"]
-        if spec_of(request) is None:
+        if spec_of(request) is None or _speaks_another_protocol(call.arguments["self"]):
             return original(*args, **kwargs)
         reports: Reports = {}
         call.arguments["result_generator"] = watched(
@@ -79,6 +79,11 @@ def _stream(original: Function, watched: Function) -> Function:
         return _events(original(*call.args, **call.kwargs), reports)
 
     return stream_generator
+
+
+def _speaks_another_protocol(serving: Any) -> bool:
+    """/v1/messages makes its own events of chat's, and would take a further chunk for the count of tokens."""
+    return any(kind.__name__ == "AnthropicServingMessages" for kind in type(serving).__mro__)
 
 
 async def _events(events: Any, reports: Reports) -> AsyncIterator[str]:

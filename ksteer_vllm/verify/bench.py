@@ -57,6 +57,8 @@ class Bench:
         self.short_prompt: tuple[int, ...] = ()
         self.short_plain: Answer | None = None
         self.findings: list[Finding] = []
+        self.gaps: list[str] = []
+        """What stays unchecked."""
         self.edits_others = False
         """Tokens were seen to be edited that no edit names: what blocks hold says nothing then."""
         self._random = random.Random(self.seed)  # None: of the operating system

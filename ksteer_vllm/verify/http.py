@@ -18,6 +18,9 @@ __all__ = ["HTTPSubject"]
 
 LOGPROBS = 5
 TIMEOUT = 120.0
+BUSY = (429, 503)
+"""With a Retry-After: sent again, within TIMEOUT."""
+
 THREADS = 16
 ENOUGH_TOKENS = 24
 """Different token ids that random prompts are made of, at least."""
@@ -143,23 +146,31 @@ class HTTPSubject:
             body["ksteer"] = ask.spec
         if ask.salt is not None:
             body["cache_salt"] = ask.salt
-        began = time.monotonic()
-        reply = self._post("/v1/completions", body)
-        ended = time.monotonic()
-        return _answer(reply, began, ended)
+        reply, began = self._send("POST", "/v1/completions", body)
+        return _answer(reply, began, time.monotonic())
 
     def _get(self, path: str) -> Any:
-        return self._send("GET", path, None)
+        return self._send("GET", path, None)[0]
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._send("POST", path, body)
+        return self._send("POST", path, body)[0]
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        try:
-            response = self._client.request(method, path, json=body)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unreachable(f"{self._client.base_url}: {error or type(error).__name__}") from None
-        status = response.status_code
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[Any, float]:
+        """(the answer, when the request it answers was sent)."""
+        last = time.monotonic() + TIMEOUT
+        while True:
+            began = time.monotonic()
+            try:
+                response = self._client.request(method, path, json=body)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise Unreachable(f"{self._client.base_url}: {error or type(error).__name__}") from None
+            status = response.status_code
+            if status not in BUSY or "retry-after" not in response.headers:
+                break
+            wait = _seconds(response.headers["retry-after"])
+            if time.monotonic() + wait > last:
+                raise Unreachable(f"{path}: the server is busy: {status}: {_message(response)}")
+            time.sleep(wait)
         if status in (401, 403):
             raise Unreachable(f"{path}: the server wants an API key (--api-key)")
         if status == 404 and method == "GET":
@@ -167,9 +178,14 @@ class HTTPSubject:
         if status >= 400:
             raise Refused(f"{status}: {_message(response)}")
         try:
-            return response.json()
+            return response.json(), began
         except ValueError:
             raise Unreachable(f"{path}: the answer is not JSON; is this vLLM with --plugin ksteer?") from None
+
+
+def _seconds(retry_after: str) -> float:
+    """1 for a date."""
+    return max(float(retry_after), 0.1) if retry_after.isdecimal() else 1.0
 
 
 def _message(response: httpx.Response) -> str:

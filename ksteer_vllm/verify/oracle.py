@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class Oracle:
     """A model folder (or name) in float32 on the CPU; edits in float64.
 
     It shares no code with the engine but the artifact's tensors and the methods' definitions. num_layers: of
-    its decoder. Raises OSError if there is no such model, DecoderNotFoundError if its blocks are not found.
+    its decoder. Raises OSError if there is no such model, DecoderNotFoundError if its blocks are not
+    found, MemoryError if its weights do not fit, and what transformers raises.
     """
 
     def __init__(self, model: str, num_layers: int, **source: Any) -> None:
@@ -30,6 +32,7 @@ class Oracle:
         logging.disable_progress_bar()
         config = AutoConfig.from_pretrained(model, **source)
         with _ordinary_classes(model):
+            _check_memory(config, bool(source.get("trust_remote_code")))
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 model, config=config, dtype=torch.float32, attn_implementation="eager", **source
             ).eval()
@@ -89,6 +92,19 @@ class Oracle:
             for step, found in enumerate(answer.steps)
             for token, log_prob in found.items()
         )
+
+
+def _check_memory(config: Any, trust_remote_code: bool) -> None:
+    """Raises MemoryError if the weights in float32 are larger than the memory that is free."""
+    import psutil
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=trust_remote_code)
+    needs = sum(weight.numel() for weight in model.parameters()) * torch.float32.itemsize
+    free = psutil.virtual_memory().available
+    if needs > free:
+        raise MemoryError(f"in float32 it takes {needs / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
 
 
 def _ordinary_classes(model: str) -> Any:

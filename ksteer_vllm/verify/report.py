@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Finding", "VerifyReport"]
+__all__ = ["EFFECT", "Finding", "VerifyReport"]
+
+EFFECT = "steering has an effect"
+"""The check without which the others show nothing."""
 
 Status = Literal["passed", "failed", "skipped"]
 _STYLE = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -53,7 +56,8 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """No check failed, and steering was seen at all."""
-        return not self.failures and any(finding.status == "passed" for finding in self.findings)
+        seen = any(finding.name == EFFECT and finding.status == "passed" for finding in self.findings)
+        return seen and not self.failures
 
     @property
     def failures(self) -> list[Finding]:

@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, listing
+from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.verify.bench import Bench
 from ksteer_vllm.verify.checks.fires import check_firing
-from ksteer_vllm.verify.checks.layer_oracle import check_against_oracle
+from ksteer_vllm.verify.checks.layer_oracle import NAME, check_against_oracle
 from ksteer_vllm.verify.checks.layer_order import check_edges, check_order
 from ksteer_vllm.verify.checks.noise import measure_noise
 from ksteer_vllm.verify.checks.plain import check_alpha_zero, check_plain_after, check_plain_beside
 from ksteer_vllm.verify.checks.prefix_cache import check_prefix_cache
 from ksteer_vllm.verify.edits import EditPlan, plan_edit
 from ksteer_vllm.verify.oracle import Oracle
-from ksteer_vllm.verify.report import VerifyReport
+from ksteer_vllm.verify.report import EFFECT, VerifyReport
 from ksteer_vllm.verify.subject import Card, Facts, Refused, Subject
 
 __all__ = ["verify"]
@@ -60,7 +60,7 @@ def verify(
     measure_noise(bench)
     if bench.is_coarse:  # steps of rounded activations part at every ReLU's kink, and so would the oracle's
         bench.plans = [plan.in_one_step() for plan in plans]
-    _run(bench, "steering has an effect", check_firing)
+    _run(bench, EFFECT, check_firing)
     gaps = _check_layers(bench, model_folder or facts.weights, with_oracle, source or {})
     _run(bench, "alpha 0 is plain", check_alpha_zero)
     _run(bench, "plain beside steered", check_plain_beside)
@@ -78,7 +78,7 @@ def verify(
         generated_tokens=bench.generated_tokens,
         seconds=time.monotonic() - started,
         findings=bench.findings,
-        not_checked=[*gaps, *facts.gaps],
+        not_checked=[*gaps, *bench.gaps, *facts.gaps],
     )
 
 
@@ -146,13 +146,14 @@ def _usable(card: Card, layer: int) -> bool:
 
 
 def _check_layers(bench: Bench, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> list[str]:
-    """The oracle where the weights are at hand, else the order test. Returns what stays unchecked."""
+    """By the oracle where it can say, else the order test. Returns what stays unchecked."""
     if len(bench.fired) < len(bench.plans):
         return ["where edits act: the steered requests did not run"]
     oracle = _oracle(bench, weights, with_oracle, source)
-    if oracle is not None:
-        _run(bench, "edits act at their layer", lambda b: check_against_oracle(b, oracle))
+    if oracle is not None and _held_against(oracle, bench):
         return []
+    if bench.edits_others:
+        return ["where edits act: tokens are edited that no edit names"]
     _run(bench, "layers act in order", check_order)
     if check_edges(bench):
         seen = (
@@ -162,6 +163,20 @@ def _check_layers(bench: Bench, weights: str, with_oracle: bool, source: Mapping
     else:
         seen = "the order of layers was looked at; all of them shifted alike is not seen"
     return [f"at which block a layer's edits act: {seen}"]
+
+
+def _held_against(oracle: Oracle, bench: Bench) -> bool:
+    """Whether the oracle could say where edits act; what it cannot run is no fault of the engine."""
+    bench.tell(NAME)
+    try:
+        check_against_oracle(bench, oracle)
+    except Exception as error:
+        bench.skipped(NAME, f"the oracle cannot run the model: {_brief(error)}")
+    return bench.findings[-1].status != "skipped"
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
 def _oracle(bench: Bench, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> Oracle | None:
@@ -176,7 +191,7 @@ def _oracle(bench: Bench, weights: str, with_oracle: bool, source: Mapping[str, 
         bench.tell("loading the model in transformers")
         try:
             return Oracle(weights, bench.facts.num_layers, **source)
-        except (OSError, ImportError, ValueError, DecoderNotFoundError) as error:
-            reason = f"the model cannot be loaded in transformers: {' '.join(str(error).split())[:200]}"
-    bench.skipped("edits act at their layer", reason)
+        except Exception as error:  # of transformers, or of the model's own code
+            reason = f"the model cannot be loaded in transformers: {_brief(error)}"
+    bench.skipped(NAME, reason)
     return None

@@ -69,7 +69,7 @@ def test_other_extra_args_reach_the_engine_beside_the_spec(
     (edit,) = extra["ksteer"]["edits"]
     assert edit["layers"] == [1]
     assert set(extra["ksteer_admission"]) == {"edits", "report"}
-    assert set(extra["ksteer_admission"]["edits"][0]) == {"fingerprint", "windows"}
+    assert set(extra["ksteer_admission"]["edits"][0]) == {"fingerprint", "digest", "windows"}
     assert set(extra) == {"theirs", "ksteer", "ksteer_admission"}
     assert params.extra_args == spec.extra_args({"theirs": 5})
 

@@ -5,7 +5,7 @@ import torch
 from kernel_cases import make_case, one_stage, poisoned_workspace
 from kernel_methods import METHODS
 
-from ksteer_kernels import Program, plan_groups, steer_groups_
+from ksteer_kernels import Program, native, plan_groups, steer_groups_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -63,7 +63,7 @@ def counted(case, backend):
     return edited, sum(dropped)
 
 
-@pytest.mark.parametrize("path", ["torch", "native", "triton"])
+@pytest.mark.parametrize("path", ["torch", "triton"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropped_edits_are_counted(path, value, dtype, triton_runs):
@@ -87,15 +87,62 @@ def test_dropped_edits_are_counted(path, value, dtype, triton_runs):
     assert torch.allclose(after[~broken].float(), before[~broken].float(), atol=1e-4)  # as above
 
 
-@pytest.mark.parametrize("path", ["torch", "native"])
-def test_plain_steps_of_one_broken_token(path):
+@pytest.fixture(params=["torch", "native"])
+def plain_path(request, monkeypatch):
+    """Both paths of plain steps; the test must have taken the one it was given."""
+    if request.param == "native" and native.gradient_kernel() is None:
+        pytest.skip("no native kernel: no compiler")
+    ran, original = [], native.edit_
+
+    def noted(*args):
+        dropped = original(*args)
+        ran.append(dropped is not None)
+        return dropped
+
+    monkeypatch.setattr(native, "edit_", noted)
+    yield request.param
+    assert set(ran) == ({True} if request.param == "native" else set())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropped_plain_steps_are_counted(plain_path, value, dtype):
+    """The same of the path of nearly every request, which the batches above do not take."""
+    case = make_case(one_stage("plain"), num_tokens=30, hidden_size=40, dtype=dtype, max_steps=2)
+    before, dropped = counted(case, plain_path)
+    assert dropped == 0
+    broken = torch.arange(30) % 3 == 0
+    case.hidden[broken, 5] = value
+    active = case.tokens()
+    after, dropped = counted(case, plain_path)
+    assert dropped == int((broken & active).sum()) > 0
+    assert torch.equal(after[broken].nan_to_num(), case.hidden[broken].nan_to_num())
+    assert torch.allclose(after[~broken].float(), before[~broken].float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_steps_that_overflow_are_dropped_and_counted(plain_path, dtype):
+    """Every token is finite, one row's s is not."""
+    case = make_case(one_stage("plain"), num_tokens=30, hidden_size=40, dtype=dtype, max_steps=2)
+    before, dropped = counted(case, plain_path)
+    assert dropped == 0
+    case.rows.strength[case.layer, 0] = 3e38
+    case.rows.readout[case.layer, 0] *= 1e30
+    overflows = case.token_row[0, :30] == 0
+    after, dropped = counted(case, plain_path)
+    assert dropped == int(overflows.sum()) > 0
+    assert torch.equal(after[overflows], case.hidden[overflows])
+    assert torch.allclose(after[~overflows].float(), before[~overflows].float(), atol=1e-4)
+
+
+def test_plain_steps_of_one_broken_token(plain_path):
     """The path of nearly every request: neighbours in the group keep every bit of their edit."""
     case = make_case(one_stage("plain"), num_tokens=12, hidden_size=48, max_steps=3)
-    plain, dropped = counted(case, path)
+    plain, dropped = counted(case, plain_path)
     assert dropped == 0
     case.hidden[4, 7] = float("inf")
     case.token_row[0, 4] = 0
-    after, dropped = counted(case, path)
+    after, dropped = counted(case, plain_path)
     assert dropped == 1
     others = torch.arange(12) != 4
     assert torch.equal(after[4].nan_to_num(), case.hidden[4].nan_to_num())

@@ -87,7 +87,7 @@ def in_hidden_space(x, edit, weights, gain=None):
     settings = token_settings(edit.settings, len(x), weights.width, max(1, weights.num_labels), gain)
     p, program = x @ weights.basis.double().T, edit.settings.program
     s, steps = run_program(program, p, slot, settings)
-    s, keep = finish(s, p, (x * x).sum(1), slot, program, settings, None)
+    s, keep, _ = finish(s, p, (x * x).sum(1), slot, program, settings, None)
     return keep[:, None] * (x - s @ weights.basis.double()), steps
 
 

@@ -116,6 +116,26 @@ def test_a_dropped_edit_says_so(backend, device):
             assert shift == pytest.approx(before[stage, token][0], rel=1e-4)  # sums in another order
 
 
+@pytest.mark.parametrize("name", ["add", "losses", "reflect"])
+def test_an_edit_beyond_float32_is_infinite(backend, device, name):
+    """Its length, or a part of it that is no number: never the 0 of an edit that did nothing."""
+
+    def rows(maker):
+        return [[edit.flagged(Flag.REPORT)] for edit in METHODS[name](maker)]
+
+    case = make_case(rows, num_tokens=40, hidden_size=63, device=device, with_gain=True, max_steps=1, seed=3)
+    case.rows.strength[case.layer] = 1e25
+    found = collect_quietly(case, backend)
+    shifts = [shift for shift, *_ in found.values()]
+    assert math.inf in shifts
+    assert {shift for shift in shifts if not math.isnan(shift)} <= {0.0, math.inf}
+    if backend == "triton":
+        on_cpu = make_case(rows, num_tokens=40, hidden_size=63, with_gain=True, max_steps=1, seed=3)
+        on_cpu.rows.strength[case.layer] = 1e25
+        expected = [shift for shift, *_ in collect_quietly(on_cpu, "torch").values()]
+        assert sorted(map(str, shifts)) == sorted(map(str, expected))
+
+
 def collect_quietly(case, backend):
     """As `collect`, of batches with numbers that equal nothing."""
     with pytest.MonkeyPatch.context() as patch:

@@ -164,4 +164,4 @@ def test_workspace_has_room_for_every_batch_size():
         assert workspace.partial_sums(num_tokens).shape[1:] == (num_tokens, 3)
         assert workspace.square_sums(num_tokens).shape == workspace.partial_sums(num_tokens).shape[:2]
     sums = 8 * 1024
-    assert workspace.nbytes == 4 * (sums * 3 + sums + 1500 * (4 * 3 + 2 + 3))
+    assert workspace.nbytes == 4 * (sums * 3 + sums + 1500 * (4 * 3 + 2 + 3)) + 8

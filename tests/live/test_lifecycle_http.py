@@ -1,4 +1,4 @@
-"""Probes loaded, replaced and retired while two API servers and their engine run, with requests in flight."""
+"""Probes loaded, replaced and retired under two API servers and two engines, with requests in flight."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 SEVERAL = 2
 ASKS = 8
-"""Requests per check, each over a connection of its own, which the kernel gives to either API server."""
+"""Requests per check, each over a connection of its own: for either API server, and either engine."""
 WARM = {"target": ["warm"], "alpha": 4.0, "where": "both"}
 
 
@@ -40,6 +40,7 @@ def server(probes: Path) -> Iterator[Server]:
     flags = (
         "--ksteer-probe", f"start={probes / 'first'}", "--ksteer-layers", "1,2", "--ksteer-max-probes", "3",
         "--ksteer-probe-dir", str(probes), "--api-server-count", str(SEVERAL),
+        "--data-parallel-size", str(SEVERAL),
         "--additional-config", json.dumps({"ksteer": {"max_slots": 9}}),
     )  # fmt: skip
     with serve(make_model("llama", work / "model"), work / "live.log", *flags) as running:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ksteer_vllm.errors import LifecycleError
-from ksteer_vllm.live import find_folder
+from ksteer_vllm.host.lifecycle import _refusal
+from ksteer_vllm.live import Catalog, find_folder
 from tests.support.probes import random_probe
 
 
@@ -52,6 +53,15 @@ def test_everything_else_is_refused(directory: Path, name: str, status: int) -> 
     assert refusal.value.status == status
     assert refusal.value.field == "folder"
     assert str(directory) not in str(refusal.value)
+
+
+def test_what_a_worker_says_names_no_path(directory: Path) -> None:
+    path = directory / "tones"
+    for why in ("artifact", "full"):
+        answer = {"ok": False, "why": why, "message": f"{path}/probe.safetensors: not a regular file"}
+        refusal = _refusal(Catalog(), answer, path, "tones")
+        assert "'tones'/probe.safetensors: not a regular file" in str(refusal)
+        assert str(directory) not in str(refusal)
 
 
 def test_without_directories_nothing_can_be_loaded() -> None:

@@ -4,7 +4,10 @@ its files come from the real one; what `/v1` answers is made up."""
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -212,6 +215,49 @@ def test_an_error_in_mid_stream(screen: Screen) -> None:
     screen.open().send("x")
     assert screen.text("plain") == "half"
     assert screen.error("plain") == "engine died"
+
+
+def test_a_stream_that_ends_early(screen: Screen) -> None:
+    """Closed as if all were well, but without the last event."""
+
+    def half(route: Route, request: Request) -> None:
+        whole = events({"choices": [{"index": 0, "delta": {"content": "half"}}]})
+        route.fulfill(content_type="text/event-stream", body=whole.removesuffix("data: [DONE]\n\n"))
+
+    pretend(screen, INFO, half)
+    screen.open().send("x")
+    assert screen.text("plain") == "half"
+    assert screen.error("plain") == "The connection broke off."
+    assert "Done" not in screen.status()
+
+
+class _Crumbs(BaseHTTPRequestHandler):
+    """Answers everything with TEXT, streamed byte by byte: every character is cut where it can be."""
+
+    TEXT = "é→🙂"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": self.TEXT}}]}, ensure_ascii=False)
+        for byte in f"data: {chunk}\r\n\r\ndata: [DONE]\n\n".encode():
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.005)
+
+
+def test_characters_cut_by_the_network(screen: Screen) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Crumbs) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        pretend(screen, INFO, lambda route, _: route.continue_(url=address))
+        screen.open().send("x")
+        server.shutdown()
+    assert [screen.text(side) for side in ("plain", "steered")] == [_Crumbs.TEXT] * 2
 
 
 def test_a_server_whose_steering_cannot_be_read(screen: Screen) -> None:

@@ -97,6 +97,7 @@ def test_names_and_ports_agree() -> None:
     clients, headless = BASE["Service", "ksteer"]["spec"], BASE["Service", stateful["serviceName"]]["spec"]
     monitor = BASE["PodMonitor", "ksteer"]["spec"]
     assert headless["clusterIP"] == "None"
+    assert headless["publishNotReadyAddresses"]  # or a change would miss those, and not say so
     assert stateful["selector"]["matchLabels"] == clients["selector"] == headless["selector"] == labels
     assert monitor["selector"]["matchLabels"] == labels
     (port,) = SERVER["ports"]
@@ -124,6 +125,18 @@ def test_the_proxy_and_prometheus_know_every_replica() -> None:
     assert set(scraped["static_configs"][0]["targets"]) == replicas
 
 
+def test_the_proxy_passes_on_nothing_that_has_no_key() -> None:
+    """vLLM asks for its key under /v1; beyond that, health and the page alone."""
+    proxy = (FOLDER / "nginx.conf").read_text()
+    blocks = re.compile(r"^    location (.+?) \{(?: ([^\n]*) \}|\n(.*?)\n    \})$", re.MULTILINE | re.DOTALL)
+    locations = {place: line or lines for place, line, lines in blocks.findall(proxy)}
+    passed = {place for place, inside in locations.items() if "proxy_pass" in inside}
+    assert passed == {"= /health", "/ksteer/", "/v1/", "/v1/ksteer/"}
+    assert proxy.count("proxy_pass") == len(passed)
+    assert locations["/"] == "return 404;"
+    assert "limit_except GET { deny all; }" in locations["/v1/ksteer/"]
+
+
 def test_files_named_by_compose_exist() -> None:
     for name in ("proxy", "prometheus", "grafana"):
         for volume in COMPOSE["services"][name]["volumes"]:
@@ -145,9 +158,14 @@ def test_presets_name_the_probes_that_are_loaded() -> None:
 def test_the_job_and_the_init_container_are_commands_of_ours() -> None:
     job = documents(KUBERNETES / "load-probe.yaml")[0]["spec"]["template"]["spec"]["containers"][0]["command"]
     patch = documents(KUBERNETES / "from-hub" / "pull.yaml")[0]["spec"]["template"]["spec"]
-    pull = patch["initContainers"][0]["command"]
+    *shell, script = patch["initContainers"][0]["command"]
+    assert shell == ["sh", "-ec"]
+    removed, pulled = script.strip().splitlines()
+    pull = shlex.split(pulled.removeprefix("exec "))
     assert job[:3] == ["ksteer", "server", "load"]
     assert pull[:2] == ["ksteer", "pull"]
+    assert options(pull)["--out"] in removed.split()  # the container may start again, the volume stays
+    assert "--digest" in options(pull)
     ours = our_commands()
     for command, arguments in (
         (ours.commands["server"].commands["load"], job[3:]),

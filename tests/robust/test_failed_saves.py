@@ -72,6 +72,27 @@ def test_a_failed_save_leaves_the_old_artifact(
     assert_holds(folder, NEW)
 
 
+def test_an_old_file_that_cannot_be_put_back_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first file is replaced, then the folder turns read-only."""
+    old = {name: (folder / name).read_bytes() for name in ONLY}
+    replace, calls = os.replace, iter(range(9))
+
+    def only_the_first(*args: Any, **kwargs: Any) -> None:
+        if next(calls) > 0:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        replace(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", only_the_first)
+        with pytest.raises(OSError, match="Read-only"):
+            NEW.save(folder)
+    (former,) = (path for path in folder.iterdir() if path.name.endswith(".former"))
+    name = former.name.removeprefix(".").removesuffix(".former")
+    assert former.read_bytes() == old[name] != (folder / name).read_bytes()
+    former.replace(folder / name)
+    assert_holds(folder, OLD)
+
+
 @pytest.mark.parametrize(("function", "nth", "number"), FAULTS)
 def test_a_failed_first_save_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, nth: int, number: int

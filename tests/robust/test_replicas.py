@@ -152,7 +152,7 @@ def test_if_the_first_cannot_the_others_are_not_asked(two: tuple[StandIn, StandI
 
 
 @pytest.mark.parametrize(
-    "trouble", ["unreachable", "not enabled", "several servers", "taken", "nonsense", "list"]
+    "trouble", ["unreachable", "not enabled", "no key", "several servers", "taken", "nonsense", "list"]
 )
 def test_nothing_is_changed_unless_every_replica_can(two: tuple[StandIn, StandIn], trouble: str) -> None:
     second = two[1]
@@ -161,6 +161,8 @@ def test_nothing_is_changed_unless_every_replica_can(two: tuple[StandIn, StandIn
         second.server_close()
     elif trouble == "not enabled":
         second.lifecycle = {"probe_dirs": 0}
+    elif trouble == "no key":
+        second.lifecycle = {"probe_dirs": 1, "admin_key": True}
     elif trouble == "several servers":
         second.lifecycle = {"probe_dirs": 1, "refused": "these 2 API servers share no folder"}
     elif trouble == "taken":
@@ -185,6 +187,28 @@ def test_a_replica_that_has_it_already_is_left_alone(two: tuple[StandIn, StandIn
     status, said = run("retire", "calm", servers=two)
     assert status == 0
     assert run("retire", "calm", servers=two)[0] == 2
+
+
+def test_a_retirement_needs_no_folders(two: tuple[StandIn, StandIn], tmp_path: Path) -> None:
+    """An admin key is enough for it, and for it alone."""
+    (tmp_path / "admin").write_text("secret")
+    key = ("--admin-key-file", str(tmp_path / "admin"))
+    for server in two:
+        server.probes["calm"] = "d" * 64
+        server.lifecycle = {"probe_dirs": 0, "admin_key": True}
+    assert "changes are not enabled" in run("load", "more", "calm-v2", *key, servers=two)[1]
+    assert "the admin key is missing" in run("retire", "calm", servers=two)[1]
+    assert not [server.changes for server in two if server.changes]
+    status, said = run("retire", "calm", *key, servers=two)
+    assert status == 0, said
+    assert not any(server.probes for server in two)
+
+
+def test_what_servers_say_and_addresses_are_no_markup(two: tuple[StandIn, StandIn]) -> None:
+    status, said = run("load", "calm", "[/x][bold]", servers=two)
+    assert status == 1
+    assert "has '[/x][bold]'" in said
+    assert "http://[::1]:1 " in run("list", "--url", "http://[::1]:1")[1]
 
 
 def test_a_busy_replica_is_asked_again(two: tuple[StandIn, StandIn]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -105,8 +106,10 @@ def test_folders_of_one_name_that_hold_different_probes(deployment: Deployment, 
 def test_without_the_admin_key_the_guarded_replica_refuses(deployment: Deployment) -> None:
     status, said = ksteer_server(deployment, "load", "calm", "churn-a", admin=False)
     assert status == 1
-    assert "403: the admin key is missing or wrong" in said
-    assert f"not: {deployment.second.url}" in said
+    assert "the admin key is missing (--admin-key-file)" in said
+    assert "nothing was changed" in said
+    cards = httpx.get(f"{deployment.first.url}/v1/ksteer/probes", timeout=60).json()["data"]
+    assert "calm" not in [card["name"] for card in cards]
 
 
 def test_keys_guard_every_route(deployment: Deployment) -> None:
@@ -212,8 +215,8 @@ def test_loads_that_race(deployment: Deployment) -> None:
         resident = httpx.get(f"{url}/v1/ksteer", timeout=60).json()["lifecycle"]["resident"]
         return int(resident["slots_used"])
 
+    before = slots()
     digests = {load(folder).json()["digest"] for folder in ("churn-a", "churn-b")}
-    one = slots()
     with ThreadPoolExecutor(6) as pool:
         for _ in range(3):
             answers = list(pool.map(load, ["churn-a", "churn-b"] * 3))
@@ -223,7 +226,10 @@ def test_loads_that_race(deployment: Deployment) -> None:
             card = httpx.get(f"{url}/v1/ksteer/probes/calm", timeout=60).json()
             assert card["digest"] in digests
     assert httpx.delete(f"{url}/v1/ksteer/probes/calm", timeout=60).status_code == 200
-    assert slots() <= one
+    deadline = time.monotonic() + 30
+    while slots() != before and time.monotonic() < deadline:  # retirement is not at once
+        time.sleep(0.2)
+    assert slots() == before
 
 
 def test_bodies_that_are_no_text(deployment: Deployment) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -144,6 +146,28 @@ def test_refusals(registry: Registry, spec: dict[str, Any], words: list[str]) ->
         with pytest.raises(SpecError) as refusal:
             registry.admit(spelling)
         assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+@pytest.mark.parametrize("value", [10**5000, 1j, {"a"}, b"a", object()], ids=type)
+def test_what_json_cannot_say_does_not_hide_the_rest_from_the_limit(registry: Registry, value: Any) -> None:
+    """Offline alone; a value without a size would leave the whole mapping without one."""
+    spec = {**GOOD, "target": ["warm"] * 100_000, "alpha": value}
+    for wanted in (spec, {**GOOD, "alpha": value}):
+        with pytest.raises(SpecError) as refusal:
+            registry.admit(wanted)
+        assert refusal.value.field == "ksteer"
+
+
+def test_what_the_parser_takes_beside_json_has_a_size(registry: Registry) -> None:
+    plain = only(registry, GOOD).fingerprint
+    for fields in (
+        {"alpha": Fraction(1)},
+        {"layers": range(1, 2)},
+        {"target": MappingProxyType({"warm": 1})},
+    ):
+        assert only(registry, MappingProxyType({**GOOD, **fields})).fingerprint == plain
+    with pytest.raises(SpecError, match="max_spec_bytes"):
+        registry.admit({**GOOD, "alpha": Fraction(1), "layers": range(10**5)})
 
 
 def test_reflect_needs_no_alpha(registry: Registry) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ksteer_vllm.verify.compare import apart, grid
 from ksteer_vllm.verify.edits import EditPlan, edited, plan_edit
 from ksteer_vllm.verify.http import HTTPSubject
 from ksteer_vllm.verify.offline import card_of
+from ksteer_vllm.verify.report import EFFECT
 from ksteer_vllm.verify.run import verify
 from ksteer_vllm.verify.subject import Answer, Ask, Facts, Unreachable
 from tests.support.artifacts import random_artifact
@@ -155,8 +157,11 @@ def test_a_report_says_what_failed_and_what_was_not_checked(tmp_path: Path) -> N
     assert found["findings"][1] == {
         "name": "b", "status": "failed", "says": "2 of 3", "cause": "the cause", "figures": {"x": 1.0},
     }  # fmt: skip
-    assert report(Finding("a", "passed", "")).ok
-    assert not report(Finding("c", "skipped", "")).ok  # nothing was shown
+    assert report(Finding(EFFECT, "passed", "")).ok
+    assert not report(Finding(EFFECT, "passed", ""), Finding("b", "failed", "")).ok
+    assert not report(
+        Finding("noise floor", "passed", ""), Finding("c", "skipped", "")
+    ).ok  # nothing was shown
 
 
 def about(path: str) -> Any:
@@ -206,6 +211,35 @@ def test_a_server_that_is_no_subject(status: int, body: Any, says: str) -> None:
         served(HTTPSubject("http://s"), handler).facts()
 
 
+def completion(request: httpx.Request) -> httpx.Response:
+    logprobs = {"tokens": ["token_id:3"], "token_logprobs": [-0.5], "top_logprobs": [{"token_id:3": -0.5}]}
+    return httpx.Response(200, json={"choices": [{"logprobs": logprobs}]})
+
+
+def test_a_busy_server_is_asked_again() -> None:
+    sent: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        busy = httpx.Response(503, headers={"Retry-After": "0"}, json={"error": {"message": "busy"}})
+        return busy if len(sent) < 3 else completion(request)
+
+    began = time.monotonic()
+    found = served(HTTPSubject("http://s"), handler).alone(Ask((1, 2)))
+    assert (len(sent), found.tokens) == (3, (3,))
+    assert found.began - began > 0.1  # of the request that was answered
+
+
+def test_a_server_that_stays_busy_cannot_be_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ksteer_vllm.verify.http.TIMEOUT", 0.3)
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(503, headers={"Retry-After": "0"}, json={"error": {"message": "all held"}})
+
+    with pytest.raises(Unreachable, match="busy: 503: all held"):
+        served(HTTPSubject("http://s"), handler).alone(Ask((1, 2)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -230,7 +264,7 @@ def test_the_exit_status_says_what_was_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: Any, code: int
 ) -> None:
     monkeypatch.setattr(
-        "ksteer_vllm.verify.verify", lambda *_, **__: report(Finding("a", status, "seen", "why"))
+        "ksteer_vllm.verify.verify", lambda *_, **__: report(Finding(EFFECT, status, "seen", "why"))
     )
     result = CliRunner().invoke(app, ["verify", "--url", "http://s", "--json", str(tmp_path / "r.json")])
     assert result.exit_code == code, result.output

@@ -41,7 +41,7 @@ def edit_products(
         p = projection_chunk(partial, rows, units, there, num_tokens, workspace_width, NUM_SUMS)
         edit_square += tl.sum(s * gs, axis=1)
         product += tl.sum(s * p, axis=1)
-    return tl.maximum(edit_square, 0.0), product
+    return tl.where(edit_square < 0.0, 0.0, edit_square), product  # tl.maximum would make 0 of a NaN
 
 
 @triton.jit

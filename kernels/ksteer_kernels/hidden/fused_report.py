@@ -135,8 +135,10 @@ def report_kernel(
             # |off x - keep basis^T s|^2
             off = kept - 1.0
             moved = off * off * x_square - 2 * (off * kept * product) + kept * kept * edit_square
-            ratio = tl.div_rn(tl.maximum(moved, 0.0), tl.where(x_square > 0.0, x_square, 1.0))
-            share = tl.where(mine, tl.where(x_square > 0.0, tl.sqrt_rn(ratio), 0.0), share)
+            moved = tl.where(moved < 0.0, 0.0, moved)  # tl.maximum would make 0 of a NaN
+            ratio = tl.div_rn(moved, tl.where(x_square > 0.0, x_square, 1.0))
+            length = tl.where(ratio >= 0.0, tl.sqrt_rn(ratio), float("inf"))  # NaN: beyond float32
+            share = tl.where(mine, tl.where(x_square > 0.0, length, 0.0), share)
             if num_labels > 0:
                 head = heads + s.to(tl.int64) * max_labels * width
                 # z1 as it is, then as the edit leaves it: keep (p - G s) + b1

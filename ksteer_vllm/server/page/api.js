@@ -73,14 +73,15 @@ function broken(error) {
   throw error.name === "AbortError" ? error : new ServerError("The connection broke off.", 0);
 }
 
-/** The data of server-sent events, wherever the network has cut the bytes. */
+/** The data of server-sent events, wherever the network has cut the bytes. Their end is for the caller to see:
+ *  throws ServerError if the bytes end before it. */
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
       const { value, done } = await reader.read().catch(broken);
-      if (done) return;
+      if (done) broken(new Error("ended early"));
       const lines = (rest + value).split("\n");
       rest = lines.pop();
       for (const line of lines) {

@@ -9,6 +9,7 @@ from ksteer_vllm.errors import listing
 from ksteer_vllm.verify.bench import SHORT, Bench, Fired
 from ksteer_vllm.verify.compare import apart
 from ksteer_vllm.verify.edits import EditPlan
+from ksteer_vllm.verify.report import EFFECT
 from ksteer_vllm.verify.subject import Answer, Ask
 
 __all__ = ["GENERATED", "STEERED", "WHERE", "check_firing"]
@@ -104,7 +105,7 @@ def _judge_effects(bench: Bench) -> None:
     weak = [fired for fired in bench.fired if bench.tolerance < fired.effect < bench.visible]
     effects = [fired.effect for fired in bench.fired]
     figures = {fired.plan.name: fired.effect for fired in bench.fired}
-    name = "steering has an effect"
+    name = EFFECT
     if dead:
         bench.failed(
             name,

@@ -10,7 +10,9 @@ from ksteer_vllm.verify.checks.fires import STEERED
 from ksteer_vllm.verify.edits import edited
 from ksteer_vllm.verify.oracle import Oracle
 
-__all__ = ["check_against_oracle"]
+__all__ = ["NAME", "check_against_oracle"]
+
+NAME = "edits act at their layer"
 
 FACTOR = 4
 SHARE = 0.1
@@ -18,7 +20,7 @@ SHARE = 0.1
 other side of it; another layer is off by about the effect itself."""
 
 CLEAR = 0.5
-"""In half precision the asked layer is right if it is nearer than any other by this factor."""
+"""In half precision an edit acts at the layer that is nearer than any other, and than no edit, by this."""
 
 NAMED = 6
 """Causes of one kind that are spelt out."""
@@ -41,7 +43,7 @@ def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
         not foreign,
         difference=plain,
     )
-    name = "edits act at their layer"
+    name = NAME
     if foreign:
         bench.skipped(name, "the oracle does not describe this engine's plain requests")
         return
@@ -58,17 +60,18 @@ def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
     errors, wrong, unclear = {}, [], []
     for fired in checkable:
         error = errors[fired.plan.name] = oracle.apart(prompt, fired.answer, fired.plan, STEERED)
-        if error <= allowed:
+        if error <= min(allowed, CLEAR * fired.effect):
             continue
         distances = _distances(oracle, prompt, fired)
         best = min(distances, key=lambda layer: distances[layer])
-        others = [distance for layer, distance in distances.items() if layer != fired.plan.layer]
-        if best == fired.plan.layer and (
-            error <= SHARE * fired.effect
-            or (bench.is_coarse and error <= CLEAR * min([*others, fired.effect]))
-        ):
+        others = [distance for layer, distance in distances.items() if layer != best]
+        is_near = distances[best] <= SHARE * fired.effect
+        is_clear = distances[best] <= CLEAR * min([*others, fired.effect])
+        if best == fired.plan.layer and (is_near or (bench.is_coarse and is_clear)):
             continue
-        if best != fired.plan.layer and distances[best] <= max(allowed, SHARE * fired.effect):
+        if best != fired.plan.layer and (
+            is_clear if bench.is_coarse else is_near or distances[best] <= allowed
+        ):
             wrong.append((fired, f"edits asked for at layer {fired.plan.layer} act at layer {best}"))
         elif bench.is_coarse:
             unclear.append(fired.plan.name)

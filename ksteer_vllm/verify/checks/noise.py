@@ -15,6 +15,9 @@ FACTOR = 4
 """The tolerance in half precision: so many times a logit's rounding; always: so many times the noise."""
 LENGTH = 120
 
+MOST = 0.26
+"""Noise above which nothing can be told: two steps of bfloat16 logits between 16 and 32, and a little."""
+
 
 def measure_noise(bench: Bench) -> None:
     """Set the bench's tolerance from one plain request: twice alone under salts of their own, once with its
@@ -31,10 +34,13 @@ def measure_noise(bench: Bench) -> None:
     bench.is_coarse = rounding is not None
     bench.tolerance = max(EXACT, FACTOR * (rounding or 0.0), FACTOR * bench.floor)
     kind = "float32" if rounding is None else f"rounded to {rounding:.2g}, half precision"
-    bench.passed(
+    bench.judge(
         "noise floor",
         f"one plain request run four ways differs by at most {bench.floor:.1e}; logits look {kind}; "
         f"tolerance {bench.tolerance:.1e}",
+        "plain requests are not repeatable: cached blocks or requests beside them change them, or the "
+        "engine's arithmetic is too noisy for the other checks to show anything",
+        bench.floor <= MOST,
         floor=bench.floor,
         tolerance=bench.tolerance,
         rounding=rounding,

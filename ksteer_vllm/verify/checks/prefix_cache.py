@@ -12,6 +12,7 @@ from typing import Any
 from ksteer_vllm.verify.bench import Bench
 from ksteer_vllm.verify.compare import apart
 from ksteer_vllm.verify.edits import EditPlan
+from ksteer_vllm.verify.subject import Answer, Ask
 
 __all__ = ["check_prefix_cache"]
 
@@ -27,7 +28,9 @@ REPLY = 16
 """Tokens of a steered reply, half of them before the end of a block."""
 
 ENGINES = 3
-"""Times a prompt is sent again until it hits: another data-parallel engine may answer."""
+"""Times a prompt is sent again, as far as it must hit: another data-parallel engine may answer."""
+
+UNTOLD = "whether the checks of the prefix cache met shared blocks: the server does not report cached tokens"
 
 TRIES = 3
 """Prompts tried until the two requests visibly differ."""
@@ -109,6 +112,7 @@ def _check_hits(bench: Bench) -> tuple[int, bool] | None:
                 "this server does not report cached tokens (--enable-prompt-tokens-details does): whether "
                 "the checks below met shared blocks is not known",
             )
+            bench.gaps.append(UNTOLD)
             return block, False
         if again.cached:
             bench.judge(
@@ -181,8 +185,8 @@ def _check_pair(
         bench.skipped(name, f"the two requests differ by {power:.1e} only: a mix-up could not be seen")
         return
     first = bench.alone(bench.ask(prompt, specs[0], shared=True))
-    second = bench.alone(bench.ask(prompt, specs[1], shared=True))
-    difference = max(apart(second, own), apart(first, expected_first))
+    second, far = _worst(bench, bench.ask(prompt, specs[1], shared=True), own)
+    difference = max(far, apart(first, expected_first))
     hits = f"; it read {second.cached} cached tokens" if setting.told else ""
     bench.judge(
         name,
@@ -194,6 +198,15 @@ def _check_pair(
         power=power,
         cached=second.cached,
     )
+
+
+def _worst(bench: Bench, ask: Ask, expected: Answer) -> tuple[Answer, float]:
+    """(an answer, how far it is from the expected one), of ENGINES tries: the first that is too far, else the
+    first of all. Later ones may read blocks that an earlier one wrote, which is what they should hold."""
+    answers = [bench.alone(ask) for _ in range(ENGINES)]
+    distances = [apart(answer, expected) for answer in answers]
+    shown = next((a for a, far in zip(answers, distances, strict=True) if far > bench.tolerance), answers[0])
+    return shown, max(distances)
 
 
 def _check_turns(bench: Bench, setting: _Setting) -> None:
@@ -215,10 +228,10 @@ def _check_turns(bench: Bench, setting: _Setting) -> None:
             name, f"blocks of a steered reply differ by {power:.1e} only: a mix-up could not be seen"
         )
         return
-    plain = bench.alone(bench.ask(turn, shared=True))
-    steered = bench.alone(bench.ask(turn, replied, shared=True))
+    plain, plain_far = _worst(bench, bench.ask(turn, shared=True), expected)
     expected_steered = bench.alone(bench.ask(turn, replied))
-    difference = max(apart(plain, expected), apart(steered, expected_steered))
+    _, steered_far = _worst(bench, bench.ask(turn, replied, shared=True), expected_steered)
+    difference = max(plain_far, steered_far)
     bench.judge(
         name,
         f"layer {setting.layer}: plain and steered turn two are {difference:.1e} from themselves under salts "
