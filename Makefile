@@ -27,7 +27,7 @@ demo: $(READY)
 
 test: $(READY) lint
 	bash packaging/browser.sh
-	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadgroup) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS)) $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
