@@ -212,11 +212,14 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, (str, bytes)):
         return value
     try:
-        return json.loads(value)
+        decoded = json.loads(value)
     except RecursionError:
         raise SpecError(EXTRA_ARGS_KEY, "nested too deeply") from None
     except ValueError as error:
         raise SpecError(EXTRA_ARGS_KEY, f"not valid JSON: {error}") from None
+    if isinstance(decoded, str):  # JSON text is decoded once
+        raise SpecError(EXTRA_ARGS_KEY, "expected an object, got str", decoded)
+    return decoded
 
 
 def _names(value: Mapping[str, Any]) -> Any:

@@ -25,6 +25,16 @@ SMALL = (
 """A tiny engine: 64 cache blocks of 32 tokens, so that blocks are soon used again by other requests."""
 
 
+_running: list[Server] = []
+
+
+def stop_all() -> None:
+    """Stop every server that tests have left running: a session's fixtures end with it, and a dozen servers do
+    not fit into memory."""
+    for server in list(_running):
+        server.stop()
+
+
 class Server:
     """One running server. `log` is everything it and its children wrote."""
 
@@ -53,7 +63,10 @@ class Server:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """End the whole process group: politely, then for certain."""
+        """End the whole process group, once: politely, then for certain."""
+        if self not in _running:
+            return
+        _running.remove(self)
         for sign in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, sign)
@@ -102,6 +115,7 @@ def serve(
             start_new_session=True,
         )
     server = Server(process, port, log_file)
+    _running.append(server)
     try:
         yield server
     finally:
