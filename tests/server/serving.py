@@ -29,8 +29,8 @@ _running: list[Server] = []
 
 
 def stop_all() -> None:
-    """Stop every server that tests have left running: a session's fixtures end with it, and a dozen servers do
-    not fit into memory."""
+    """Stop every server that tests have left running: a session's fixtures end with it, and a dozen servers
+    do not fit into memory."""
     for server in list(_running):
         server.stop()
 
