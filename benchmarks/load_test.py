@@ -96,7 +96,7 @@ async def under_load(
     change_every: float,
 ) -> tuple[dict[str, Any], list[tuple[float, float, float]]]:
     """The result, and the samples of memory."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=concurrency)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=concurrency, keepalive_expiry=2)
     async with httpx.AsyncClient(base_url=server.url, timeout=None, limits=limits) as client:
         resident = await changes.residency(client)
         answers = plain_answers | quiet_answers(server.url, [k for k in known if k.kind != "plain"])

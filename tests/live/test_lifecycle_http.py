@@ -7,7 +7,8 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.slow
 SEVERAL = 2
 ASKS = 8
 """Requests per check, each over a connection of its own: for either API server, and either engine."""
+MANY = 48
+LONG = {"max_tokens": 200, "stream": False}
 WARM = {"target": ["warm"], "alpha": 4.0, "where": "both"}
 
 
@@ -62,9 +65,23 @@ def ask(server: Server, probe: str, **fields: Any) -> httpx.Response:
 
 
 def answer(server: Server, probe: str, **fields: Any) -> Reply:
-    response = ask(server, probe, **fields)
+    return reply_in(ask(server, probe, **fields))
+
+
+def reply_in(response: httpx.Response) -> Reply:
     assert response.status_code == 200, response.text
     return reply_of(COMPLETIONS, response.json()["choices"])
+
+
+@contextmanager
+def many_running(server: Server, probe: str) -> Iterator[list[Future[httpx.Response]]]:
+    """More long requests than fit into the batches, the first of which has begun; waited for at the end."""
+    with ThreadPoolExecutor(MANY) as pool:
+        replies = [pool.submit(ask, server, probe, **LONG) for _ in range(MANY)]
+        body = request_body(COMPLETIONS, ksteer={"probe": probe, **WARM}, **{**LONG, "stream": True})
+        with httpx.stream("POST", server.url + COMPLETIONS, json=body, timeout=120) as stream:
+            assert next(stream.iter_lines()).startswith("data: ")
+            yield replies
 
 
 def tokens(reply: Reply) -> tuple[int, ...]:
@@ -121,29 +138,23 @@ def test_replacing_a_probe_is_seen_at_once_and_requests_in_flight_finish_on_the_
     server: Server, probes: Path
 ) -> None:
     """Each reply is wholly the old one's or wholly the new one's; those begun before are the old one's."""
-    long = {"max_tokens": 120, "stream": False}
     assert load(server, "one", "second").status_code == 201
     assert load(server, "two", "third").status_code == 201
-    old, new = answer(server, "one", **long), answer(server, "two", **long)
+    old, new = answer(server, "one", **LONG), answer(server, "two", **LONG)
     assert tokens(old) != tokens(new)
     assert load(server, "swap", "second").status_code == 409  # max_probes
     assert call(server, "DELETE", "probes/two").status_code == 200
     assert load(server, "swap", "second").status_code == 201
-    with ThreadPoolExecutor(6) as pool:
-        begun = [pool.submit(answer, server, "swap", **long) for _ in range(6)]
-        deadline = time.monotonic() + 60
-        while call(server, "GET", "").json()["lifecycle"]["resident"]["requests"] == 0:
-            assert time.monotonic() < deadline, "no request has begun"
-            assert not all(one.done() for one in begun)
+    with many_running(server, "swap") as begun, ThreadPoolExecutor(6) as pool:
         replaced = load(server, "swap", "third", replace=True)
         assert replaced.status_code == 200, replaced.text
-        after = [pool.submit(answer, server, "swap", **long) for _ in range(6)]
+        after = [pool.submit(answer, server, "swap", **LONG) for _ in range(6)]
         for one in begun:
-            assert tokens(one.result()) in (tokens(old), tokens(new))
+            assert tokens(reply_in(one.result())) in (tokens(old), tokens(new))
         for one in after:
             assert_same(one.result(), new, "after the replacement")
-    assert any(tokens(one.result()) == tokens(old) for one in begun)
-    assert_same(answer(server, "one", **long), old, "the old artifact under its other name")
+    assert any(tokens(reply_in(one.result())) == tokens(old) for one in begun)
+    assert_same(answer(server, "one", **LONG), old, "the old artifact under its other name")
 
 
 @pytest.mark.usefixtures("clean")
@@ -171,21 +182,23 @@ def test_capacity_is_a_clear_refusal_and_never_an_unsteered_answer(server: Serve
     assert "0 of 9 are free" in crowded.json()["error"]["message"]
     assert tokens(answer(server, "two")) != tokens(answer(server, "one"))
 
-    with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(answer, server, "two", max_tokens=200)
-        deadline = time.monotonic() + 60
-        while call(server, "GET", "").json()["lifecycle"]["resident"]["requests"] == 0:
-            assert time.monotonic() < deadline
-        retired = call(server, "DELETE", "probes/two").json()
-        if retired["state"] == "retiring" and not running.done():
-            held = load(server, "three", "other-labels")
-            if not running.done():
-                assert held.status_code == 503, held.text
-                assert int(held.headers["retry-after"]) >= 1
-        assert tokens(running.result())
+    steered = answer(server, "two", **LONG)
+    with many_running(server, "two") as running:
+        retired = call(server, "DELETE", "probes/two")
+        assert retired.json()["state"] == "retiring"
+        held = load(server, "three", "other-labels")
+        assert held.status_code == 503, held.text
+        assert int(held.headers["retry-after"]) >= 1
+        answered = 0
+        for response in (one.result() for one in running):
+            if response.status_code == 200:
+                answered += 1
+                assert_same(reply_in(response), steered, "finished on the probe that was retired")
+            else:  # it came when the name had gone
+                assert (response.status_code, "no probe named 'two'" in response.text) == (400, True)
+        assert answered
     wait_until_gone(server, digest(probes, "third"))
-    if call(server, "GET", "probes/three").status_code == 404:
-        assert load(server, "three", "other-labels").status_code == 201
+    assert load(server, "three", "other-labels").status_code == 201
 
 
 @pytest.mark.usefixtures("clean")
