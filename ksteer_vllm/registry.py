@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ksteer_vllm.artifact import Artifact, ProbeMetadata
+from ksteer_vllm.artifact import ProbeMetadata
 from ksteer_vllm.compat import Compat
 from ksteer_vllm.compat.pip import as_ordinary_edit, divisor_and_windows
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.edit import Condition, Edit
-from ksteer_vllm.errors import ConfigError, ProbeError, SpecError, listing
+from ksteer_vllm.errors import ConfigError, SpecError, listing
 from ksteer_vllm.fingerprint import fingerprint
 from ksteer_vllm.limits import check_request_layers, check_size, check_stack
 from ksteer_vllm.methods import FAMILIES, Use
 from ksteer_vllm.presets import expand, preset_named
+from ksteer_vllm.resolve import configured_probes
 from ksteer_vllm.spec import SteeringSpec
 from ksteer_vllm.stages import assign_stages
 from ksteer_vllm.where import GENERATION, Where
@@ -123,12 +124,7 @@ class Registry:
     @classmethod
     def from_config(cls, config: EngineConfig) -> Registry:
         """Read the metadata of every configured artifact; raises ProbeError if a folder has changed."""
-        probes = {}
-        for name, source in config.probes.items():
-            probes[name] = Artifact.load_metadata(source.path)
-            if probes[name].digest != source.digest:
-                raise ProbeError(f"probe {name!r}: {source.path} has changed since the engine was configured")
-        return cls(probes, config)
+        return cls(configured_probes(config), config)
 
     def admit(self, value: Any) -> AdmittedSpec | None:
         """Check what a request asks for: a spec (object, mapping or JSON string), or a preset by name.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ksteer_vllm.artifact import Artifact, ModelIdentity
+from ksteer_vllm.artifact import Artifact, ModelIdentity, ProbeMetadata
 from ksteer_vllm.config import EngineConfig, ProbeSource
 from ksteer_vllm.errors import ConfigError, ProbeError, listing
 from ksteer_vllm.methods import FAMILIES, load
 
-__all__ = ["check_fit", "resolve_config"]
+__all__ = ["check_fit", "configured_probes", "resolve_config"]
 
 
 def resolve_config(config: EngineConfig, model: ModelIdentity) -> EngineConfig:
@@ -62,3 +62,16 @@ def check_fit(name: str, artifact: Artifact, config: EngineConfig, model: ModelI
         raise ProbeError(
             f"probe {name!r} is {width} wide; the engine holds at most max_width={config.max_width}"
         )
+
+
+def configured_probes(config: EngineConfig) -> dict[str, ProbeMetadata]:
+    """Name -> metadata of every artifact of a resolved configuration.
+
+    Raises ProbeError if a folder has changed since it was resolved.
+    """
+    probes = {}
+    for name, source in config.probes.items():
+        probes[name] = Artifact.load_metadata(source.path)
+        if probes[name].digest != source.digest:
+            raise ProbeError(f"probe {name!r}: {source.path} has changed since the engine was configured")
+    return probes

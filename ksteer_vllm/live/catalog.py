@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ksteer_vllm.artifact import Artifact, ProbeMetadata
+from ksteer_vllm.artifact import ProbeMetadata
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.resolve import configured_probes
 
 __all__ = ["Catalog", "Retiring"]
 
@@ -35,12 +35,7 @@ class Catalog(BaseModel):
     @classmethod
     def of(cls, config: EngineConfig) -> Catalog:
         """What an engine starts with. Raises ProbeError if a probe folder has changed since."""
-        probes = {}
-        for name, source in config.probes.items():
-            probes[name] = Artifact.load_metadata(source.path)
-            if probes[name].digest != source.digest:
-                raise ProbeError(f"probe {name!r}: {source.path} has changed since the engine was configured")
-        return cls(probes=probes, presets=config.presets)
+        return cls(probes=configured_probes(config), presets=config.presets)
 
     @property
     def digests(self) -> set[str]:
