@@ -61,6 +61,8 @@ def test_a_slider_changes_the_steered_side_and_not_the_plain_one(screen: Screen)
 
 def test_both_sides_stream_at_once(screen: Screen) -> None:
     screen.open().press("empathetic", "End")
+    screen.send()
+    screen.slow_line(bytes_per_second=16_000)
     screen.page.evaluate(
         """() => {
             window.grown = [];
@@ -70,7 +72,7 @@ def test_both_sides_stream_at_once(screen: Screen) -> None:
             })).observe(document.getElementById('transcript'), {characterData: true, subtree: true});
         }"""
     )
-    screen.send()
+    screen.again()
     grown = screen.page.evaluate("window.grown")
     for side in ("plain", "steered"):
         assert grown.count(side) > 5
