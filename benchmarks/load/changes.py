@@ -100,9 +100,10 @@ async def _counted(
 
 
 async def clear_up(client: httpx.AsyncClient) -> None:
-    """Retire what was loaded, once no other change is under way."""
-    while (await client.delete(f"/v1/ksteer/probes/{CHURN}")).status_code == 503:
-        await asyncio.sleep(0.2)
+    """Take away what was loaded and named, once no other change is under way."""
+    for route in (f"/v1/ksteer/presets/{MOVING}", f"/v1/ksteer/probes/{CHURN}"):
+        while (await client.delete(route)).status_code == 503:
+            await asyncio.sleep(0.2)
 
 
 async def residency(client: httpx.AsyncClient) -> dict[str, Any] | None:

@@ -30,6 +30,8 @@ def test_some_seconds_of_everything(deployment: Deployment) -> None:
     plain = quiet_answers(deployment.plain.url, [k for k in known if k.kind == "plain"])
     result, _ = asyncio.run(under_load(deployment.first, known, plain, source, SECONDS, 16, 0.5))
     assert result["problems"] == [], result["ledger"]["failures"]
+    left = httpx.get(f"{deployment.first.url}/v1/ksteer", timeout=60).json()
+    assert not {traffic.CHURN, traffic.MOVING} & {*left["probes"], *left["presets"]}
     kinds = result["ledger"]["kinds"]
     for kind in ("plain", "steered", "steered, with report", "client leaves a stream half way"):
         assert kinds[kind]["sent"] > 0
