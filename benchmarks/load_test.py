@@ -107,15 +107,15 @@ async def under_load(
         ledger = Ledger()
         memory = MemoryLog(psutil.Process(server.process.pid))
         before, start = metrics_of(server.url), time.monotonic()
-        watching = [asyncio.create_task(memory.keep_sampling(start, max(0.25, seconds / 600)))]
-        if changing:
-            seeded = random.Random(source.random())
-            watching.append(asyncio.create_task(changes.change_forever(client, seeded, ledger, change_every)))
-        await send_until(client, draws.draw, ledger, start + seconds, concurrency)
+        watching = asyncio.create_task(memory.keep_sampling(start, max(0.25, seconds / 600)))
+        stop, seeded = asyncio.Event(), random.Random(source.random())
+        async with asyncio.TaskGroup() as group:
+            if changing:
+                group.create_task(changes.change_until(stop, client, seeded, ledger, change_every))
+            await send_until(client, draws.draw, ledger, start + seconds, concurrency)
+            stop.set()
         lasted = time.monotonic() - start
-        for task in watching:
-            task.cancel()
-        await asyncio.gather(*watching, return_exceptions=True)
+        watching.cancel()
         for ask in draws.every_known():  # and once more, now that it is quiet
             await send(client, ask, ledger)
         if changing:
@@ -131,7 +131,7 @@ async def under_load(
         "ledger": ledger.as_json(),
         "accounts": account.found,
         "final": final.found,
-        "memory": memory_result(memory, WARM_UP_SHARE * lasted),
+        "memory": memory_result(memory, lasted),
         "problems": problems,
     }
     return result, memory.samples
@@ -164,13 +164,15 @@ async def send_until(
     await asyncio.gather(*(sender() for _ in range(concurrency)))
 
 
-def memory_result(memory: MemoryLog, warm_up: float) -> dict[str, Any]:
-    """MiB, and the slope after the warm-up."""
+def memory_result(memory: MemoryLog, lasted: float) -> dict[str, Any]:
+    """MiB, and the slopes after the warm-up and over the last quarter."""
+    warm_up = WARM_UP_SHARE * lasted
     return {
         "first": memory.samples[0][1],
         "last": memory.samples[-1][1],
         "warm_up_seconds": warm_up,
         "slope_mib_per_minute": memory.slope(warm_up),
+        "last_quarter_mib_per_minute": memory.slope(0.75 * lasted),
         "samples": [[round(value, 2) for value in sample] for sample in memory.samples],
     }
 

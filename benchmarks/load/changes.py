@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from typing import Any
@@ -15,7 +16,7 @@ from benchmarks.load.traffic import CHURN, MOVING, MOVING_SPECS
 __all__ = [
     "FOLDERS",
     "at_rest",
-    "change_forever",
+    "change_until",
     "changes_are_possible",
     "clear_up",
     "load",
@@ -43,13 +44,17 @@ async def put_preset(client: httpx.AsyncClient, spec: dict[str, Any]) -> httpx.R
     return await client.put(f"/v1/ksteer/presets/{MOVING}", json=spec)
 
 
-async def change_forever(
-    client: httpx.AsyncClient, source: random.Random, ledger: Ledger, every: float
+async def change_until(
+    stop: asyncio.Event, client: httpx.AsyncClient, source: random.Random, ledger: Ledger, every: float
 ) -> None:
-    """One change, or two that race, every so many seconds; every answer must be one of those in order."""
-    while True:
+    """One change, or two that race, every so many seconds; every answer must be one of those in order.
+
+    A change that is under way when `stop` is set is waited for.
+    """
+    while not stop.is_set():
         await change_once(client, source, ledger)
-        await asyncio.sleep(source.uniform(0.2, 1.8) * every)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), source.uniform(0.2, 1.8) * every)
 
 
 async def change_once(client: httpx.AsyncClient, source: random.Random, ledger: Ledger) -> None:

@@ -37,7 +37,7 @@ def tables_of(result: Mapping[str, Any]) -> list[Table]:
 
 def markdown(result: Mapping[str, Any], tables: list[Table], plot: str | None) -> str:
     memory = result["memory"]
-    slope = memory["slope_mib_per_minute"]
+    slope, late = memory["slope_mib_per_minute"], memory["last_quarter_mib_per_minute"]
     lines = [
         "# Load test",
         "",
@@ -52,6 +52,7 @@ def markdown(result: Mapping[str, Any], tables: list[Table], plot: str | None) -
         f"Resident memory of the server's processes: {memory['first']:.0f} MiB before the load, "
         f"{memory['last']:.0f} MiB at its end"
         + ("" if slope is None else f"; after {memory['warm_up_seconds']:.0f} s {slope:+.2f} MiB a minute")
+        + ("" if late is None else f", in the last quarter {late:+.2f}")
         + ".",
     ]
     if plot is not None:
