@@ -107,15 +107,15 @@ async def under_load(
         ledger = Ledger()
         memory = MemoryLog(psutil.Process(server.process.pid))
         before, start = metrics_of(server.url), time.monotonic()
-        watching = asyncio.create_task(memory.keep_sampling(start, max(0.25, seconds / 600)))
         stop, seeded = asyncio.Event(), random.Random(source.random())
         async with asyncio.TaskGroup() as group:
+            watching = group.create_task(memory.keep_sampling(start, max(0.25, seconds / 600)))
             if changing:
                 group.create_task(changes.change_until(stop, client, seeded, ledger, change_every))
             await send_until(client, draws.draw, ledger, start + seconds, concurrency)
             stop.set()
+            watching.cancel()
         lasted = time.monotonic() - start
-        watching.cancel()
         for ask in draws.every_known():  # and once more, now that it is quiet
             await send(client, ask, ledger)
         if changing:

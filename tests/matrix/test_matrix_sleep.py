@@ -8,7 +8,7 @@ alone is what vLLM's pools leave alone, with an allocator that only writes down 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,16 +41,18 @@ class Forgetting:
 
     def sleep(self, level: int = 1) -> None:
         self.slept.append(level)
-        weights, buffers = self.runner.model.named_parameters(), self.runner.model.named_buffers()
-        self.kept = {name: t.clone() for name, t in (chain(weights, buffers) if level == 1 else buffers)}
-        for tensor in chain(self._tensors().values(), self.runner.kv_caches):
+        tensors = self._tensors()
+        kept = tensors if level == 1 else dict(self.runner.model.named_buffers())
+        self.kept = {name: tensor.clone() for name, tensor in kept.items()}
+        for tensor in chain(tensors.values(), self.runner.kv_caches):
             tensor.data.fill_(STALE)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
         self.woken.append(tags)
         if tags is None or "weights" in tags:
+            tensors = self._tensors()
             for name, kept in self.kept.items():
-                self._tensors()[name].data.copy_(kept)
+                tensors[name].data.copy_(kept)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return dict(chain(self.runner.model.named_parameters(), self.runner.model.named_buffers()))
@@ -161,19 +163,14 @@ def test_steering_memory_is_outside_what_sleep_discards(monkeypatch: pytest.Monk
         seen.append(("steering attached", list(open_pools)))
 
     monkeypatch.setattr(loading, "attach_to_worker", attach)
-    monkeypatch.setattr("vllm.v1.worker.gpu_worker.set_current_vllm_config", lambda config: pool_free())
+    monkeypatch.setattr("vllm.v1.worker.gpu_worker.set_current_vllm_config", lambda config: nullcontext())
     wrapper = WorkerWrapperBase.__new__(WorkerWrapperBase)
     wrapper.worker = TinyWorker()
     wrapper.vllm_config = wrapper.worker.vllm_config
-    monkeypatch.setattr("vllm.v1.worker.worker_base.set_current_vllm_config", lambda config: pool_free())
+    monkeypatch.setattr("vllm.v1.worker.worker_base.set_current_vllm_config", lambda config: nullcontext())
     wrapper.init_device()
     wrapper.worker.load_model()
     assert seen == [("weights loaded", ["weights"]), ("steering attached", [])]
-
-
-@contextmanager
-def pool_free() -> Iterator[None]:
-    yield
 
 
 def test_the_model_owns_nothing_of_steering(
