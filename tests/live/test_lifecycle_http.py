@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.load.watch import metrics_of, total
 from ksteer_vllm.artifact import Artifact
-from tests.server.replies import COMPLETIONS, Reply, reply_of, request_body
+from tests.server.replies import COMPLETIONS, Reply, choice_of, reply_of, request_body
 from tests.server.serving import Server, serve
 from tests.support.compare import assert_same
 from tests.support.models import make_model
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 SEVERAL = 2
 ASKS = 8
 """Requests per check, each over a connection of its own: for either API server, and either engine."""
-MANY = 48
+HELD = 32
 LONG = {"max_tokens": 200, "stream": False}
 WARM = {"target": ["warm"], "alpha": 4.0, "where": "both"}
 
@@ -43,10 +44,11 @@ def server(probes: Path) -> Iterator[Server]:
     flags = (
         "--ksteer-probe", f"start={probes / 'first'}", "--ksteer-layers", "1,2", "--ksteer-max-probes", "3",
         "--ksteer-probe-dir", str(probes), "--api-server-count", str(SEVERAL),
-        "--data-parallel-size", str(SEVERAL),
+        "--data-parallel-size", str(SEVERAL), "--no-log-error-stack",
         "--additional-config", json.dumps({"ksteer": {"max_slots": 9}}),
     )  # fmt: skip
-    with serve(make_model("llama", work / "model"), work / "live.log", *flags) as running:
+    dev = {"VLLM_SERVER_DEV_MODE": "1"}  # for /pause
+    with serve(make_model("llama", work / "model"), work / "live.log", *flags, environment=dev) as running:
         running.wait_until_healthy()
         yield running
 
@@ -74,14 +76,45 @@ def reply_in(response: httpx.Response) -> Reply:
 
 
 @contextmanager
-def many_running(server: Server, probe: str) -> Iterator[list[Future[httpx.Response]]]:
-    """More long requests than fit into the batches, the first of which has begun; waited for at the end."""
-    with ThreadPoolExecutor(MANY) as pool:
-        replies = [pool.submit(ask, server, probe, **LONG) for _ in range(MANY)]
-        body = request_body(COMPLETIONS, ksteer={"probe": probe, **WARM}, **{**LONG, "stream": True})
-        with httpx.stream("POST", server.url + COMPLETIONS, json=body, timeout=120) as stream:
-            assert next(stream.iter_lines()).startswith("data: ")
+def paused(server: Server) -> Iterator[None]:
+    """Both engines stand still, by vLLM's own route: what has come to them stays, and goes on afterwards."""
+    assert httpx.post(f"{server.url}/pause", params={"mode": "keep"}, timeout=60).status_code == 200
+    try:
+        yield
+    finally:
+        assert httpx.post(f"{server.url}/resume", timeout=60).status_code == 200
+
+
+@contextmanager
+def held(server: Server, probe: str) -> Iterator[list[Future[Reply]]]:
+    """Requests in flight for the whole block, and answered after it: one that has begun, and more than fit
+    into the batches."""
+    begun = threading.Event()
+    with ThreadPoolExecutor(1 + HELD) as pool:
+        replies = [pool.submit(streamed, server, probe, begun)]
+        assert begun.wait(120)
+        before = admitted(server)
+        with paused(server):
+            replies += [pool.submit(answer, server, probe, **LONG) for _ in range(HELD)]
+            wait_until(lambda: admitted(server) == before + HELD, "all requests are admitted")
             yield replies
+
+
+def streamed(server: Server, probe: str, begun: threading.Event) -> Reply:
+    """A long reply chunk by chunk; `begun` is set with the first."""
+    body = request_body(COMPLETIONS, ksteer={"probe": probe, **WARM}, **{**LONG, "stream": True})
+    chunks = []
+    with httpx.stream("POST", server.url + COMPLETIONS, json=body, timeout=120) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: {"):
+                chunks += json.loads(line.removeprefix("data: "))["choices"]
+                begun.set()
+    return Reply([choice_of(COMPLETIONS, chunks)])
+
+
+def admitted(server: Server) -> float:
+    """Steered requests the server has admitted so far."""
+    return total(metrics_of(server.url), "ksteer:steered_requests_total") or 0.0
 
 
 def tokens(reply: Reply) -> tuple[int, ...]:
@@ -97,11 +130,15 @@ def resident(server: Server) -> list[str]:
     return list(status["lifecycle"]["resident"]["digests"])
 
 
-def wait_until_gone(server: Server, gone: str) -> None:
+def wait_until(holds: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 60
-    while gone in resident(server):
-        assert time.monotonic() < deadline, f"{gone} was not unloaded"
+    while not holds():
+        assert time.monotonic() < deadline, f"not within a minute: {what}"
         time.sleep(0.1)
+
+
+def wait_until_gone(server: Server, gone: str) -> None:
+    wait_until(lambda: gone not in resident(server), f"{gone} is unloaded")
 
 
 @pytest.fixture
@@ -137,7 +174,7 @@ def test_a_loaded_probe_steers_from_both_api_servers_and_is_gone_from_both(
 def test_replacing_a_probe_is_seen_at_once_and_requests_in_flight_finish_on_the_old_one(
     server: Server, probes: Path
 ) -> None:
-    """Each reply is wholly the old one's or wholly the new one's; those begun before are the old one's."""
+    """Those admitted before are wholly the old one's, half written ones too; later ones the new one's."""
     assert load(server, "one", "second").status_code == 201
     assert load(server, "two", "third").status_code == 201
     old, new = answer(server, "one", **LONG), answer(server, "two", **LONG)
@@ -145,15 +182,15 @@ def test_replacing_a_probe_is_seen_at_once_and_requests_in_flight_finish_on_the_
     assert load(server, "swap", "second").status_code == 409  # max_probes
     assert call(server, "DELETE", "probes/two").status_code == 200
     assert load(server, "swap", "second").status_code == 201
-    with many_running(server, "swap") as begun, ThreadPoolExecutor(6) as pool:
-        replaced = load(server, "swap", "third", replace=True)
-        assert replaced.status_code == 200, replaced.text
-        after = [pool.submit(answer, server, "swap", **LONG) for _ in range(6)]
-        for one in begun:
-            assert tokens(reply_in(one.result())) in (tokens(old), tokens(new))
+    with ThreadPoolExecutor(6) as pool:
+        with held(server, "swap") as before:
+            replaced = load(server, "swap", "third", replace=True)
+            assert replaced.status_code == 200, replaced.text
+            after = [pool.submit(answer, server, "swap", **LONG) for _ in range(6)]
+        for one in before:
+            assert_same(one.result(), old, "in flight at the replacement")
         for one in after:
             assert_same(one.result(), new, "after the replacement")
-    assert any(tokens(reply_in(one.result())) == tokens(old) for one in begun)
     assert_same(answer(server, "one", **LONG), old, "the old artifact under its other name")
 
 
@@ -183,20 +220,16 @@ def test_capacity_is_a_clear_refusal_and_never_an_unsteered_answer(server: Serve
     assert tokens(answer(server, "two")) != tokens(answer(server, "one"))
 
     steered = answer(server, "two", **LONG)
-    with many_running(server, "two") as running:
+    with held(server, "two") as running:
         retired = call(server, "DELETE", "probes/two")
         assert retired.json()["state"] == "retiring"
-        held = load(server, "three", "other-labels")
-        assert held.status_code == 503, held.text
-        assert int(held.headers["retry-after"]) >= 1
-        answered = 0
-        for response in (one.result() for one in running):
-            if response.status_code == 200:
-                answered += 1
-                assert_same(reply_in(response), steered, "finished on the probe that was retired")
-            else:  # it came when the name had gone
-                assert (response.status_code, "no probe named 'two'" in response.text) == (400, True)
-        assert answered
+        full = load(server, "three", "other-labels")
+        assert full.status_code == 503, full.text
+        assert int(full.headers["retry-after"]) >= 1
+        gone = ask(server, "two")
+        assert (gone.status_code, "no probe named 'two'" in gone.text) == (400, True)
+    for one in running:
+        assert_same(one.result(), steered, "finished on the probe that was retired")
     wait_until_gone(server, digest(probes, "third"))
     assert load(server, "three", "other-labels").status_code == 201
 
