@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")  # how long a draw takes says nothing on a machine that does other things
 
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = ("kernels", "unit")

@@ -141,7 +141,7 @@ async def _last(llm: Any, prompt: list[int], spec: Any, request_id: str, **chang
 
 async def _stop_after(llm: Any, prompt: list[int], spec: Any, request_id: str, steps: int) -> None:
     """A client that goes away: closing the generator aborts the request."""
-    stream = llm.generate(token_prompt(prompt), sampling(spec, max_tokens=100), request_id)
+    stream = llm.generate(token_prompt(prompt), sampling(spec, max_tokens=200), request_id)
     for _ in range(steps):
         await anext(stream)
     await stream.aclose()

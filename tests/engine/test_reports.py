@@ -405,7 +405,7 @@ async def _drive(
 
     async def leave(index: int, steps: int) -> None:
         stream: AsyncIterator[Any] = llm.generate(
-            token_prompt(asked[index]), sampling(wanting(specs[index]), max_tokens=100), f"leave-{index}"
+            token_prompt(asked[index]), sampling(wanting(specs[index]), max_tokens=200), f"leave-{index}"
         )
         for _ in range(steps):
             await anext(stream)
@@ -436,6 +436,7 @@ async def _drive(
                 assert distance(other[20], first[20]) < TOLERANCE
                 assert distance(other[50], first[50]) > VISIBLE
         desk = llm.output_processor.ksteer_desk
+        await ask(0, wanting(specs[0]), "before")  # takes along what the slowest of those that left have left
         await leave(0, 3)
         assert len(desk._abandoned) == 1  # the next report takes it along
         await ask(0, wanting(specs[0]), "last")

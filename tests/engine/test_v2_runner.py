@@ -42,7 +42,7 @@ def test_the_suite_passes_on_the_v2_runner() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=1500,
     )
     assert run.returncode == 0, run.stdout[-8000:]
     passed = re.search(r"(\d+) passed", run.stdout)

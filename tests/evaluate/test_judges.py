@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,13 @@ def test_endpoint_times_out() -> None:
 
 
 def test_endpoint_asks_several_at_a_time() -> None:
-    with FakeEndpoint(lambda _: _answer()).running() as endpoint:
-        endpoint.delay = 0.1
+    three = threading.Barrier(3)
+
+    def answer(_: Any) -> Any:
+        three.wait(60)  # for the others of its round
+        return _answer()
+
+    with FakeEndpoint(answer).running() as endpoint:
         judge = judge_for("openai", LABELS, url=endpoint.url, concurrency=3)
         judge.judge([_reply(f"Reply {index}") for index in range(9)])
         assert endpoint.most_at_once == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,12 @@ def probe_folder(llama: Path, rows: list[LabelledRow], tmp_path_factory: pytest.
     command += ["--labels", "warm,dry", "--max-model-len", "256", "--gpu-memory-utilization", "0.3"]
     ksteer = Path(sys.executable).with_name("ksteer")  # vLLM 0.27 needs a standard output with a file number
     run = subprocess.run(
-        [ksteer, *command, "--dtype", "float32"], capture_output=True, text=True, check=False, timeout=300
+        [ksteer, *command, "--dtype", "float32"],
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "held-out tokens" in run.stdout

@@ -29,7 +29,7 @@ def f1(called: np.ndarray, truth: np.ndarray) -> float:
     return 2 * float((called & truth).sum()) / float(called.sum() + truth.sum())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=30))
 def test_no_cut_has_a_higher_f1(data: list[tuple[int, bool]]) -> None:
     score = np.array([value for value, _ in data]) / 8

@@ -132,7 +132,7 @@ def test_random_has_the_norms_and_angles_of_caa_and_other_directions() -> None:
     assert cosines.abs().max() < 0.9  # of 12 dimensions: the chance of a nearer one is below 1e-4
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(labels=st.integers(1, 8), size=st.integers(1, 24), rank=st.integers(1, 8), seed=st.integers(0, 1000))
 def test_a_rotation_keeps_every_inner_product(labels: int, size: int, rank: int, seed: int) -> None:
     """Also where vectors depend on each other, and where labels outnumber dimensions."""

@@ -16,7 +16,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def scrape(url: str) -> Samples:
     """(name, sorted labels) -> value of every sample."""
-    text = httpx.get(f"{url}/metrics", follow_redirects=True).text
+    text = httpx.get(f"{url}/metrics", follow_redirects=True, timeout=60).text
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)

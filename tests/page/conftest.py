@@ -17,6 +17,8 @@ from tests.server.serving import START_LIMIT, Server, child_environment, serve
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+LIMIT = 120_000.0
+"""Milliseconds a browser or a page may take for any one thing."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER_FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -62,12 +64,13 @@ def browser() -> Iterator[Browser]:
     if found is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=list(BROWSER_FLAGS))
+        browser = playwright.chromium.launch(executable_path=found, args=list(BROWSER_FLAGS), timeout=LIMIT)
         yield browser
         browser.close()
 
 
 def _screen(page: Page, server: Server) -> Iterator[Screen]:
+    page.set_default_timeout(LIMIT)
     screen = Screen(page, server.url)
     yield screen
     assert screen.origins <= {server.url}

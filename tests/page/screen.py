@@ -40,17 +40,6 @@ class Screen:
         self.page.wait_for_selector("#labels .slider", state="attached")
         return self
 
-    def slow_line(self, bytes_per_second: int) -> None:
-        """What comes in from now on comes no faster. The shipped model writes a reply in a tenth of a second,
-        less than a busy browser may take to look."""
-        conditions = {
-            "offline": False,
-            "latency": 0,
-            "downloadThroughput": bytes_per_second,
-            "uploadThroughput": -1,
-        }
-        self.page.context.new_cdp_session(self.page).send("Network.emulateNetworkConditions", conditions)
-
     def slider(self, label: str) -> Locator:
         return self.page.locator(f'#labels [data-label="{label}"] input')
 

@@ -59,27 +59,6 @@ def test_a_slider_changes_the_steered_side_and_not_the_plain_one(screen: Screen)
     assert screen.page.locator(".turn").count() == 1
 
 
-def test_both_sides_stream_at_once(screen: Screen) -> None:
-    screen.open().press("empathetic", "End")
-    screen.send()
-    screen.slow_line(bytes_per_second=16_000)
-    screen.page.evaluate(
-        """() => {
-            window.grown = [];
-            new MutationObserver(changes => changes.forEach(({target}) => {
-                const reply = target.parentElement?.closest('.reply');
-                if (reply) window.grown.push(reply.classList.contains('plain') ? 'plain' : 'steered');
-            })).observe(document.getElementById('transcript'), {characterData: true, subtree: true});
-        }"""
-    )
-    screen.again()
-    grown = screen.page.evaluate("window.grown")
-    for side in ("plain", "steered"):
-        assert grown.count(side) > 5
-        other = "steered" if side == "plain" else "plain"
-        assert grown.index(side) < len(grown) - 1 - grown[::-1].index(other)
-
-
 def test_the_strip_shows_the_report(screen: Screen) -> None:
     seen = recorded(screen)
     screen.open().press("empathetic", "End")
@@ -208,7 +187,7 @@ def test_what_the_server_refuses_is_shown_as_it_says_it(screen: Screen, page_ser
     page.fill("#max-tokens", "1000")
     screen.send()
     for side in ("plain", "steered"):
-        answer = httpx.post(f"{page_server.url}/v1/chat/completions", json=screen.sent(side))
+        answer = httpx.post(f"{page_server.url}/v1/chat/completions", json=screen.sent(side), timeout=60)
         assert answer.status_code == 400
         assert screen.error(side) == answer.json()["error"]["message"]
         assert "1000" in screen.error(side)

@@ -260,6 +260,53 @@ def test_characters_cut_by_the_network(screen: Screen) -> None:
     assert [screen.text(side) for side in ("plain", "steered")] == [_Crumbs.TEXT] * 2
 
 
+class _InTurn(ThreadingHTTPServer):
+    """Streams a character to every reader each time one is let go, and ends with the last."""
+
+    TEXT = "abcdefgh"
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Characters)
+        self.let_go = [threading.Event() for _ in self.TEXT]
+
+
+class _Characters(BaseHTTPRequestHandler):
+    server: _InTurn
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        for character, turn in zip(self.server.TEXT, self.server.let_go, strict=True):
+            assert turn.wait(60)
+            chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": character}}]})
+            self.wfile.write(f"data: {chunk}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+
+def test_both_sides_stream_at_once(screen: Screen) -> None:
+    """Each character is seen on both sides before the server has the next."""
+    from playwright.sync_api import expect
+
+    with _InTurn() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        pretend(screen, INFO, lambda route, _: route.continue_(url=address))
+        screen.open().fill("x")
+        screen.page.click("#send")
+        for count, turn in enumerate(server.let_go, start=1):
+            turn.set()
+            for side in ("plain", "steered"):
+                expect(screen.page.locator(f".reply.{side} > .text").last).to_have_text(server.TEXT[:count])
+        screen.wait()
+        server.shutdown()
+
+
 def test_a_server_whose_steering_cannot_be_read(screen: Screen) -> None:
     screen.page.route("**/v1/ksteer", lambda route: route.fulfill(status=404, json={"detail": "Not Found"}))
     screen.page.goto(screen.url)

@@ -112,7 +112,7 @@ def test_truncated_at_any_length(folder: Path, good: dict[str, bytes], name: str
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_flipped_bits_are_found_or_change_nothing(
     good: dict[str, bytes], scratch: Path, data: st.DataObject
 ) -> None:

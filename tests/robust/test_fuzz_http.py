@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -29,13 +30,13 @@ EXAMPLES = 30
 """Of each operation; the whole file sends about a thousand requests."""
 QUIET = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,  # a new find belongs into a test of its own, not into one run of ten
 )
 OURS = "/v1/ksteer"
 ANYTHING: dict[str, Any] = {}
-NAMES = {"type": "string", "pattern": r"^[a-z0-9]{1,3}$|^\.\.?$|^[\x01-\x2c\x3a-\x7e]{1,20}$|^none$"}
+NAMES = {"type": "string", "pattern": r"^[a-z0-9]{1,2}$|^\.\.?$|^[\x01-\x2c\x3a-\x60]{1,20}$|^none$"}
+"""Of probes and presets; none that the deployment has, which other tests need."""
 
 
 def steered_body(spec: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -96,8 +97,14 @@ def _unharmed(deployment: Deployment) -> Iterator[None]:
                     found.append(reply_of(path, response.json()["choices"]))
         return found
 
-    before, logged = replies(), len(first.log)
+    def presets() -> set[str]:
+        return set(httpx.get(f"{first.url}/v1/ksteer", timeout=60).json()["presets"])
+
+    before, known, logged = replies(), presets(), len(first.log)
     yield
+    for name in presets() - known:  # else the replicas would differ, which other tests compare
+        assert httpx.delete(f"{first.url}/v1/ksteer/presets/{quote(name, safe='')}").status_code == 200
+    assert presets() == known
     for old, new in zip(before, replies(), strict=True):
         assert_same(old, new)
     new_lines = first.log[logged:]

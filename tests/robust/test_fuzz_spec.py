@@ -30,7 +30,7 @@ PRESETS = {
     "warm": {"probe": "mlp", "target": ["warm"], "alpha": 2.0},
     "both": {"stack": [{"probe": "mlp", "target": ["warm"], "alpha": 2.0}]},
 }
-QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+QUIET = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ SECONDS = 15.0
 
 @pytest.mark.slow
 def test_some_seconds_of_everything(deployment: Deployment) -> None:
-    source = random.Random(1)
+    source = random.Random(18)  # whose first draws are of all the kinds looked at below
     known = traffic.known_requests(source, 24)
     plain = quiet_answers(deployment.plain.url, [k for k in known if k.kind == "plain"])
     result, _ = asyncio.run(under_load(deployment.first, known, plain, source, SECONDS, 16, 0.5))
@@ -38,7 +38,7 @@ def test_some_seconds_of_everything(deployment: Deployment) -> None:
     assert kinds["plain"]["compared"] == kinds["plain"]["sent"]
     assert result["ledger"]["total"]["sent"] > 20  # 16 clients, and on a slow machine hardly two rounds
     tables = tables_of(result)
-    about = {"command": "c", "device": "d", "concurrency": 16, "seed": 1}
+    about = {"command": "c", "device": "d", "concurrency": 16, "seed": 18}
     assert "It balances" in markdown({**about, **result}, tables, None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 import httpx
 
 MODEL_NAME = "tiny"
-START_LIMIT = 420.0
+START_LIMIT = 900.0
 STOP_LIMIT = 20.0
 
 SMALL = (
@@ -26,6 +27,9 @@ SMALL = (
 
 
 _running: list[Server] = []
+_ports = itertools.count(
+    20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+)
 
 
 def stop_all() -> None:
@@ -82,7 +86,8 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     settings = {
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; without it, a share of what the machine has free just now
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # seconds, longer than any client leaves a connection alone
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -106,12 +111,15 @@ def serve(
     port = free_port()
     own = ("--port", str(port), "--served-model-name", MODEL_NAME)
     engine = SMALL if command == ("serve",) else ()
+    environment = child_environment(environment)
+    if engine:
+        del environment["VLLM_CPU_KVCACHE_SPACE"]  # it would go before the size in SMALL
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             vllm_command(*command, str(model), *own, *engine, *arguments),
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=child_environment(environment),
+            env=environment,
             start_new_session=True,
         )
     server = Server(process, port, log_file)
@@ -123,6 +131,10 @@ def serve(
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """One that neither the system gives out by itself nor another test process: a server binds it only when
+    it has imported vLLM, tens of seconds later."""
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("ports are counted without end")

@@ -99,7 +99,6 @@ def test_streamed_the_report_is_the_last_chunk(http: httpx.Client, route: str) -
     whole = post(http, route, ksteer=REPORTING)["ksteer"]["choices"][0]
     for options in (None, {"include_usage": True}):
         *others, last = stream(http, route, ksteer=REPORTING, stream_options=options)
-        assert len(others) > MAX_TOKENS / 2
         assert all("ksteer" not in chunk for chunk in others)
         assert last["choices"] == []
         for name in ("id", "object", "created", "model"):

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from tests.study.small_suite import write_suite
 
 OPTIONS = ["--variants", "CAA", "--variants", "K-Steering, 8 steps", "--sizes", "1", "--prompts", "4"]
 OPTIONS += ["--strengths", "4", "--rounds", "1", "--max-tokens", "40"]
+KEPT = 150
+"""Values in the journal of the sweep that is killed; the whole has more."""
 
 
 def refusal(*arguments: str | Path) -> str:
@@ -50,19 +51,36 @@ def test_a_probe_cannot_judge_itself(tmp_path: Path) -> None:
     assert "cannot be the judge of itself" in refusal(suite / "mlp", "--data", "demo", "--judge", "probe")
 
 
-def start(suite: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", "from ksteer_vllm.cli import app; app()", "sweep", str(suite), *OPTIONS],
+COMMAND = "from ksteer_vllm.cli import app; app()"
+KILLED = f"""
+import os, signal
+from ksteer_vllm.study.journal import Journal
+add = Journal.add
+def add_and_die(self, key, value):
+    add(self, key, value)
+    if len(self) == {KEPT}:
+        os.kill(os.getpid(), signal.SIGKILL)
+Journal.add = add_and_die
+{COMMAND}
+"""
+"""The command, killed by itself once so many values are kept: from outside it might have ended by then."""
+
+
+def run(suite: Path, program: str = COMMAND) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, "sweep", str(suite), *OPTIONS],
         env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
     )
 
 
-def finish(process: subprocess.Popen[bytes]) -> str:
-    output = process.communicate(timeout=300)[0].decode()
-    assert process.returncode == 0, output
-    return output
+def finished(suite: Path) -> str:
+    done = run(suite)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def results(suite: Path) -> dict[str, Any]:
@@ -72,23 +90,16 @@ def results(suite: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_and_ends_alike(tmp_path: Path) -> None:
     whole = write_suite(tmp_path / "whole").folder
-    finish(start(whole))
+    finished(whole)
     killed = write_suite(tmp_path / "killed").folder
     journal = killed / CALIBRATION / "journal.jsonl"
-    process = start(killed)
-    deadline = time.monotonic() + 200
-    while not (journal.exists() and len(journal.read_bytes().splitlines()) > 150):
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
+    first = run(killed, KILLED)
+    assert first.returncode == -signal.SIGKILL, first.stdout + first.stderr
     assert not (killed / CALIBRATION / "results.json").exists()
-    kept = journal.read_bytes().rpartition(b"\n")[0].splitlines()
+    kept = journal.read_bytes().splitlines()
+    assert len(kept) == 1 + KEPT
 
-    output = finish(start(killed))
+    output = finished(killed)
     assert "strengths written into: mlp, caa" in output.replace("\n", " ")
     after = journal.read_bytes().splitlines()
     assert after[: len(kept)] == kept

@@ -128,7 +128,7 @@ def parsed(value: Any) -> tuple[Any, SpecError | None]:
 
 
 @given(json_values | almost_specs)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_arbitrary_json_never_raises_anything_but_spec_error(value: Any) -> None:
     for spelling in (value, json.dumps(value)):
         spec, error = parsed(spelling)
@@ -140,13 +140,13 @@ def test_arbitrary_json_never_raises_anything_but_spec_error(value: Any) -> None
 
 
 @given(st.text() | st.binary())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_arbitrary_text_never_raises_anything_but_spec_error(value: str | bytes) -> None:
     parsed(value)
 
 
 @given(good_specs())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_canonical_is_idempotent_under_parse_and_json(value: dict[str, Any]) -> None:
     canonical = SteeringSpec.parse(value).canonical()
     again = SteeringSpec.parse(json.loads(json.dumps(canonical))).canonical()
@@ -154,7 +154,7 @@ def test_canonical_is_idempotent_under_parse_and_json(value: dict[str, Any]) -> 
 
 
 @given(good_specs())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_canonical_parses_to_an_equal_spec_of_equal_edits(value: dict[str, Any]) -> None:
     """Equal but for the fields at their default, which canonical leaves out."""
     spec = SteeringSpec.parse(value)
@@ -164,7 +164,7 @@ def test_canonical_parses_to_an_equal_spec_of_equal_edits(value: dict[str, Any])
 
 
 @given(good_edits())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_weights_sum_to_one_and_keep_their_proportions(value: dict[str, Any]) -> None:
     spec = SteeringSpec.parse(value)
     for side in ("target", "avoid"):
@@ -177,7 +177,7 @@ def test_weights_sum_to_one_and_keep_their_proportions(value: dict[str, Any]) ->
 
 
 @given(good_edits(), wheres, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_fingerprint_knows_no_where_no_order_and_no_spelling(
     value: dict[str, Any], where: Any, source: random.Random
 ) -> None:
@@ -190,7 +190,7 @@ def test_the_fingerprint_knows_no_where_no_order_and_no_spelling(
 
 
 @given(st.lists(labels, min_size=1, max_size=6, unique=True), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_list_and_equal_weights_are_the_same_edit(names: list[str], source: random.Random) -> None:
     def digest(target: Any) -> str:
         return fingerprint(SteeringSpec(probe="p", target=target).canonical(), "digest")
@@ -203,7 +203,7 @@ def test_a_list_and_equal_weights_are_the_same_edit(names: list[str], source: ra
 
 
 @given(good_edits(), st.integers(1, 300), st.integers(1, 300))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_positions_lie_inside_the_request_or_are_refused(
     value: dict[str, Any], num_prompt: int, max_tokens: int
 ) -> None:

@@ -110,7 +110,7 @@ def stacks(draw: st.DrawFn, profile: tuple[str, int | None] | None = None, most:
 
 
 @given(stacks())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_assignment_keeps_the_order_and_shares_only_what_is_alike(edits: list[Any]) -> None:
     stages = assign_stages(edits)
     assert is_valid(edits, stages)
@@ -118,6 +118,6 @@ def test_every_assignment_keeps_the_order_and_shares_only_what_is_alike(edits: l
 
 
 @given(stacks(("both", None), most=4))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_edits_of_one_profile_take_as_few_stages_as_any_assignment(edits: list[Any]) -> None:
     assert max(assign_stages(edits)) + 1 == fewest(edits)
