@@ -104,7 +104,8 @@ def page_of(device: str, results: list[tuple[str, dict[str, Any]]]) -> str:
     parts = [
         f"# {device}",
         "Medians over rounds, p20 to p80 in brackets; ratios are taken within a round. `unsteered, again` "
-        "is the unsteered case once more: what differs there is noise. Weights are dummies in bfloat16.",
+        "is the unsteered case once more: what differs there is noise. Weights are dummies in bfloat16 "
+        "unless a title says otherwise.",
     ]
     for stem, result in results:
         versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())

@@ -48,15 +48,21 @@ def steering_flags(stage: Stage) -> list[str]:
     return flags
 
 
+AS_BY_DEFAULT = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "5"}
+"""Seconds; the tests' servers wait longer, and uvicorn keeps a broken connection's objects that long."""
+
+
 @contextlib.contextmanager
-def plain_server(stage: Stage, log: str = "plain.log") -> Iterator[Server]:
-    with serve(stage.model, stage.root / log) as server:
+def plain_server(stage: Stage) -> Iterator[Server]:
+    with serve(stage.model, stage.root / "plain.log", environment=AS_BY_DEFAULT) as server:
         server.wait_until_healthy()
         yield server
 
 
 @contextlib.contextmanager
-def steering_server(stage: Stage, log: str = "steering.log") -> Iterator[Server]:
-    with serve(stage.model, stage.root / log, *steering_flags(stage)) as server:
+def steering_server(stage: Stage, preload: str = "") -> Iterator[Server]:
+    """preload: a library that all its processes load first, an allocator for one."""
+    flags, environment = steering_flags(stage), {**AS_BY_DEFAULT, "LD_PRELOAD": preload}
+    with serve(stage.model, stage.root / "steering.log", *flags, environment=environment) as server:
         server.wait_until_healthy()
         yield server
