@@ -42,9 +42,6 @@ def main(
     specs: Annotated[int, typer.Option(help="steered requests with a known answer")] = 200,
     change_every: Annotated[float, typer.Option(help="seconds between changes of probes and presets")] = 1.0,
     seed: Annotated[int, typer.Option(help="of the requests drawn")] = 0,
-    preload: Annotated[
-        str, typer.Option(help="a library for LD_PRELOAD of the server, such as tcmalloc")
-    ] = "",
     out: Annotated[str, typer.Option(help="stem of the files below results/; empty: none")] = "load_test",
 ) -> None:
     console = wide_console()
@@ -56,17 +53,11 @@ def main(
         with stage.plain_server(prepared) as plain:
             plain_answers = quiet_answers(plain.url, [k for k in known if k.kind == "plain"])
         console.print("starting the server with steering")
-        server = stack.enter_context(stage.steering_server(prepared, preload))
+        server = stack.enter_context(stage.steering_server(prepared))
         result, samples = asyncio.run(
             under_load(server, known, plain_answers, source, 60 * minutes, concurrency, change_every)
         )
-    result |= {
-        "minutes": minutes,
-        "concurrency": concurrency,
-        "specs": specs,
-        "seed": seed,
-        "preload": preload,
-    }
+    result |= {"minutes": minutes, "concurrency": concurrency, "specs": specs, "seed": seed}
     tables = tables_of(result)
     for table in tables:
         console.print(table.rich())

@@ -60,9 +60,8 @@ def plain_server(stage: Stage) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def steering_server(stage: Stage, preload: str = "") -> Iterator[Server]:
-    """preload: a library that all its processes load first, an allocator for one."""
-    flags, environment = steering_flags(stage), {**AS_BY_DEFAULT, "LD_PRELOAD": preload}
-    with serve(stage.model, stage.root / "steering.log", *flags, environment=environment) as server:
+def steering_server(stage: Stage) -> Iterator[Server]:
+    flags = steering_flags(stage)
+    with serve(stage.model, stage.root / "steering.log", *flags, environment=AS_BY_DEFAULT) as server:
         server.wait_until_healthy()
         yield server
