@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.page.screen import CHAT, Screen
+from tests.page.screen import CHAT, REPLY_LIMIT, Screen
 
 if TYPE_CHECKING:
     from playwright.sync_api import Request, Route
@@ -231,10 +231,8 @@ def test_a_stream_that_ends_early(screen: Screen) -> None:
     assert "Done" not in screen.status()
 
 
-class _Crumbs(BaseHTTPRequestHandler):
-    """Answers everything with TEXT, streamed byte by byte: every character is cut where it can be."""
-
-    TEXT = "é→🙂"
+class _EventStream(BaseHTTPRequestHandler):
+    """Answers every request with what `write` streams."""
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -244,8 +242,24 @@ class _Crumbs(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
-        chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": self.TEXT}}]}, ensure_ascii=False)
-        for byte in f"data: {chunk}\r\n\r\ndata: [DONE]\n\n".encode():
+        self.write()
+
+    def write(self) -> None:
+        raise NotImplementedError
+
+
+def event(content: str) -> bytes:
+    chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": content}}]}, ensure_ascii=False)
+    return f"data: {chunk}\r\n\r\n".encode()
+
+
+class _Crumbs(_EventStream):
+    """TEXT byte by byte: every character is cut where it can be."""
+
+    TEXT = "é→🙂"
+
+    def write(self) -> None:
+        for byte in event(self.TEXT) + b"data: [DONE]\n\n":
             self.wfile.write(bytes([byte]))
             time.sleep(0.005)
 
@@ -271,21 +285,13 @@ class _InTurn(ThreadingHTTPServer):
         self.let_go = [threading.Event() for _ in self.TEXT]
 
 
-class _Characters(BaseHTTPRequestHandler):
+class _Characters(_EventStream):
     server: _InTurn
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.end_headers()
+    def write(self) -> None:
         for character, turn in zip(self.server.TEXT, self.server.let_go, strict=True):
             assert turn.wait(60)
-            chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": character}}]})
-            self.wfile.write(f"data: {chunk}\n\n".encode())
+            self.wfile.write(event(character))
         self.wfile.write(b"data: [DONE]\n\n")
 
 
@@ -302,7 +308,9 @@ def test_both_sides_stream_at_once(screen: Screen) -> None:
         for count, turn in enumerate(server.let_go, start=1):
             turn.set()
             for side in ("plain", "steered"):
-                expect(screen.page.locator(f".reply.{side} > .text").last).to_have_text(server.TEXT[:count])
+                expect(screen.page.locator(f".reply.{side} > .text").last).to_have_text(
+                    server.TEXT[:count], timeout=REPLY_LIMIT
+                )
         screen.wait()
         server.shutdown()
 
