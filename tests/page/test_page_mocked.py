@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -231,21 +232,7 @@ def test_a_stream_that_ends_early(screen: Screen) -> None:
     assert "Done" not in screen.status()
 
 
-class _EventStream(BaseHTTPRequestHandler):
-    """Answers every request with what `write` streams."""
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.end_headers()
-        self.write()
-
-    def write(self) -> None:
-        raise NotImplementedError
+DONE = b"data: [DONE]\n\n"
 
 
 def event(content: str) -> bytes:
@@ -253,66 +240,65 @@ def event(content: str) -> bytes:
     return f"data: {chunk}\r\n\r\n".encode()
 
 
-class _Crumbs(_EventStream):
-    """TEXT byte by byte: every character is cut where it can be."""
+@contextmanager
+def streaming(screen: Screen, pieces: Callable[[], Iterable[bytes]]) -> Iterator[None]:
+    """The page asks a server of its own, which answers every request with an event stream of these pieces."""
 
-    TEXT = "é→🙂"
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
 
-    def write(self) -> None:
-        for byte in event(self.TEXT) + b"data: [DONE]\n\n":
-            self.wfile.write(bytes([byte]))
-            time.sleep(0.005)
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            for piece in pieces():
+                self.wfile.write(piece)
 
-
-def test_characters_cut_by_the_network(screen: Screen) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Crumbs) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}/"
         pretend(screen, INFO, lambda route, _: route.continue_(url=address))
-        screen.open().send("x")
+        yield
         server.shutdown()
-    assert [screen.text(side) for side in ("plain", "steered")] == [_Crumbs.TEXT] * 2
 
 
-class _InTurn(ThreadingHTTPServer):
-    """Streams a character to every reader each time one is let go, and ends with the last."""
+def test_characters_cut_by_the_network(screen: Screen) -> None:
+    text = "é→🙂"
 
-    TEXT = "abcdefgh"
-    daemon_threads = True
+    def crumbs() -> Iterator[bytes]:
+        for byte in event(text) + DONE:
+            yield bytes([byte])
+            time.sleep(0.005)
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Characters)
-        self.let_go = [threading.Event() for _ in self.TEXT]
-
-
-class _Characters(_EventStream):
-    server: _InTurn
-
-    def write(self) -> None:
-        for character, turn in zip(self.server.TEXT, self.server.let_go, strict=True):
-            assert turn.wait(60)
-            self.wfile.write(event(character))
-        self.wfile.write(b"data: [DONE]\n\n")
+    with streaming(screen, crumbs):
+        screen.open().send("x")
+    assert [screen.text(side) for side in ("plain", "steered")] == [text] * 2
 
 
 def test_both_sides_stream_at_once(screen: Screen) -> None:
     """Each character is seen on both sides before the server has the next."""
     from playwright.sync_api import expect
 
-    with _InTurn() as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}/"
-        pretend(screen, INFO, lambda route, _: route.continue_(url=address))
+    text = "abcdefgh"
+    let_go = [threading.Event() for _ in text]
+
+    def in_turn() -> Iterator[bytes]:
+        for character, turn in zip(text, let_go, strict=True):
+            assert turn.wait(60)
+            yield event(character)
+        yield DONE
+
+    with streaming(screen, in_turn):
         screen.open().fill("x")
         screen.page.click("#send")
-        for count, turn in enumerate(server.let_go, start=1):
+        for count, turn in enumerate(let_go, start=1):
             turn.set()
             for side in ("plain", "steered"):
-                expect(screen.page.locator(f".reply.{side} > .text").last).to_have_text(
-                    server.TEXT[:count], timeout=REPLY_LIMIT
-                )
+                reply = screen.page.locator(f".reply.{side} > .text").last
+                expect(reply).to_have_text(text[:count], timeout=REPLY_LIMIT)
         screen.wait()
-        server.shutdown()
 
 
 def test_a_server_whose_steering_cannot_be_read(screen: Screen) -> None:
