@@ -23,6 +23,7 @@ import typer
 from rich.progress import Progress
 
 from benchmarks.harness import run_in_process
+from benchmarks.load.report import chart
 from benchmarks.load.specs import random_spec
 from benchmarks.load.stage import Stage, prepare
 from benchmarks.load.watch import MEBIBYTE, slope
@@ -153,26 +154,11 @@ def answer_batch(llm: Any, source: random.Random, *, steered: bool) -> None:
 
 def draw(arms: dict[str, list[dict[str, int]]], path: Path) -> None:
     """Resident memory over requests, above that of the first sample."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 3))
-    for (arm, samples), colour in zip(arms.items(), ("#b0b0b0", "#4c72b0"), strict=True):
-        base = samples[0]["resident"]
-        axis.plot(
-            [s["requests"] for s in samples],
-            [(s["resident"] - base) / MEBIBYTE for s in samples],
-            label=arm, color=colour,
-        )  # fmt: skip
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel("requests answered")
-    axis.set_ylabel("resident, MiB more than at first")
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with chart(path, "requests answered", "resident, MiB more than at first") as axis:
+        for (arm, samples), colour in zip(arms.items(), ("#b0b0b0", "#4c72b0"), strict=True):
+            requests = [sample["requests"] for sample in samples]
+            more = [(sample["resident"] - samples[0]["resident"]) / MEBIBYTE for sample in samples]
+            axis.plot(requests, more, label=arm, color=colour)
 
 
 if __name__ == "__main__":

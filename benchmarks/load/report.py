@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import Table
 
-__all__ = ["draw", "markdown", "tables_of"]
+__all__ = ["chart", "draw", "markdown", "tables_of"]
 
 COLUMNS = ("sent", "answered", "refused", "cancelled", "failed", "compared", "near_ties", "mismatched")
 
@@ -62,19 +63,26 @@ def markdown(result: Mapping[str, Any], tables: list[Table], plot: str | None) -
 
 def draw(samples: list[tuple[float, float, float]], warm_up: float, path: Path) -> None:
     """Resident memory over time: the process tree, and its largest process."""
+    with chart(path, "minutes of load", "resident, MiB") as axis:
+        times = [at / 60 for at, _, _ in samples]
+        axis.plot(times, [size for _, size, _ in samples], label="all processes", color="#4c72b0")
+        axis.plot(times, [size for _, _, size in samples], label="the largest", color="#b0b0b0")
+        axis.axvline(warm_up / 60, color="black", linewidth=0.8, linestyle=":", label="warm-up ends")
+
+
+@contextmanager
+def chart(path: Path, x: str, y: str) -> Iterator[Any]:
+    """An axis to draw labelled lines on, from 0 up; written to path at the end of the block."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 3))
-    times = [at / 60 for at, _, _ in samples]
-    axis.plot(times, [size for _, size, _ in samples], label="all processes", color="#4c72b0")
-    axis.plot(times, [size for _, _, size in samples], label="the largest", color="#b0b0b0")
-    axis.axvline(warm_up / 60, color="black", linewidth=0.8, linestyle=":", label="warm-up ends")
+    yield axis
     axis.set_ylim(bottom=0)
-    axis.set_xlabel("minutes of load")
-    axis.set_ylabel("resident, MiB")
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
     axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
