@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from ksteer_vllm.study.suite import Suite
 from ksteer_vllm.tasks import TaskDataset
 from tests.fit.conftest import make_rows
 from tests.support.engines import OPTIONS
+from tests.support.waiting import wait_until
 
 METHODS = ("mlp", "caa", "actadd")
 PLAN = SuitePlan(methods=METHODS, layers=(1, 2), options={"epochs": 2, "width": 16, "first": 1})
@@ -179,10 +179,7 @@ def test_a_killed_fit_goes_on(llama: Path, tmp_path: Path) -> None:
             env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     assert first.wait(900) == -signal.SIGKILL, (tmp_path / "first.log").read_text()
-    deadline = time.monotonic() + 60
-    while _is_running(first.pid):
-        assert time.monotonic() < deadline, "processes of the killed fit are left"
-        time.sleep(0.1)
+    wait_until(lambda: not _is_running(first.pid), "no process of the killed fit is left")
     assert (out / "mlp" / "probe.json").exists()
     assert not (out / "fit").exists()
     shards = out / "activations" / "steering" / "reply" / "00000.safetensors"

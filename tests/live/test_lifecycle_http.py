@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.server.replies import COMPLETIONS, Reply, choice_of, reply_of, reques
 from tests.server.serving import Server, serve
 from tests.support.compare import assert_same
 from tests.support.models import make_model
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -128,13 +128,6 @@ def digest(probes: Path, folder: str) -> str:
 def resident(server: Server) -> list[str]:
     status = call(server, "GET", "").json()
     return list(status["lifecycle"]["resident"]["digests"])
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, f"not within a minute: {what}"
-        time.sleep(0.1)
 
 
 def wait_until_gone(server: Server, gone: str) -> None:

@@ -35,8 +35,7 @@ QUIET = settings(
 )
 OURS = "/v1/ksteer"
 ANYTHING: dict[str, Any] = {}
-NAMES = {"type": "string", "pattern": r"^[a-z0-9]{1,2}$|^\.\.?$|^[\x01-\x2c\x3a-\x60]{1,20}$|^none$"}
-"""Of probes and presets; none that the deployment has, which other tests need."""
+NAMES = r"^[a-z0-9]{1,3}$|^\.\.?$|^[\x01-\x2c\x3a-\x7e]{1,20}$|^none$"
 
 
 def steered_body(spec: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -54,8 +53,10 @@ def steered_body(spec: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {**fixed, **ours}, "required": [*fixed, "ksteer"]}
 
 
-def restricted(document: dict[str, Any]) -> dict[str, Any]:
-    """The server's description, with our routes and the two that are steered."""
+def restricted(document: dict[str, Any], needed: list[str]) -> dict[str, Any]:
+    """The server's description, with our routes and the two that are steered. needed: names of probes and
+    presets that other tests on these servers rely on."""
+    names = {"type": "string", "pattern": NAMES, "not": {"enum": needed}}
     paths = {path: item for path, item in document["paths"].items() if path.startswith(OURS)}
     assert {OURS, f"{OURS}/probes", f"{OURS}/probes/{{name}}", f"{OURS}/presets/{{name}}"} <= set(paths)
     spec = paths[f"{OURS}/presets/{{name}}"]["put"]["requestBody"]["content"]["application/json"]["schema"]
@@ -63,7 +64,7 @@ def restricted(document: dict[str, Any]) -> dict[str, Any]:
         for operation in item.values():
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "name":
-                    parameter["schema"] = NAMES
+                    parameter["schema"] = names
             assert operation["responses"], path
     for path, fields in ((COMPLETIONS, {"prompt": PROMPT}), (CHAT, {"messages": MESSAGES})):
         operation = document["paths"][path]["post"]
@@ -77,7 +78,8 @@ def restricted(document: dict[str, Any]) -> dict[str, Any]:
 def api(deployment: Deployment) -> Any:
     url = deployment.first.url
     document = httpx.get(f"{url}/openapi.json", timeout=60).raise_for_status().json()
-    schema = schemathesis.openapi.from_dict(restricted(document))
+    status = httpx.get(f"{url}{OURS}", timeout=60).json()
+    schema = schemathesis.openapi.from_dict(restricted(document, [*status["probes"], *status["presets"]]))
     schema.config.update(base_url=url)
     return schema
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,6 +35,7 @@ from tests.server.serving import (
 from tests.server.specs import MOODS, OPEN_LAYERS, STEERED, spec
 from tests.support.compare import assert_same
 from tests.support.probes import random_probe
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -134,12 +134,9 @@ def test_several_api_servers_steer_and_refuse(several: Server, offline: dict[str
             assert httpx.post(several.url + route, json=bad, timeout=60).status_code == 400
         refused = httpx.post(f"{several.url}/tokenize", json={"prompt": "w5", "ksteer": spec()}, timeout=60)
         assert "does not support steering" in refused.json()["error"]["message"]
-    deadline = time.monotonic() + START_LIMIT
-    while (
-        several.log.count("Application startup complete") != SEVERAL
-    ):  # one of them answers before the other
-        assert time.monotonic() < deadline, several.log[-6000:]
-        time.sleep(0.1)
+    wait_until(  # one answers before the other
+        lambda: several.log.count("Application startup complete") == SEVERAL, "both have started", START_LIMIT
+    )
 
 
 def test_several_api_servers_report_and_know_the_presets(
