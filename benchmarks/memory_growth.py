@@ -122,7 +122,6 @@ def run_worker(arm: str, requests: int, seed: int) -> None:
 
 def engine(stage: Stage, *, steered: bool) -> Any:
     """With the load test's model, artifacts and sizes; without the plugin unless steered."""
-    del os.environ["VLLM_CPU_KVCACHE_SPACE"]  # the size is given, so that every block is soon in use
     if not steered:
         os.environ["VLLM_PLUGINS"] = ""
     from vllm import LLM

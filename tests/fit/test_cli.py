@@ -15,6 +15,7 @@ import ksteer_vllm
 from ksteer_vllm import Probe
 from ksteer_vllm.cli import app
 from ksteer_vllm.fit import LabelledRow, write_rows
+from tests.support.engines import GIB_OF_CACHE
 
 runner = CliRunner()
 
@@ -38,7 +39,7 @@ def probe_folder(llama: Path, rows: list[LabelledRow], tmp_path_factory: pytest.
     ksteer = Path(sys.executable).with_name("ksteer")  # vLLM 0.27 needs a standard output with a file number
     run = subprocess.run(
         [ksteer, *command, "--dtype", "float32"],
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        env={**os.environ, **GIB_OF_CACHE},
         capture_output=True,
         text=True,
         check=False,

@@ -23,7 +23,7 @@ from ksteer_vllm.fit.suite import EVALUATION_WIDTH, SuitePlan, fit_suite
 from ksteer_vllm.study.suite import Suite
 from ksteer_vllm.tasks import TaskDataset
 from tests.fit.conftest import make_rows
-from tests.support.engines import OPTIONS
+from tests.support.engines import GIB_OF_CACHE, OPTIONS
 from tests.support.waiting import wait_until
 
 METHODS = ("mlp", "caa", "actadd")
@@ -172,7 +172,7 @@ def test_a_killed_fit_goes_on(llama: Path, tmp_path: Path) -> None:
         *("--max-model-len", "256", "--gpu-memory-utilization", "0.1", "--dtype", "float32"),
     ]
     environment = {name: value for name, value in os.environ.items() if "MULTIPROCESSING" not in name}
-    environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    environment |= GIB_OF_CACHE
     with (tmp_path / "first.log").open("wb") as log:
         first = subprocess.Popen(
             [sys.executable, "-c", KILLED, *command],

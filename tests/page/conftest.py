@@ -13,6 +13,7 @@ import pytest
 from ksteer_vllm.demo import MODEL_DIR
 from tests.page.screen import Screen
 from tests.server.serving import START_LIMIT, Server, child_environment, serve
+from tests.support.engines import GIB_OF_CACHE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -38,7 +39,7 @@ def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     work = tmp_path_factory.mktemp("page")
     fit = subprocess.run(
         [sys.executable, "-m", "tests.page.demo_probe", str(work / "tones")],
-        env=child_environment(),
+        env=child_environment(GIB_OF_CACHE),
         timeout=START_LIMIT,
         capture_output=True,
         check=False,

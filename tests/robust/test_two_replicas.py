@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +18,7 @@ from tests.robust.conftest import ADMIN_KEY, Deployment
 from tests.robust.round_robin import RoundRobin, round_robin
 from tests.server.replies import COMPLETIONS, Reply, reply_of, request_body
 from tests.support.compare import assert_differ, assert_same
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -226,10 +226,7 @@ def test_loads_that_race(deployment: Deployment) -> None:
             card = httpx.get(f"{url}/v1/ksteer/probes/calm", timeout=60).json()
             assert card["digest"] in digests
     assert httpx.delete(f"{url}/v1/ksteer/probes/calm", timeout=60).status_code == 200
-    deadline = time.monotonic() + 30
-    while slots() != before and time.monotonic() < deadline:  # retirement is not at once
-        time.sleep(0.2)
-    assert slots() == before
+    wait_until(lambda: slots() == before, "the slots are free again")  # retirement is not at once
 
 
 def test_bodies_that_are_no_text(deployment: Deployment) -> None:

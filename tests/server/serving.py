@@ -25,7 +25,6 @@ SMALL = (
 )  # fmt: skip
 """A tiny engine: 64 cache blocks of 32 tokens, so that blocks are soon used again by other requests."""
 
-
 _running: list[Server] = []
 _ports = itertools.count(
     20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -86,7 +85,6 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     settings = {
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; without it, a share of what the machine has free just now
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # seconds, longer than any client leaves a connection alone
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -111,15 +109,12 @@ def serve(
     port = free_port()
     own = ("--port", str(port), "--served-model-name", MODEL_NAME)
     engine = SMALL if command == ("serve",) else ()
-    environment = child_environment(environment)
-    if engine:
-        del environment["VLLM_CPU_KVCACHE_SPACE"]  # it would go before the size in SMALL
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             vllm_command(*command, str(model), *own, *engine, *arguments),
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=child_environment(environment),
             start_new_session=True,
         )
     server = Server(process, port, log_file)

@@ -31,6 +31,10 @@ OPTIONS: dict[str, Any] = {
     "seed": 0,
 }
 
+GIB_OF_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""For engines that are given no size, which would take a share of what the machine has free just now. It goes
+before a size."""
+
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "logprobs": 5, "ignore_eos": True}
 
 

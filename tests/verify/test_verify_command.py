@@ -16,6 +16,7 @@ from ksteer_vllm.cli import app
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.verify.offline import random_probe
 from tests.server.serving import MODEL_NAME, Server, child_environment, serve
+from tests.support.engines import GIB_OF_CACHE
 
 KEY = "a-key"
 LAYERS = 6
@@ -61,7 +62,8 @@ def test_the_shipped_model_offline(tmp_path: Path) -> None:
     """No probe given: one of random weights does."""
     done = subprocess.run(
         [sys.executable, "-c", "from ksteer_vllm.cli import app; app()", "verify", "--json", "r.json"],
-        env=child_environment(), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400,
+        env=child_environment(GIB_OF_CACHE), cwd=tmp_path, capture_output=True, text=True, check=False,
+        timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "PASSED" in done.stdout
