@@ -36,10 +36,12 @@ STEERED_SHARE = 0.6
 BATCH = 64
 SAMPLE_EVERY = 10
 """Batches between two samples."""
+FEWEST_SAMPLES = 6
+FEWEST = FEWEST_SAMPLES * SAMPLE_EVERY * BATCH
 
 
 def main(
-    requests: Annotated[int, typer.Option(help="requests each engine answers")] = 40_000,
+    requests: Annotated[int, typer.Option(min=FEWEST, help="requests each engine answers")] = 40_000,
     seed: Annotated[int, typer.Option(help="of prompts and specs")] = 0,
     out: Annotated[str, typer.Option(help="stem of the files below results/; empty: none")] = "memory_growth",
     worker: Annotated[str, typer.Option(hidden=True)] = "",
@@ -96,7 +98,7 @@ def watch(arm: str, requests: int, seed: int, progress: Progress) -> list[dict[s
             if line.startswith("{"):
                 samples.append(json.loads(line))
                 progress.update(task, completed=samples[-1]["requests"])
-    if process.returncode or len(samples) < 6:
+    if process.returncode or len(samples) < FEWEST_SAMPLES:
         raise RuntimeError(f"the {arm} engine ended with {process.returncode} after {len(samples)} samples")
     return samples
 
