@@ -21,6 +21,8 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 LOAD_AT_START = os.getloadavg()[0]
+SETTINGS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LD_PRELOAD")
+"""Environment variables that change what is measured."""
 
 
 @dataclass
@@ -90,6 +92,12 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
     return medians[249], medians[9749]
 
 
+def _command() -> str:
+    """As it was typed, with what it was given of SETTINGS."""
+    settings = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
+    return " ".join([*settings, f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+
+
 def provenance() -> dict[str, Any]:
     """The command, the machine, how busy it was, and the versions."""
     versions = {}
@@ -100,7 +108,7 @@ def provenance() -> dict[str, Any]:
             continue
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
     return {
-        "command": "python -m benchmarks." + " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "command": _command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "device": device,
