@@ -35,7 +35,7 @@ QUIET = settings(
 )
 OURS = "/v1/ksteer"
 ANYTHING: dict[str, Any] = {}
-NAMES = r"^[a-z0-9]{1,3}$|^\.\.?$|^[\x01-\x2c\x3a-\x7e]{1,20}$|^none$"
+NAMES = {"type": "string", "pattern": r"^[a-z0-9]{1,3}$|^\.\.?$|^[\x01-\x2c\x3a-\x7e]{1,20}$|^none$"}
 
 
 def steered_body(spec: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -55,7 +55,6 @@ def steered_body(spec: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 def restricted(document: dict[str, Any]) -> dict[str, Any]:
     """The server's description, with our routes and the two that are steered."""
-    names_schema = {"type": "string", "pattern": NAMES}
     paths = {path: item for path, item in document["paths"].items() if path.startswith(OURS)}
     assert {OURS, f"{OURS}/probes", f"{OURS}/probes/{{name}}", f"{OURS}/presets/{{name}}"} <= set(paths)
     spec = paths[f"{OURS}/presets/{{name}}"]["put"]["requestBody"]["content"]["application/json"]["schema"]
@@ -63,7 +62,7 @@ def restricted(document: dict[str, Any]) -> dict[str, Any]:
         for operation in item.values():
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "name":
-                    parameter["schema"] = names_schema
+                    parameter["schema"] = NAMES
             assert operation["responses"], path
     for path, fields in ((COMPLETIONS, {"prompt": PROMPT}), (CHAT, {"messages": MESSAGES})):
         operation = document["paths"][path]["post"]

@@ -226,7 +226,7 @@ def test_loads_that_race(deployment: Deployment) -> None:
             card = httpx.get(f"{url}/v1/ksteer/probes/calm", timeout=60).json()
             assert card["digest"] in digests
     assert httpx.delete(f"{url}/v1/ksteer/probes/calm", timeout=60).status_code == 200
-    wait_until(lambda: slots() == before, "the slots are free again")  # retirement is not at once
+    wait_until(lambda: slots() == before, "the slots are free again", 30)  # retirement is not at once
 
 
 def test_bodies_that_are_no_text(deployment: Deployment) -> None:
