@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.harness import SHAPES, steered_layer
 from ksteer_vllm import ModelIdentity, ProbeMetadata
-from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.methods import FAMILIES
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.families import FAMILIES
 
 LABELS = tuple(f"label{index}" for index in range(6))
 PROBE_WIDTH = 256

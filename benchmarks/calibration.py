@@ -88,7 +88,7 @@ class Engine:
     ) -> None:
         from vllm import LLM
 
-        from ksteer_vllm.study.scoring import Scorer
+        from ksteer_vllm.bench.scoring import Scorer
 
         steering = ksteer_vllm.enable(
             {"probe": probe.save(folder / "probe")},
@@ -103,8 +103,8 @@ class Engine:
         """The replies, in the order of the calls."""
         from vllm import SamplingParams
 
-        from ksteer_vllm.study.asks import Ask
-        from ksteer_vllm.study.batch import run_batch
+        from ksteer_vllm.bench.batch import run_batch
+        from ksteer_vllm.bench.jobs import Ask
 
         def sampling(ask: Ask) -> Any:
             return SamplingParams(

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from benchmarks.record import Table, write_result
 from ksteer_vllm import KSteering, Probe
-from ksteer_vllm.compat import PIP_0_1_2
+from ksteer_vllm.data.positions import PROMPT_LAST, encode_prompt
+from ksteer_vllm.data.rows import LabelledRow, Message
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.demo.corpus import (
     Question,
@@ -34,11 +35,10 @@ from ksteer_vllm.demo.generate import ENGINE_OPTIONS
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.reader import read
 from ksteer_vllm.fit.activations import collect_activations
-from ksteer_vllm.fit.data import LabelledRow, Message
 from ksteer_vllm.fit.pipeline import fit_to_rows
-from ksteer_vllm.fit.positions import PROMPT_LAST, encode_prompt
 from ksteer_vllm.fit.presets import preset_of
 from ksteer_vllm.fit.stream import Stream
+from ksteer_vllm.spec.compat import PIP_0_1_2
 
 LAYER = 2
 LENGTHS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5)

@@ -54,16 +54,16 @@ class Section:
 def sections() -> list[Section]:
     return [
         Section("admission: parse and check", "ksteer_vllm.host.requests:Admission.check", "request"),
-        Section("fingerprint", "ksteer_vllm.registry:fingerprint", "request", inside=True),
+        Section("fingerprint", "ksteer_vllm.admission.registry:fingerprint", "request", inside=True),
         Section("admission: windows, parameters", "ksteer_vllm.host.requests:admit_into", "request"),
         Section("prefix-cache keys", "ksteer_vllm.host.prefix_cache:block_key", "request"),
-        Section("set_row: readouts", "ksteer_vllm.batch:SteeringState.set_row", "request"),
-        Section("begin_step", "ksteer_vllm.batch:SteeringState.begin_step", "step"),
-        Section("row writes", "ksteer_vllm.row_writer:RowWriter.write", "step", inside=True),
-        Section("token rows", "ksteer_vllm.batch:token_rows_", "step", inside=True),
-        Section("plans", "ksteer_vllm.batch:plan_groups", "step"),
-        Section("the edit itself (CPU)", "ksteer_vllm.batch:steer_groups_", "step"),
-        Section("the edit's launches (GPU)", "ksteer_vllm.batch:steer_", "step"),
+        Section("set_row: readouts", "ksteer_vllm.device.state:SteeringState.set_row", "request"),
+        Section("begin_step", "ksteer_vllm.device.state:SteeringState.begin_step", "step"),
+        Section("row writes", "ksteer_vllm.device.row_writer:RowWriter.write", "step", inside=True),
+        Section("token rows", "ksteer_vllm.device.state:token_rows_", "step", inside=True),
+        Section("plans", "ksteer_vllm.device.state:plan_groups", "step"),
+        Section("the edit itself (CPU)", "ksteer_vllm.device.state:steer_groups_", "step"),
+        Section("the edit's launches (GPU)", "ksteer_vllm.device.state:steer_", "step"),
     ]
 
 

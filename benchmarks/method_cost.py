@@ -18,7 +18,7 @@ from benchmarks.artifacts import LABELS, edit_of, write_artifacts
 from benchmarks.paired import Load, measure, throughput_table
 from benchmarks.record import wide_console
 from ksteer_vllm import SteeringSpec
-from ksteer_vllm.methods import FAMILIES
+from ksteer_vllm.spec.families import FAMILIES
 
 
 def method_cases() -> dict[str, dict[str, Any]]:

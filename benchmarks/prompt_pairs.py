@@ -35,8 +35,8 @@ from benchmarks.pairs.measures import WordVectors
 from benchmarks.pairs.scoring import MEASURES, Scorer, summarise
 from benchmarks.pairs.sources import dictionary_of, open_environment
 from benchmarks.pairs.strengths import RULE, choose, grids, spec_of, variants_for
+from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.fit.pipeline import progress_bar
-from ksteer_vllm.study.variants import Variant
 
 
 def main(

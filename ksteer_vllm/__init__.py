@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.config import enable
 from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError
-from ksteer_vllm.probe import ModelIdentity, Probe, ProbeMetadata
+from ksteer_vllm.probes.mlp import Probe
+from ksteer_vllm.probes.probe import ModelIdentity, ProbeMetadata
 from ksteer_vllm.report import report
-from ksteer_vllm.spec import SteeringSpec, Where
+from ksteer_vllm.spec.spec import SteeringSpec, Where
 
 if TYPE_CHECKING:
     from ksteer_vllm.ksteering import KSteering, SteeringConfig, TrainerConfig

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ksteer_vllm.errors import ConfigError, SpecError, listing
-from ksteer_vllm.presets import check_preset, read_presets
+from ksteer_vllm.spec.presets import check_preset, read_presets
 
 __all__ = ["CONFIG_KEY", "CaptureConfig", "EngineConfig", "LayerChoice", "enable"]
 

@@ -20,7 +20,7 @@ class SpecError(ValueError):
     """A steering spec that cannot be run: HTTP 400 online, ValueError offline.
 
     `field` is the dotted path of the offending field, `got` the rejected value; `reason` says why, for the
-    metrics, where the field does not (`ksteer_vllm.refusals`).
+    metrics, where the field does not (`ksteer_vllm.admission.refusals`).
     """
 
     def __init__(self, field: str, message: str, got: Any = None, *, reason: str = "") -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 
-from ksteer_vllm.report_store import ReportStore
+from ksteer_vllm.device.report_store import ReportStore
 
 __all__ = ["REPORT_ATTRIBUTE", "ReportStore", "assemble", "report"]
 

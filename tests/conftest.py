@@ -31,7 +31,7 @@ def scope_of(nodeid: str) -> str:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is None or nextitem.path.parent != item.path.parent:
-        from tests.server.serving import stop_all
+        from tests.server.http.serving import stop_all
 
         stop_all()
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.server.replies import Reply
+from tests.server.http.replies import Reply
 from tests.support.compare import TOLERANCE, largest_difference
 
 OUTCOMES = ("answered", "refused", "cancelled")

@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any, NamedTuple
 
-from ksteer_vllm.methods import FAMILIES
+from ksteer_vllm.spec.families import FAMILIES
 from tests.support.artifacts import FAMILY_NAMES
 from tests.support.probes import LABELS
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.load.changes import FOLDERS
 from benchmarks.load.specs import PRESETS
-from tests.server.serving import Server, serve
+from tests.server.http.serving import Server, serve
 from tests.support.artifacts import random_artifact, write_artifacts
 from tests.support.models import make_model
 

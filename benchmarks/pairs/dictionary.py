@@ -22,8 +22,8 @@ from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ksteer_vllm.artifact import ModelIdentity
 from ksteer_vllm.convert import Options, convert
+from ksteer_vllm.probes.probe import ModelIdentity
 
 __all__ = ["Dictionary", "DictionaryPlan", "train_dictionary"]
 

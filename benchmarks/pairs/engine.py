@@ -14,12 +14,12 @@ from torch import Tensor, stack
 
 import ksteer_vllm
 from benchmarks.pairs.environment import Environment, Pair, word_of
-from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.capture import CAPTURE_KEY
+from ksteer_vllm.data.positions import PROMPT_LAST
+from ksteer_vllm.device.capture import CAPTURE_KEY
 from ksteer_vllm.fit.activations import shut_down
-from ksteer_vllm.fit.positions import PROMPT_LAST
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.methods import fits, load
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.families import fits, load
 
 __all__ = ["METHODS", "Ask", "Bank", "fit_methods"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from ksteer_vllm.fit.data import LabelledRow
+from ksteer_vllm.data.rows import LabelledRow
 
 __all__ = ["Environment", "Example", "Pair", "first_words", "spread_evenly", "target_sets", "word_of"]
 

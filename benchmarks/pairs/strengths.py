@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.pairs.engine import Ask, Bank
 from benchmarks.pairs.environment import Pair
-from ksteer_vllm.study.variants import STANDARD, Variant
+from ksteer_vllm.bench.variants import STANDARD, Variant
 
 __all__ = ["RULE", "choose", "grids", "spec_of", "variants_for"]
 

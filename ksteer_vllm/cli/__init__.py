@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 import ksteer_vllm
+from ksteer_vllm.cli.calibrate import sweep
 from ksteer_vllm.cli.condition import condition
+from ksteer_vllm.cli.convert import convert
 from ksteer_vllm.cli.demo import demo
 from ksteer_vllm.cli.evaluate import evaluate
 from ksteer_vllm.cli.fit import fit
@@ -15,9 +17,7 @@ from ksteer_vllm.cli.hub import pull, push
 from ksteer_vllm.cli.inspect import inspect
 from ksteer_vllm.cli.layers import layers
 from ksteer_vllm.cli.server import server
-from ksteer_vllm.cli.sweep import sweep
 from ksteer_vllm.cli.verify import verify
-from ksteer_vllm.convert.command import convert
 
 __all__ = ["app"]
 

@@ -47,10 +47,10 @@ def condition(
     gpu_memory_utilization: GpuMemory = None,
 ) -> None:
     """Choose the threshold of a spec's condition (CAST) on labelled text, and print the condition."""
-    from ksteer_vllm.artifact import Artifact
+    from ksteer_vllm.data.opening import open_task
     from ksteer_vllm.fit.condition import condition_table, find_condition
     from ksteer_vllm.fit.pipeline import progress_bar
-    from ksteer_vllm.tasks import open_task
+    from ksteer_vllm.probes.probe import Artifact
 
     quiet_vllm()
     one_process()

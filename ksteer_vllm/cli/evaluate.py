@@ -7,14 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ksteer_vllm.cli.options import (
-    clean_errors,
-    given,
-    numbers_of,
-    one_process,
-    quiet_vllm,
-    wide_console,
-)
+from ksteer_vllm.cli.options import clean_errors, given, numbers_of, one_process, quiet_vllm, wide_console
 
 __all__ = ["evaluate"]
 
@@ -52,8 +45,8 @@ def evaluate(
     from pydantic import ValidationError
 
     from ksteer_vllm.errors import ConfigError
-    from ksteer_vllm.evaluate.command import run_evaluation
-    from ksteer_vllm.evaluate.plan import EvaluationPlan
+    from ksteer_vllm.experiments.evaluation.command import run_evaluation
+    from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 
     quiet_vllm()
     one_process()

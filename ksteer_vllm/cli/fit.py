@@ -33,11 +33,11 @@ from ksteer_vllm.cli.options import (
     wide_console,
 )
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.methods import fits
+from ksteer_vllm.spec.families import fits
 
 if TYPE_CHECKING:
-    from ksteer_vllm.fit.suite import SuitePlan
-    from ksteer_vllm.tasks import TaskDataset
+    from ksteer_vllm.data.dataset import TaskDataset
+    from ksteer_vllm.experiments.suite.fit import SuitePlan
 
 __all__ = ["fit"]
 
@@ -100,10 +100,10 @@ def fit(
 
     Started again after it was interrupted, it goes on with what is recorded and fitted already.
     """
-    from ksteer_vllm.fit.positions import window_of
+    from ksteer_vllm.data.opening import open_task
+    from ksteer_vllm.data.positions import window_of
+    from ksteer_vllm.experiments.suite.fit import SuitePlan
     from ksteer_vllm.fit.presets import preset_of
-    from ksteer_vllm.fit.suite import SuitePlan
-    from ksteer_vllm.tasks import open_task
 
     quiet_vllm()
     one_process()
@@ -159,10 +159,10 @@ def _one(
     engine_options: Mapping[str, Any],
     console: Console,
 ) -> None:
+    from ksteer_vllm.bench.suite import SUITE_FILE
+    from ksteer_vllm.experiments.suite.fit import ACTIVATIONS
     from ksteer_vllm.fit.describe import metrics_tables
     from ksteer_vllm.fit.pipeline import complete_rows, fit_to_rows
-    from ksteer_vllm.fit.suite import ACTIVATIONS
-    from ksteer_vllm.study.suite import SUITE_FILE
 
     (method,) = plan.methods
     if (out / SUITE_FILE).exists():
@@ -211,8 +211,8 @@ def _several(
     engine_options: Mapping[str, Any],
     console: Console,
 ) -> None:
-    from ksteer_vllm.fit.suite import fit_suite
-    from ksteer_vllm.fit.suite_report import suite_table
+    from ksteer_vllm.experiments.suite.fit import fit_suite
+    from ksteer_vllm.experiments.suite.report import suite_table
 
     suite = fit_suite(model, dataset, out, plan, engine_options=engine_options, console=console)
     console.print(suite_table(suite))

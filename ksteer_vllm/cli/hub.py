@@ -23,7 +23,7 @@ def push(
     base_model: Annotated[str | None, typer.Option(help="The model's name on the hub.")] = None,
 ) -> None:
     """Upload a probe folder or a suite to the hub, with a model card; private unless told otherwise."""
-    from ksteer_vllm import hub
+    from ksteer_vllm.hub import transfer as hub
 
     with clean_errors():
         typer.echo(
@@ -45,7 +45,7 @@ def pull(
     digest: Annotated[str | None, typer.Option(help="The digest the probe must have.")] = None,
 ) -> None:
     """Download a probe folder or a suite from the hub and check its digests; no other file is fetched."""
-    from ksteer_vllm import hub
+    from ksteer_vllm.hub import transfer as hub
 
     with clean_errors():
         pulled = hub.pull(repository, out, revision=revision, digest=digest)

@@ -14,8 +14,8 @@ __all__ = ["inspect"]
 
 def inspect(folder: Annotated[Path, typer.Argument(help="A probe folder.")]) -> None:
     """Show a probe of any family: what it was fitted on, how it reads held-out text, what it weighs."""
-    from ksteer_vllm.artifact import Artifact
     from ksteer_vllm.fit.describe import describe
+    from ksteer_vllm.probes.probe import Artifact
 
     with clean_errors():
         artifact = Artifact.load(folder)

@@ -66,9 +66,9 @@ def layers(
     gpu_memory_utilization: GpuMemory = None,
 ) -> None:
     """Read and steer every layer, and recommend one; the rule of 60 % of the depth is shown beside it."""
-    from ksteer_vllm.fit.layer_report import layer_table, write_layer_report
-    from ksteer_vllm.fit.layer_sweep import LayerPlan, sweep_layers
-    from ksteer_vllm.tasks import open_task
+    from ksteer_vllm.data.opening import open_task
+    from ksteer_vllm.experiments.layers.report import layer_table, write_layer_report
+    from ksteer_vllm.experiments.layers.sweep import LayerPlan, sweep_layers
 
     quiet_vllm()
     one_process()

@@ -16,7 +16,7 @@ from rich.console import Console
 from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError
 
 if TYPE_CHECKING:
-    from ksteer_vllm.tasks.tables import Columns
+    from ksteer_vllm.data.tables import Columns
 
 __all__ = [
     "Chat",
@@ -51,7 +51,7 @@ NARROWEST = 118
 @contextmanager
 def clean_errors() -> Iterator[None]:
     """An error a user can act on is one line and exit status 2; anything else keeps its traceback."""
-    from ksteer_vllm.fit.data import DataError
+    from ksteer_vllm.data.rows import DataError
 
     known = (ConfigError, DataError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError)
     try:
@@ -120,7 +120,7 @@ GpuMemory = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Of the 
 
 def columns_of(prompt: str | None, label: str | None, reply: str | None) -> Columns | None:
     """The columns that were named; None if none was."""
-    from ksteer_vllm.tasks.tables import Columns
+    from ksteer_vllm.data.tables import Columns
 
     named = given(prompt=prompt, label=label, reply=reply)
     return Columns(**named) if named else None

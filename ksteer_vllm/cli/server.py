@@ -12,7 +12,7 @@ from ksteer_vllm.cli.options import clean_errors, wide_console
 from ksteer_vllm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ksteer_vllm.replicas import Keys, Outcome, Replica
+    from ksteer_vllm.server.replicas import Keys, Outcome, Replica
 
 __all__ = ["server"]
 
@@ -39,7 +39,7 @@ def list_probes(
 ) -> None:
     """Show what each replica has; exit status 1 if they differ or one does not answer."""
     with clean_errors():
-        from ksteer_vllm import replicas
+        from ksteer_vllm.server import replicas
 
         outcomes = replicas.list_all(_replicas(url, all_addresses), _keys(api_key_file, None))
         rows = []
@@ -68,7 +68,7 @@ def load(
 ) -> None:
     """Load a probe on every replica; exit status 1, and a table that says which did not, unless all did."""
     with clean_errors():
-        from ksteer_vllm import replicas
+        from ksteer_vllm.server import replicas
 
         _finish(
             replicas.load(
@@ -92,7 +92,7 @@ def retire(
 ) -> None:
     """Retire a probe on every replica; exit status 1, and a table that says which did not, unless all did."""
     with clean_errors():
-        from ksteer_vllm import replicas
+        from ksteer_vllm.server import replicas
 
         keys = _keys(api_key_file, admin_key_file)
         outcomes = replicas.retire(_replicas(url, all_addresses), keys, name)
@@ -102,7 +102,7 @@ def retire(
 
 
 def _replicas(urls: Sequence[str], all_addresses: bool) -> list[Replica]:
-    from ksteer_vllm.replicas import every_address, replica_of
+    from ksteer_vllm.server.replicas import every_address, replica_of
 
     named = [replica_of(url) for url in urls]
     found = [one for replica in named for one in every_address(replica)] if all_addresses else named
@@ -110,7 +110,7 @@ def _replicas(urls: Sequence[str], all_addresses: bool) -> list[Replica]:
 
 
 def _keys(api: Path | None, admin: Path | None) -> Keys:
-    from ksteer_vllm.replicas import Keys
+    from ksteer_vllm.server.replicas import Keys
 
     return Keys(*(_key(path) if path is not None else "" for path in (api, admin)))
 

@@ -18,9 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.convert.common import Options
 from ksteer_vllm.errors import ProbeError, listing
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["FORMATS", "Options", "convert", "detect"]
 

@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ksteer_vllm.artifact import Artifact, ModelIdentity, ProbeMetadata
 from ksteer_vllm.errors import ProbeError, listing
+from ksteer_vllm.probes.probe import Artifact, ModelIdentity, ProbeMetadata
 
 __all__ = ["Options", "build", "choose_labels", "choose_layers", "first_line", "read_json", "read_tensors"]
 

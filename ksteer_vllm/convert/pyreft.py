@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.convert.common import Options, build, choose_labels, choose_layers, read_json, read_tensors
 from ksteer_vllm.errors import ProbeError, listing
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["convert", "recognises"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.convert.common import Options, build, choose_labels, choose_layers
 from ksteer_vllm.convert.gguf import MAGIC, read_gguf
 from ksteer_vllm.errors import ProbeError, listing
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["convert", "recognises"]
 

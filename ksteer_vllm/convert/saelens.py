@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.convert.common import Options, build, choose_labels, read_json
 from ksteer_vllm.errors import ProbeError, listing
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["convert", "recognises"]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.convert.common import Options, build, choose_labels, choose_layers
 from ksteer_vllm.convert.unpickle import Record, names_in, read_pickle, tensor_of
 from ksteer_vllm.errors import ProbeError, listing
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["convert", "recognises"]
 

@@ -12,9 +12,9 @@ import torch
 from ksteer_vllm.demo.corpus import Question
 from ksteer_vllm.demo.generate import Ask, Method, generate_replies
 from ksteer_vllm.demo.lexicon import TONES
-from ksteer_vllm.probe import Probe
-from ksteer_vllm.spec import SteeringSpec
-from ksteer_vllm.sweep.choose import TOLERANCE, best, middle, plateau
+from ksteer_vllm.experiments.calibration.choose import TOLERANCE, best, middle, plateau
+from ksteer_vllm.probes.mlp import Probe
+from ksteer_vllm.spec.spec import SteeringSpec
 
 __all__ = ["METHODS", "RULE", "Calibration", "Point", "calibrate"]
 

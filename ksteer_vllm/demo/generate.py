@@ -11,7 +11,7 @@ import ksteer_vllm
 from ksteer_vllm.demo.corpus import Question, prompt_messages
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.reader import Reading, read
-from ksteer_vllm.spec import SteeringSpec
+from ksteer_vllm.spec.spec import SteeringSpec
 
 __all__ = ["ENGINE_OPTIONS", "PROBE_NAME", "Ask", "Method", "Reply", "generate_replies", "start_engine"]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ksteer_vllm.data.rows import LabelledRow, write_rows
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.demo.calibrate import METHODS, RULE, Calibration, calibrate
 from ksteer_vllm.demo.corpus import held_out_questions, make_example, prompt_messages, train_questions
@@ -38,11 +39,10 @@ from ksteer_vllm.demo.results import (
     summarise,
 )
 from ksteer_vllm.fit.activations import shut_down
-from ksteer_vllm.fit.data import LabelledRow, write_rows
+from ksteer_vllm.fit.heldout import report_table
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows
-from ksteer_vllm.fit.report import report_table
 from ksteer_vllm.fit.train import FitPlan
-from ksteer_vllm.probe import Probe
+from ksteer_vllm.probes.mlp import Probe
 
 __all__ = ["DemoPlan", "run_demo"]
 

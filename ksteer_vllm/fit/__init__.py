@@ -1,7 +1,7 @@
 """From labelled text to an artifact: read rows, take activations from the vLLM engine, fit, evaluate."""
 
+from ksteer_vllm.data.rows import ContrastPair, DataError, LabelledRow, labels_of, read_rows, write_rows
 from ksteer_vllm.fit.activations import Activations, collect_activations
-from ksteer_vllm.fit.data import ContrastPair, DataError, LabelledRow, labels_of, read_rows, write_rows
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows, fit_to_rows
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.fit.train import FitPlan, fit_probe

@@ -15,13 +15,13 @@ from rich.progress import Progress
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from ksteer_vllm.capture import CAPTURE_KEY
 from ksteer_vllm.config import enable
-from ksteer_vllm.fit.data import DataError, LabelledRow, row_name
-from ksteer_vllm.fit.positions import REPLY, Window
+from ksteer_vllm.data.positions import REPLY, Window
+from ksteer_vllm.data.rows import DataError, LabelledRow, row_name
+from ksteer_vllm.device.capture import CAPTURE_KEY
 from ksteer_vllm.fit.shards import ShardFolder
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.probe import ModelIdentity
+from ksteer_vllm.probes.probe import ModelIdentity
 
 __all__ = [
     "Activations",

@@ -18,11 +18,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.data.rows import DataError, LabelledRow, data_digest, labels_of
 from ksteer_vllm.errors import ConfigError, listing
-from ksteer_vllm.fit.data import DataError, LabelledRow, data_digest, labels_of
 from ksteer_vllm.fit.task import FitTask, LabelledActivations
-from ksteer_vllm.probe import FoldedProbe
+from ksteer_vllm.probes.mlp import FoldedProbe
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["Condition", "Cut", "best_cut", "condition_table", "find_condition", "scores_of"]
 

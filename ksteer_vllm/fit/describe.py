@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.errors import listing
-from ksteer_vllm.fit.report import report_table
-from ksteer_vllm.methods import FAMILIES
+from ksteer_vllm.fit.heldout import report_table
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.families import FAMILIES
 
 __all__ = ["describe", "metrics_tables"]
 

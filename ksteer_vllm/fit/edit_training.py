@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from ksteer_vllm.data.positions import REPLY
+from ksteer_vllm.data.rows import DataError, row_name
+from ksteer_vllm.data.split import SplitPlan
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.fit.data import DataError, row_name
 from ksteer_vllm.fit.language_model import FrozenModel, Tokens
-from ksteer_vllm.fit.positions import REPLY
-from ksteer_vllm.fit.split import SplitPlan
 from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.task import FitTask
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ksteer_vllm.fit.data import DataError, LabelledRow
-from ksteer_vllm.fit.positions import encode_row
-from ksteer_vllm.fit.split import without_instruction
-from ksteer_vllm.host.decoder import find_decoder_layers
+from ksteer_vllm.data.positions import encode_row
+from ksteer_vllm.data.rows import DataError, LabelledRow
+from ksteer_vllm.data.split import without_instruction
+from ksteer_vllm.models import find_decoder_layers
 
 __all__ = ["FrozenModel", "Tokens"]
 

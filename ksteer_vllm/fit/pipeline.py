@@ -11,17 +11,17 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.data.positions import REPLY, Window
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.data.split import check_labels, targets_of
 from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.fit.activations import model_of
-from ksteer_vllm.fit.data import LabelledRow
-from ksteer_vllm.fit.positions import REPLY, Window
-from ksteer_vllm.fit.split import check_labels, targets_of
 from ksteer_vllm.fit.stacking import fit_at
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.fit.train import FitPlan
-from ksteer_vllm.methods import fits
-from ksteer_vllm.probe import ModelIdentity, Probe
+from ksteer_vllm.probes.mlp import Probe
+from ksteer_vllm.probes.probe import Artifact, ModelIdentity
+from ksteer_vllm.spec.families import fits
 
 __all__ = ["complete_rows", "few_threads", "fit_probe_to_rows", "fit_to_rows", "progress_bar"]
 
@@ -46,7 +46,7 @@ def fit_to_rows(
 ) -> Artifact:
     """Fit one method to labelled rows at one layer (default: 60 % depth), or at several.
 
-    method: a name in `ksteer_vllm.methods.fits()`. options: its own, by name. window: the positions read.
+    method: a name in `spec.families.fits()`. options: its own, by name. window: the positions read.
     compat: see `FitTask`. folder: of recorded activations, which then need not fit in memory, and which a fit
     that is started again finds; None: in memory. engine_options: further arguments of `vllm.LLM`. Raises
     DataError or ConfigError, and what vLLM raises for a model it cannot load.
@@ -93,8 +93,8 @@ def complete_rows(
     if all(row.reply is not None for row in rows):
         return list(rows)
     check_labels(targets_of(rows, labels), labels, rows=rows)
-    from ksteer_vllm.study.journal import Journal
-    from ksteer_vllm.tasks import generate_missing_replies
+    from ksteer_vllm.bench.journal import Journal
+    from ksteer_vllm.bench.replies import generate_missing_replies
 
     identity = {"model": model_of(model, engine_options).model_dump(), "seed": seed}
     with Journal(journal, identity) as kept, progress_bar(console) as bar:

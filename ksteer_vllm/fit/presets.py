@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ksteer_vllm.compat import PIP_0_1_2
+from ksteer_vllm.data.positions import PROMPT_LAST, REPLY, Window
 from ksteer_vllm.errors import ConfigError, listing
-from ksteer_vllm.fit.positions import PROMPT_LAST, REPLY, Window
+from ksteer_vllm.spec.compat import PIP_0_1_2
 
 __all__ = ["PRESETS", "Preset", "preset_of"]
 

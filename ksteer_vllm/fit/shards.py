@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ksteer_vllm.fit.data import DataError, LabelledRow, data_digest
+from ksteer_vllm.data.rows import DataError, LabelledRow, data_digest
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.probe import ModelIdentity
+from ksteer_vllm.probes.probe import ModelIdentity
 
 __all__ = ["ShardFolder"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.data.rows import data_digest
 from ksteer_vllm.errors import ProbeError
-from ksteer_vllm.fit.data import data_digest
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.methods import fits, load
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.families import fits, load
 
 __all__ = ["fit_at", "fit_once", "is_fitted", "stack_layers"]
 

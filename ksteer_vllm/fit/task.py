@@ -1,7 +1,7 @@
 """What a fit is given: one `FitTask`, the same for every method, so that comparing methods compares methods.
 
 A fit is a function `fit(task: FitTask) -> Artifact` in `ksteer_vllm/fit/methods/<name>.py`, named in
-`ksteer_vllm.methods.FAMILIES`. It reads its options with `task.plan(MyPlan)`, where `MyPlan` is a subclass
+`spec.families.FAMILIES`. It reads its options with `task.plan(MyPlan)`, where `MyPlan` is a subclass
 of `SplitPlan` with this method's own fields and defaults; it takes rows, targets and the split from the
 task, and activations from `task.activations()` if it needs them (no engine starts otherwise); it ends with
 `task.artifact(...)`.
@@ -22,18 +22,9 @@ from pydantic import ValidationError
 from rich.progress import Progress
 from torch import Tensor
 
-from ksteer_vllm.artifact import Artifact, ModelIdentity, ProbeMetadata
-from ksteer_vllm.errors import ConfigError, listing
-from ksteer_vllm.fit.activations import (
-    Activations,
-    Recorder,
-    collect_activations,
-    default_layer,
-    model_of,
-)
-from ksteer_vllm.fit.data import DataError, LabelledRow, data_digest, labels_of, row_name
-from ksteer_vllm.fit.positions import REPLY, Window
-from ksteer_vllm.fit.split import (
+from ksteer_vllm.data.positions import REPLY, Window
+from ksteer_vllm.data.rows import DataError, LabelledRow, data_digest, labels_of, row_name
+from ksteer_vllm.data.split import (
     SplitPlan,
     check_labels,
     conversations_of,
@@ -41,8 +32,11 @@ from ksteer_vllm.fit.split import (
     split_conversations,
     targets_of,
 )
+from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.fit.activations import Activations, Recorder, collect_activations, default_layer, model_of
 from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.stream import Stream
+from ksteer_vllm.probes.probe import Artifact, ModelIdentity, ProbeMetadata
 
 __all__ = ["FitTask", "LabelledActivations", "SplitPlan", "activation_scale"]
 
@@ -85,7 +79,7 @@ class FitTask:
     are collected. window: the positions a method reads unless it says which. layers: recorded together with
     the task's own. folder: of the shards, one folder in it per window; None: activations stay in memory.
     recorder: an engine to record with; None: one of its own. shared_options: options other methods take are
-    no mistake. compat: fit as another package does, see `ksteer_vllm.compat`: "pip-0.1.2" reads the block's
+    no mistake. compat: fit as another package does, see `spec.compat`: "pip-0.1.2" reads the block's
     input.
     """
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 if TYPE_CHECKING:
     from ksteer_vllm.host.requests import Admission

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from ksteer_vllm.admission.catalog import Catalog
+from ksteer_vllm.admission.store import CatalogStore
 from ksteer_vllm.errors import LifecycleError
 from ksteer_vllm.host.every_worker import ask_every_worker
-from ksteer_vllm.live import Catalog, CatalogStore
 
 __all__ = ["RETRY_AFTER", "ask", "changing", "write"]
 

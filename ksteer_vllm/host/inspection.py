@@ -9,9 +9,9 @@ import torch
 import vllm
 
 import ksteer_vllm
+from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.host.settings import model_identity
-from ksteer_vllm.registry import Registry
 
 __all__ = ["EngineFacts", "eager_context", "engine_facts"]
 

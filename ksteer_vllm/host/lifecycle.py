@@ -13,17 +13,20 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ksteer_vllm import events, metrics
-from ksteer_vllm.artifact import Artifact, ProbeMetadata
+from ksteer_vllm.admission.catalog import Catalog
+from ksteer_vllm.admission.folders import find_folder
+from ksteer_vllm.admission.live import LiveRegistry
+from ksteer_vllm.admission.registry import Registry
+from ksteer_vllm.admission.resolve import check_fit
+from ksteer_vllm.admission.store import CatalogStore
 from ksteer_vllm.errors import ConfigError, LifecycleError, ProbeError, SpecError, listing
 from ksteer_vllm.host.changes import RETRY_AFTER, ask, changing, write
 from ksteer_vllm.host.every_worker import LOAD, RESIDENT
 from ksteer_vllm.host.retirement import Retirement
 from ksteer_vllm.host.settings import model_identity
-from ksteer_vllm.live import Catalog, CatalogStore, LiveRegistry, find_folder
-from ksteer_vllm.presets import check_name, check_preset
-from ksteer_vllm.registry import Registry
-from ksteer_vllm.resolve import check_fit
+from ksteer_vllm.probes.probe import Artifact, ProbeMetadata
+from ksteer_vllm.spec.presets import check_name, check_preset
+from ksteer_vllm.telemetry import events, metrics
 
 __all__ = ["Lifecycle"]
 

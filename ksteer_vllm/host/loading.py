@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from vllm.forward_context import get_forward_context, is_forward_context_available
 
-from ksteer_vllm.batch import SteeringState
 from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.device.layer import attach
+from ksteer_vllm.device.ops import register_ops
+from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.host import runner_v1, runner_v2
-from ksteer_vllm.host.decoder import find_decoder_layers
 from ksteer_vllm.host.settings import engine_config
-from ksteer_vllm.layer import attach
-from ksteer_vllm.ops import register_ops
+from ksteer_vllm.models import find_decoder_layers
 
 __all__ = ["attach_to_worker", "worker_state"]
 

@@ -1,4 +1,4 @@
-"""Feeding `ksteer_vllm.metrics` in the front end of a server (AsyncLLM); offline engines have no meter.
+"""Feeding `telemetry.metrics` in the front end of a server (AsyncLLM); offline engines have no meter.
 
 Costs O(edits) per request and nothing per token. The workers' counters are fetched every few seconds by the
 first API server, as long as anything happens.
@@ -12,11 +12,11 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ksteer_vllm import events, metrics
+from ksteer_vllm.admission.registry import AdmittedSpec
 from ksteer_vllm.host.every_worker import ask_every_worker
 from ksteer_vllm.host.requests import ADMISSION_KEY, Admission, admitted_args
-from ksteer_vllm.registry import AdmittedSpec
-from ksteer_vllm.tally import tally
+from ksteer_vllm.telemetry import events, metrics
+from ksteer_vllm.telemetry.usage import tally
 
 __all__ = ["SAMPLED", "Meter", "observe_report", "open_meter"]
 

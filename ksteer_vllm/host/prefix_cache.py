@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ksteer_vllm.fingerprint import block_key
 from ksteer_vllm.host.requests import admitted_args
+from ksteer_vllm.spec.fingerprint import block_key
 
 __all__ = ["with_steering_keys"]
 

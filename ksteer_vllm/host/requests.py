@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from ksteer_vllm.capture import CAPTURE_KEY, Capture
+from ksteer_vllm.admission.live import LiveRegistry
+from ksteer_vllm.admission.refusals import count_refusal
+from ksteer_vllm.admission.registry import AdmittedSpec, Registry
+from ksteer_vllm.device.capture import CAPTURE_KEY, Capture
 from ksteer_vllm.errors import SpecError
 from ksteer_vllm.host.beam_search import default_is_off
 from ksteer_vllm.host.settings import engine_config
-from ksteer_vllm.live import LiveRegistry
-from ksteer_vllm.presets import is_opt_out
-from ksteer_vllm.refusals import count_refusal
-from ksteer_vllm.registry import AdmittedSpec, Registry
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.presets import is_opt_out
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = [
     "ADMISSION_KEY",

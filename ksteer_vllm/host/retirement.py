@@ -12,10 +12,11 @@ import asyncio
 import logging
 from typing import Any
 
+from ksteer_vllm.admission.catalog import Catalog
+from ksteer_vllm.admission.live import LiveRegistry
 from ksteer_vllm.errors import LifecycleError
 from ksteer_vllm.host.changes import ask, changing, write
 from ksteer_vllm.host.every_worker import BARRIER, UNLOAD
-from ksteer_vllm.live import Catalog, LiveRegistry
 
 __all__ = ["Retirement"]
 

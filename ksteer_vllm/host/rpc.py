@@ -10,9 +10,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from ksteer_vllm.device.pool import PoolFullError
 from ksteer_vllm.errors import ProbeError
 from ksteer_vllm.host.loading import worker_state
-from ksteer_vllm.pool import PoolFullError
 
 __all__ = ["install"]
 
@@ -68,7 +68,7 @@ def ksteer_resident(worker: Any) -> dict[str, Any]:
 
 
 def ksteer_counters(worker: Any) -> dict[str, int]:
-    """Host time and calls since start-up, see `ksteer_vllm.batch.Counters`."""
+    """Host time and calls since start-up, see `ksteer_vllm.device.state.Counters`."""
     return worker_state(worker).snapshot()
 
 
@@ -85,7 +85,7 @@ def ksteer_metrics(worker: Any) -> dict[str, Any]:
 
 
 def ksteer_take_captures(worker: Any, ids: Sequence[str] | None = None) -> bytes:
-    """What was captured and not yet taken, see `ksteer_vllm.capture.Capture.take`."""
+    """What was captured and not yet taken, see `ksteer_vllm.device.capture.Capture.take`."""
     capture = worker_state(worker).capture
     return b"" if capture is None else capture.take(None if ids is None else set(ids))
 

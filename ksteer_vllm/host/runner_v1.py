@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ksteer_vllm.batch import SteeringState
+from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.errors import HostVersionError
 from ksteer_vllm.host.requests import admitted_args
 from ksteer_vllm.host.version import TESTED_RANGE

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ksteer_vllm.batch import SteeringState
+from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.host.requests import admitted_args
 
 __all__ = ["hook"]

@@ -22,9 +22,9 @@ from ksteer_vllm.host.requests import (
     asks_for_steering,
     counting_refusals,
 )
-from ksteer_vllm.host.server_seams import SERVER
 from ksteer_vllm.host.settings import refuse_grpc_server, refuse_rust_front_end, resolve_in_place
 from ksteer_vllm.server.flags import add_flags, merge_flags
+from ksteer_vllm.server.seams import SERVER
 
 __all__ = ["FRONT_END", "SERVER"]
 

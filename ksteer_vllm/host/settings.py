@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from vllm import envs
 
+from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.probe import ModelIdentity
-from ksteer_vllm.resolve import resolve_config
+from ksteer_vllm.probes.probe import ModelIdentity
 
 __all__ = [
     "engine_config",

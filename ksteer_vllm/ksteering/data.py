@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from ksteer_vllm.data.dataset import TaskDataset
+from ksteer_vllm.data.opening import open_task
+from ksteer_vllm.data.rows import DataError, LabelledRow, Message, Prompt
+from ksteer_vllm.data.split import without_instruction
 from ksteer_vllm.errors import listing
-from ksteer_vllm.fit.data import DataError, LabelledRow, Message, Prompt
-from ksteer_vllm.fit.split import without_instruction
-from ksteer_vllm.tasks import TaskDataset, open_task
 
 __all__ = ["Labelled", "dataset_rows", "plain_prompt", "plain_row", "questions_of", "task_rows"]
 

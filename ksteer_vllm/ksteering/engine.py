@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.config import enable
-from ksteer_vllm.fit.data import LabelledRow, Prompt
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
-from ksteer_vllm.study.asks import Ask, Reply
+from ksteer_vllm.data.rows import LabelledRow, Prompt
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["PROBE", "Engine"]
 
@@ -44,7 +44,7 @@ class Engine:
 
     def length_of(self, prompt: Prompt) -> int:
         """Tokens of a prompt."""
-        from ksteer_vllm.fit.positions import encode_prompt
+        from ksteer_vllm.data.positions import encode_prompt
 
         row = LabelledRow(prompt=prompt, reply=None, labels=())
         return len(encode_prompt(self.llm.get_tokenizer(), row))
@@ -54,8 +54,8 @@ class Engine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        from ksteer_vllm.study.batch import run_batch
-        from ksteer_vllm.study.scoring import Scorer
+        from ksteer_vllm.bench.batch import run_batch
+        from ksteer_vllm.bench.scoring import Scorer
 
         fields = {name: value for name, value in sampling.items() if name != "seed"}
         seed = sampling.get("seed") if fields["temperature"] else None

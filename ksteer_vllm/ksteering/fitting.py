@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.fit.data import LabelledRow
+from ksteer_vllm.data.positions import PROMPT_LAST, REPLY, window_of
+from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.fit.pipeline import fit_to_rows
-from ksteer_vllm.fit.positions import PROMPT_LAST, REPLY, window_of
 from ksteer_vllm.fit.presets import preset_of
 from ksteer_vllm.ksteering.config import TrainerConfig
+from ksteer_vllm.probes.probe import Artifact
 
 if TYPE_CHECKING:
     from rich.console import Console

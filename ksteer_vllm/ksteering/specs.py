@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ksteer_vllm.artifact import ProbeMetadata
 from ksteer_vllm.errors import SpecError, listing
 from ksteer_vllm.ksteering.config import SteeringConfig
 from ksteer_vllm.ksteering.engine import PROBE
-from ksteer_vllm.methods import FAMILIES
-from ksteer_vllm.spec import SteeringSpec
+from ksteer_vllm.probes.probe import ProbeMetadata
+from ksteer_vllm.spec.families import FAMILIES
+from ksteer_vllm.spec.spec import SteeringSpec
 
 __all__ = ["LENGTH", "spec_of"]
 

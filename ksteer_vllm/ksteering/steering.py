@@ -14,18 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.compat import PIP_0_1_2
+from ksteer_vllm.bench.bench import room_for
+from ksteer_vllm.bench.jobs import Ask
+from ksteer_vllm.data.rows import Message, Prompt
 from ksteer_vllm.errors import ConfigError, ProbeError
-from ksteer_vllm.fit.data import Message, Prompt
 from ksteer_vllm.ksteering.config import SteeringConfig, TrainerConfig, sampling_of
 from ksteer_vllm.ksteering.data import dataset_rows, plain_prompt, plain_row, questions_of, task_rows
 from ksteer_vllm.ksteering.engine import PROBE, Engine
 from ksteer_vllm.ksteering.fitting import fit_classifier
 from ksteer_vllm.ksteering.specs import spec_of
 from ksteer_vllm.ksteering.sweep import AlphaSweep, sweep
-from ksteer_vllm.study.asks import Ask
-from ksteer_vllm.study.bench import room_for
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.compat import PIP_0_1_2
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -201,7 +201,7 @@ class KSteering:
     ) -> AlphaSweep:
         """Every strength on every prompt, beside unsteered replies, in one batch, and what stays coherent.
 
-        input_prompts: default: 20 of `eval_prompts`. budget: see `ksteer_vllm.study.coherence`. options: as
+        input_prompts: default: 20 of `eval_prompts`. budget: see `ksteer_vllm.bench.coherence`. options: as
         of `get_steered_output`. Coherence is judged by the unsteered model; nothing leaves the machine.
         """
         drawn = random.Random(self.seed).sample(self.eval_prompts, min(SWEPT, len(self.eval_prompts)))
@@ -277,7 +277,7 @@ class KSteering:
         model_name: default: the artifact's. options: as of the class. Raises ProbeError or ConfigError.
         """
         if repo_id is not None:
-            from ksteer_vllm.hub import pull
+            from ksteer_vllm.hub.transfer import pull
 
             pull(repo_id, folder, revision=revision)
         artifact = Artifact.load(folder)
@@ -289,8 +289,8 @@ class KSteering:
         return cls(model_name or artifact.metadata.model.name, **options)._steer_with(artifact)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """`save`, then `ksteer_vllm.hub.push`; options: its own. Returns the commit's address."""
-        from ksteer_vllm.hub import push
+        """`save`, then `ksteer_vllm.hub.transfer.push`; options: its own. Returns the commit's address."""
+        from ksteer_vllm.hub.transfer import push
 
         with tempfile.TemporaryDirectory() as folder:
             return push(self.save(folder), repo_id, **options)

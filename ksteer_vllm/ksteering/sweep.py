@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ksteer_vllm.fit.data import Prompt
-from ksteer_vllm.study.asks import Ask, Reply
-from ksteer_vllm.study.coherence import CoherenceRule, measures
+from ksteer_vllm.bench.coherence import CoherenceRule, measures
+from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.data.rows import Prompt
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from torch import Tensor
 from ksteer_kernels import Flag, Loss, Program, RowSettings, SlotWeights
 from ksteer_vllm.methods.program import UNPLACED, FamilyProgram, PlannedRow, logit, threshold_row, vectors_row
 from ksteer_vllm.methods.vectors import matched_random
-from ksteer_vllm.probe import FoldedProbe
+from ksteer_vllm.probes.mlp import FoldedProbe
 
 _FACTORS = {"reflect": 2.0, "project": 1.0}
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels import Flag, Program, RowSettings, SlotWeights
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.errors import SpecError
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["FamilyProgram", "PlannedRow", "logit"]
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ksteer_vllm.presets import is_opt_out
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.presets import is_opt_out
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = [
     "CARRIERS",

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
 from ksteer_vllm.errors import ConfigError, listing
-from ksteer_vllm.presets import read_presets
+from ksteer_vllm.spec.presets import read_presets
 
 __all__ = ["add_flags", "merge_flags", "read_admin_key"]
 

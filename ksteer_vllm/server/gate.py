@@ -6,15 +6,15 @@ import json
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
-from ksteer_vllm.presets import NO_STEERING
-from ksteer_vllm.refusals import count_refusal
+from ksteer_vllm.admission.refusals import count_refusal
 from ksteer_vllm.server import sagemaker
 from ksteer_vllm.server.bodies import (
     form_asks_for_steering,
     json_asks_for_steering,
     json_opts_out_beside_a_preset,
 )
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.presets import NO_STEERING
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["STEERED_ROUTES", "SpecGate", "refusal", "with_gate"]
 

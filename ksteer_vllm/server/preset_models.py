@@ -12,13 +12,13 @@ from typing import Any
 
 from vllm import envs
 
+from ksteer_vllm.admission.refusals import count_refusal
+from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.errors import SpecError, listing
 from ksteer_vllm.host.requests import AdmissionError, counting_refusals
-from ksteer_vllm.presets import NO_STEERING, PRESET_KEY, with_model_preset
-from ksteer_vllm.refusals import count_refusal
-from ksteer_vllm.registry import Registry
 from ksteer_vllm.server.protocol import spec_of
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.presets import NO_STEERING, PRESET_KEY, with_model_preset
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["list_presets", "resolve_preset_model"]
 

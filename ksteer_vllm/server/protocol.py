@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ksteer_vllm.host.requests import AdmissionError, counting_refusals
-from ksteer_vllm.presets import is_opt_out
 from ksteer_vllm.server.bodies import CARRIERS, carries_spec
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.presets import is_opt_out
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["refuse_beam_search", "with_spec"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ksteer_vllm.report import REPORT_ATTRIBUTE
 from ksteer_vllm.server.protocol import spec_of
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["chat_reply", "chat_stream", "completion_reply", "completion_stream"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ksteer_vllm.host.requests import prompt_length
 from ksteer_vllm.report import REPORT_ATTRIBUTE
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["checked_turns", "response_with_reports"]
 

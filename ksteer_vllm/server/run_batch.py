@@ -7,11 +7,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from ksteer_vllm.admission.refusals import count_refusal
 from ksteer_vllm.host.requests import AdmissionError
-from ksteer_vllm.refusals import count_refusal
 from ksteer_vllm.server.bodies import carries_spec
 from ksteer_vllm.server.gate import STEERED_ROUTES, refusal
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["refuse_lines_that_lose_specs"]
 

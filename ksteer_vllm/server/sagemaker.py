@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 
-from ksteer_vllm.spec import EXTRA_ARGS_KEY
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["ROUTE", "dropped_preset"]
 

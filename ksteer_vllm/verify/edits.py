@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels.reference import ace, loreft, lorest, mat, mlp, orbit, vectors
-from ksteer_vllm.methods import FAMILIES
+from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.verify.subject import Card
 
 __all__ = ["EditPlan", "edited", "plan_edit"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.probes.probe import Artifact
 from ksteer_vllm.verify.subject import Answer, Ask, Card, Facts, Refused, Unreachable
 
 __all__ = ["HTTPSubject"]

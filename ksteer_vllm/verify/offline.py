@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 import ksteer_vllm
-from ksteer_vllm.artifact import Artifact, ModelIdentity, ProbeMetadata
 from ksteer_vllm.fit.activations import shut_down
 from ksteer_vllm.host.inspection import engine_facts
-from ksteer_vllm.methods import FAMILIES, load
 from ksteer_vllm.methods.program import FamilyProgram
+from ksteer_vllm.probes.probe import Artifact, ModelIdentity, ProbeMetadata
+from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.verify.subject import Answer, Ask, Card, Facts, Refused
 
 __all__ = ["LOGPROBS", "OfflineSubject", "card_of", "random_probe", "start_offline"]

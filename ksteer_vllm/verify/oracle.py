@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ksteer_vllm.host.decoder import find_decoder_layers
+from ksteer_vllm.models import find_decoder_layers
 from ksteer_vllm.verify.edits import EditPlan, edited
 from ksteer_vllm.verify.subject import Answer
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["Answer", "Ask", "Card", "Facts", "Refused", "Subject", "Unreachable"]
 

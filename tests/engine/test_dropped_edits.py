@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ksteer_vllm
-from ksteer_vllm.tally import tally
+from ksteer_vllm.telemetry.usage import tally
 from tests.support.compare import assert_same
 from tests.support.engines import generate, start_engine, worker
 from tests.support.probes import random_probe

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import SteeringSpec
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.probes.probe import Artifact
 from tests.support.artifacts import random_artifact
 from tests.support.compare import assert_all_same
 from tests.support.engines import generate, generate_one, start_engine, worker

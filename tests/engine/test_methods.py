@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import SteeringSpec
-from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.methods import FAMILIES
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.families import FAMILIES
 from tests.support.artifacts import write_artifacts
 from tests.support.compare import assert_all_same
 from tests.support.engines import generate, generate_one, start_engine

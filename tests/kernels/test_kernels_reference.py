@@ -6,10 +6,10 @@ from kernel_cases import EDIT_TOLERANCE
 from kernel_methods import METHODS, Maker, double, gradient, make_probe, reflection, slot_weights
 
 from ksteer_kernels import Flag, Loss, ProbeTables, Program
+from ksteer_kernels.cpu import HostSlot
 from ksteer_kernels.hidden.finish import finish
 from ksteer_kernels.hidden.naive import run_program
 from ksteer_kernels.hidden.token_settings import TokenSettings
-from ksteer_kernels.host import HostSlot
 from ksteer_kernels.reference import mlp, vectors
 
 HIDDEN_SIZE = 48

@@ -5,16 +5,8 @@ import torch
 from kernel_cases import assert_edit_close, make_case, one_stage, poisoned_workspace
 from kernel_methods import METHODS, Dictionary, clamp_slot, clamping, loss_edits, plain_edits
 
-from ksteer_kernels import (
-    Activation,
-    ReportBuffers,
-    RowTables,
-    Workspace,
-    host,
-    plan_groups,
-    steer_,
-    steer_groups_,
-)
+from ksteer_kernels import Activation, ReportBuffers, RowTables, Workspace, plan_groups, steer_, steer_groups_
+from ksteer_kernels import cpu as host
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -166,7 +166,8 @@ def test_no_tokens_or_no_requests(backend, device):
 
 def test_torch_path_of_other_devices():
     """`rows.naive` is what "torch" means away from the CPU; here it meets the loop, too."""
-    from ksteer_kernels.rows import host, naive
+    from ksteer_kernels.rows import cpu as host
+    from ksteer_kernels.rows import naive
 
     windows, fade = [[[0, 5, 8, 9]] * 2, [[2, 9, 0, 0]] * 2], [[[0, 0]] * 2, [[1, 6]] * 2]
     positions, starts, requests = list(range(9)), [0, 4, 9], [1, 0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ksteer_vllm import ModelIdentity, ProbeMetadata
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.probes.probe import Artifact
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 from tests.support.probes import LABELS, random_probe
 

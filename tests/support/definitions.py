@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels.reference import ace, bounds, loreft, lorest, mat, mlp, orbit, sae, vectors
-from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.edit import Edit, Hinge
 from ksteer_vllm.methods.vectors import matched_random
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.edit import Edit, Hinge
 
 Tensors = Mapping[str, Tensor]
 
@@ -111,7 +111,7 @@ def _mlp(a: _Asked) -> Edited:
 
 
 def _add(a: _Asked, rows: Tensor) -> Edited:
-    """The random control's directions are the plugin's own: tests/methods/test_vectors.py."""
+    """The random control's directions are the plugin's own: tests/engine/methods/test_vectors.py."""
     if a.edit.method == "random":
         rows = matched_random(rows)
     length = float((a.c @ rows).norm())

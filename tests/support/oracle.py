@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ksteer_vllm import Probe, SteeringSpec
-from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.edit import Edit
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.edit import Edit
 from tests.support.compare import TOLERANCE, VISIBLE
 from tests.support.definitions import apply_edit
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ksteer_vllm.batch import SteeringState
 from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.errors import ConfigError
 
 

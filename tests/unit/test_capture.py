@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import load
 
-from ksteer_vllm.capture import CAPTURE_KEY, Capture
+from ksteer_vllm.device.capture import CAPTURE_KEY, Capture
 
 
 def captured() -> Capture:

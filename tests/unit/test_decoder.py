@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from ksteer_vllm import DecoderNotFoundError
-from ksteer_vllm.host.decoder import KNOWN_PATHS, find_decoder_layers
+from ksteer_vllm.models import KNOWN_PATHS, find_decoder_layers
 
 
 def model_with(**stacks: int) -> nn.Module:

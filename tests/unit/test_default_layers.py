@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.admission.registry import Registry
+from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.registry import Registry
-from ksteer_vllm.resolve import resolve_config
+from ksteer_vllm.probes.probe import Artifact
 from tests.support.artifacts import random_artifact
 
 

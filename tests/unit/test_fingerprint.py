@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksteer_vllm import SteeringSpec
-from ksteer_vllm.fingerprint import block_key, fingerprint, steered_ranges
+from ksteer_vllm.spec.fingerprint import block_key, fingerprint, steered_ranges
 
 BASE: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1.0, "layers": [1]}
 

@@ -143,7 +143,7 @@ def test_weights_that_do_not_fit(name: str, tensor: torch.Tensor, words: str) ->
 
 def test_a_weights_file_of_something_else(folder: Path) -> None:
     """With a digest that matches: names are checked, not only bytes."""
-    from ksteer_vllm.artifact import _digest
+    from ksteer_vllm.probes.probe import _digest
 
     tensors = load_file(folder / "probe.safetensors")
     tensors["w9"] = tensors.pop("w1")
@@ -156,7 +156,7 @@ def test_a_weights_file_of_something_else(folder: Path) -> None:
 
 
 def test_no_pickle_is_read(folder: Path) -> None:
-    from ksteer_vllm.artifact import _digest
+    from ksteer_vllm.probes.probe import _digest
 
     torch.save({"w1": torch.zeros(1)}, folder / "probe.safetensors")
     metadata = Probe.load_metadata(folder)

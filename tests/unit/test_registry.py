@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import ConfigError, ModelIdentity, ProbeError, SpecError, SteeringSpec
+from ksteer_vllm.admission.registry import AdmittedEdit, Registry
+from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.registry import AdmittedEdit, Registry
-from ksteer_vllm.resolve import resolve_config
-from ksteer_vllm.where import NO_END
+from ksteer_vllm.spec.where import NO_END
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 from tests.support.probes import random_probe
 

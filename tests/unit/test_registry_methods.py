@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import ModelIdentity, ProbeError, SpecError
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.admission.registry import AdmittedEdit, Registry
+from ksteer_vllm.admission.resolve import check_fit, resolve_config
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.methods import FAMILIES
-from ksteer_vllm.registry import AdmittedEdit, Registry
-from ksteer_vllm.resolve import check_fit, resolve_config
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.families import FAMILIES
 from tests.support.artifacts import FAMILY_NAMES, SCALE, random_artifact, write_artifacts
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from ksteer_vllm import SpecError, SteeringSpec, Where
-from ksteer_vllm.label_weights import MAX_MAGNITUDE
-from ksteer_vllm.where import NO_END
+from ksteer_vllm.spec.labels import MAX_MAGNITUDE
+from ksteer_vllm.spec.where import NO_END
 
 GOOD: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1.0}
 

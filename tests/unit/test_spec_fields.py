@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import SpecError, SteeringSpec
-from ksteer_vllm.edit import Edit, Hinge
+from ksteer_vllm.spec.edit import Edit, Hinge
 
 GOOD: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1.0}
 BOTH: dict[str, Any] = {**GOOD, "avoid": ["cold"]}

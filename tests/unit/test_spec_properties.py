@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksteer_vllm import SpecError, SteeringSpec
-from ksteer_vllm.fingerprint import fingerprint
-from ksteer_vllm.label_weights import MAX_MAGNITUDE
-from ksteer_vllm.methods import METHODS, fields_of
+from ksteer_vllm.spec.families import METHODS, fields_of
+from ksteer_vllm.spec.fingerprint import fingerprint
+from ksteer_vllm.spec.labels import MAX_MAGNITUDE
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

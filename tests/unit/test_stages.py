@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksteer_vllm import SteeringSpec
-from ksteer_vllm.stages import assign_stages
+from ksteer_vllm.spec.stages import assign_stages
 
 WHEN = {"probe": "p", "label": "a", "above": 0.5}
 

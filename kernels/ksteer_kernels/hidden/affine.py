@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ksteer_kernels.cpu import HostSlot
 from ksteer_kernels.hidden.finish import shut_out
 from ksteer_kernels.hidden.gradient import logits_of
 from ksteer_kernels.hidden.token_settings import TokenSettings
-from ksteer_kernels.host import HostSlot
 from ksteer_kernels.settings import Flag
 from ksteer_kernels.tables import Activation
 

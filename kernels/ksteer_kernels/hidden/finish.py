@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ksteer_kernels.cpu import HostSlot
 from ksteer_kernels.hidden.token_settings import TokenSettings
-from ksteer_kernels.host import HostSlot
 from ksteer_kernels.settings import Flag, Program
 
 

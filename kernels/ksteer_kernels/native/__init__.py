@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ksteer_kernels.host import HostSlot
+    from ksteer_kernels.cpu import HostSlot
     from ksteer_kernels.steer.plan import PlannedGroup
 
 logger = logging.getLogger("vllm.ksteer")

@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ksteer_kernels.rows import host, naive
+from ksteer_kernels.rows import cpu as host
+from ksteer_kernels.rows import naive
 from ksteer_kernels.settings import RowTables
 
 __all__ = ["token_rows_"]

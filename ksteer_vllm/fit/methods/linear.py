@@ -11,12 +11,12 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.fit.heldout import evaluate
 from ksteer_vllm.fit.logistic import logistic_regression
-from ksteer_vllm.fit.report import evaluate
 from ksteer_vllm.fit.statistics import activation_scale, standardisation
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.fit.task import FitTask, SplitPlan
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["LinearPlan", "fit", "regressions"]
 

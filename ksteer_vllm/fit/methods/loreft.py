@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.fit.edit_training import Edit, EditPlan, fit_edits, orthonormal_rows
 from ksteer_vllm.fit.task import FitTask
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["LoReFT", "LoReFTPlan", "fit"]
 

@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.fit.edit_training import Edit, EditPlan, fit_edits, orthonormal_rows
 from ksteer_vllm.fit.task import FitTask
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["LoReST", "LoReSTPlan", "fit"]
 

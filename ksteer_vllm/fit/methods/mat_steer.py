@@ -23,11 +23,11 @@ from pydantic import Field
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.fit.data import DataError
-from ksteer_vllm.fit.report import evaluate_ranking
+from ksteer_vllm.data.rows import DataError
+from ksteer_vllm.fit.heldout import evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors, standardisation
 from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["GatedVectors", "MATPlan", "fit", "squared_mmd"]
 

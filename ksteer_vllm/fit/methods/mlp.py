@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ksteer_vllm.artifact import Artifact
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.fit.train import FitPlan, fit_probe
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["fit"]
 

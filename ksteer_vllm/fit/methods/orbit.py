@@ -19,11 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.data.rows import DataError
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.fit.data import DataError
+from ksteer_vllm.fit.heldout import evaluate
 from ksteer_vllm.fit.logistic import logistic_regression
-from ksteer_vllm.fit.report import evaluate
 from ksteer_vllm.fit.statistics import (
     activation_scale,
     check_directions,
@@ -33,6 +32,7 @@ from ksteer_vllm.fit.statistics import (
 )
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.fit.task import FitTask, SplitPlan
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["ORBITPlan", "fit"]
 

@@ -5,11 +5,11 @@ Every combination of labels moves x exactly as far as CAA's would, see `methods.
 
 from __future__ import annotations
 
-from ksteer_vllm.artifact import Artifact
-from ksteer_vllm.fit.report import evaluate_ranking
+from ksteer_vllm.fit.heldout import evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors
 from ksteer_vllm.fit.task import FitTask, SplitPlan
 from ksteer_vllm.methods.vectors import matched_random
+from ksteer_vllm.probes.probe import Artifact
 
 __all__ = ["fit"]
 

@@ -11,10 +11,10 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from ksteer_vllm.errors import LifecycleError
-from ksteer_vllm.presets import check_name
 from ksteer_vllm.server.endpoints import schemas
 from ksteer_vllm.server.endpoints.errors import documented
 from ksteer_vllm.server.endpoints.service import Service
+from ksteer_vllm.spec.presets import check_name
 
 __all__ = ["ADMIN_HEADER", "PREFIX", "STATE_KEY", "router"]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootModel
 from pydantic.json_schema import JsonSchemaValue
 
-from ksteer_vllm.artifact import ProbeMetadata
-from ksteer_vllm.spec import SteeringSpec
+from ksteer_vllm.probes.probe import ProbeMetadata
+from ksteer_vllm.spec.spec import SteeringSpec
 
 __all__ = [
     "ErrorBody",
@@ -117,7 +117,7 @@ class ProbeCard(BaseModel):
     @classmethod
     def of(cls, name: str, probe: ProbeMetadata) -> ProbeCard:
         """The card of an artifact under a name."""
-        from ksteer_vllm.methods import FAMILIES
+        from ksteer_vllm.spec.families import FAMILIES
 
         unavailable = probe.settings.get("unavailable", ())
         width = probe.settings.get("width", probe.training.get("width"))

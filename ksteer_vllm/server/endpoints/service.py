@@ -10,14 +10,14 @@ import torch
 
 from ksteer_vllm.errors import LifecycleError, listing
 from ksteer_vllm.host.settings import model_identity
-from ksteer_vllm.methods import FAMILIES
 from ksteer_vllm.server.endpoints import schemas
 from ksteer_vllm.server.endpoints.errors import not_found
 from ksteer_vllm.server.gate import STEERED_ROUTES
+from ksteer_vllm.spec.families import FAMILIES
 
 if TYPE_CHECKING:
+    from ksteer_vllm.admission.registry import Registry
     from ksteer_vllm.host.lifecycle import Lifecycle
-    from ksteer_vllm.registry import Registry
 
 __all__ = ["Service"]
 

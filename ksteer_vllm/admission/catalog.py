@@ -1,0 +1,67 @@
+"""The catalog: names of probes and presets at one moment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ksteer_vllm.admission.resolve import configured_probes
+from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.probes.probe import ProbeMetadata
+
+__all__ = ["Catalog", "Retiring"]
+
+
+class Retiring(BaseModel):
+    """An artifact no name refers to any more; requests that were admitted before may still need it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metadata: ProbeMetadata
+    since: Annotated[int, Field(description="the generation from which on no name refers to it")]
+
+
+class Catalog(BaseModel):
+    """Names of probes and presets. Never changed: a change makes the next generation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    generation: int = 0
+    probes: Annotated[dict[str, ProbeMetadata], Field(description="name -> artifact")] = {}
+    presets: Annotated[dict[str, dict[str, Any]], Field(description="name -> spec")] = {}
+    retiring: Annotated[dict[str, Retiring], Field(description="digest -> artifact")] = {}
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Catalog:
+        """What an engine starts with. Raises ProbeError if a probe folder has changed since."""
+        return cls(probes=configured_probes(config), presets=config.presets)
+
+    @property
+    def digests(self) -> set[str]:
+        """Every artifact that requests may need."""
+        return {probe.digest for probe in self.probes.values()} | set(self.retiring)
+
+    def with_probe(self, name: str, metadata: ProbeMetadata) -> Catalog:
+        """The next catalog, in which `name` is this artifact; what it was before retires."""
+        return self._next({**self.probes, name: metadata})
+
+    def without_probe(self, name: str) -> Catalog:
+        """The next catalog, in which nothing has this name."""
+        return self._next({other: probe for other, probe in self.probes.items() if other != name})
+
+    def with_presets(self, presets: dict[str, dict[str, Any]]) -> Catalog:
+        """The next catalog, with these presets instead."""
+        return self.model_copy(update={"generation": self.generation + 1, "presets": presets})
+
+    def without_retiring(self, digest: str) -> Catalog:
+        """The next catalog, once the workers have dropped an artifact."""
+        retiring = {other: item for other, item in self.retiring.items() if other != digest}
+        return self.model_copy(update={"generation": self.generation + 1, "retiring": retiring})
+
+    def _next(self, probes: dict[str, ProbeMetadata]) -> Catalog:
+        generation = self.generation + 1
+        named = {probe.digest for probe in probes.values()}
+        left = {p.digest: Retiring(metadata=p, since=generation) for p in self.probes.values()}
+        retiring = {d: item for d, item in {**left, **self.retiring}.items() if d not in named}
+        return Catalog(generation=generation, probes=probes, presets=self.presets, retiring=retiring)

@@ -1,0 +1,82 @@
+"""How much one request may ask for: each limit is a key of `EngineConfig`, each refusal names it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.errors import SpecError
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY, SteeringSpec
+
+__all__ = ["check_request_layers", "check_size", "check_stack"]
+
+
+def check_size(value: Any, config: EngineConfig) -> None:
+    """Raise SpecError if what a request says of steering is more than max_spec_bytes of compact JSON.
+
+    value: as it came, text or decoded, before anything else looks at it. What JSON cannot say is refused: it
+    has no size.
+    """
+    size = _size(value)
+    if size > config.max_spec_bytes:
+        raise SpecError(
+            EXTRA_ARGS_KEY,
+            f"at most max_spec_bytes={config.max_spec_bytes} bytes of JSON, got {size}",
+            size,
+            reason="size",
+        )
+
+
+def check_stack(spec: SteeringSpec, config: EngineConfig) -> None:
+    """Raise SpecError for a stack of more than max_stack edits."""
+    if spec.stack is not None and len(spec.stack) > config.max_stack:
+        raise SpecError(
+            "stack", f"at most max_stack={config.max_stack} edits, got {len(spec.stack)}", len(spec.stack)
+        )
+
+
+def check_request_layers(layers: Sequence[int], before: int, config: EngineConfig) -> int:
+    """Add an edit's layers to those of the edits before it; SpecError beyond max_request_layers in all."""
+    total = before + len(layers)
+    if total > config.max_request_layers:
+        raise SpecError(
+            "layers",
+            f"at most max_request_layers={config.max_request_layers} in a request, got {total}",
+            total,
+        )
+    return total
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, SteeringSpec):
+        value = value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, bytes):
+        return len(value)
+    try:
+        text = value if isinstance(value, str) else _compact_json(value)
+    except RecursionError:
+        raise SpecError(EXTRA_ARGS_KEY, "nested too deeply") from None
+    except (TypeError, ValueError) as error:
+        raise SpecError(EXTRA_ARGS_KEY, f"JSON cannot say it: {str(error)[:200]}") from None
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _compact_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What the parser takes from an offline caller beside JSON: pydantic objects such as a `Where`, mappings,
+    ranges, and numbers of other libraries."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, range):
+        return list(value)
+    try:
+        return float(value)
+    except Exception:
+        raise TypeError(f"{type(value).__name__} is no type of it") from None

@@ -1,0 +1,284 @@
+"""What an engine can steer with: the loaded artifacts, the presets, the open layers and the limits.
+
+One validator for every way a request can arrive. Pure: no vLLM. A registry never changes; when probes or
+presets do, the front end builds another one (`ksteer_vllm.admission`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ksteer_vllm.admission.limits import check_request_layers, check_size, check_stack
+from ksteer_vllm.admission.resolve import configured_probes
+from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.errors import ConfigError, SpecError, listing
+from ksteer_vllm.probes.probe import ProbeMetadata
+from ksteer_vllm.spec.compat import Compat
+from ksteer_vllm.spec.edit import Condition, Edit
+from ksteer_vllm.spec.families import FAMILIES, Use
+from ksteer_vllm.spec.fingerprint import fingerprint
+from ksteer_vllm.spec.pip_compat import as_ordinary_edit, divisor_and_windows
+from ksteer_vllm.spec.presets import expand, preset_named
+from ksteer_vllm.spec.spec import SteeringSpec
+from ksteer_vllm.spec.stages import assign_stages
+from ksteer_vllm.spec.where import GENERATION, Where
+
+__all__ = ["AdmittedEdit", "AdmittedSpec", "Registry"]
+
+_PROBABILITY_FAMILIES = ("mlp", "linear")
+_CONDITION_FAMILIES = (*_PROBABILITY_FAMILIES, "vectors")
+
+
+@dataclass(frozen=True)
+class AdmittedEdit:
+    """An edit this engine can run, every default filled in. canonical: plain JSON types.
+
+    digest, condition_digest: of the artifacts it needs, by which workers know them ("": no condition).
+    """
+
+    where: Where
+    fade: int | None
+    canonical: dict[str, Any]
+    fingerprint: str
+    digest: str
+    condition_digest: str = ""
+    compat: Compat | None = None
+
+
+@dataclass(frozen=True)
+class AdmittedSpec:
+    """A spec this engine can run. is_stack: it was written as one, for the paths of refusals; preset: the
+    name of the one it came from, or ""."""
+
+    edits: tuple[AdmittedEdit, ...]
+    report: bool
+    is_stack: bool = False
+    preset: str = ""
+
+    @property
+    def canonical(self) -> dict[str, Any]:
+        """Plain JSON types: {"edits": [...]}."""
+        return {"edits": [edit.canonical for edit in self.edits]}
+
+    def records(self, num_prompt_tokens: int, max_tokens: int | None) -> list[dict[str, Any]]:
+        """Per edit what workers and the prefix cache need: fingerprint, digests, windows, fade, divisor.
+
+        Raises SpecError if a window starts beyond the request.
+        """
+        records: list[dict[str, Any]] = []
+        for index, edit in enumerate(self.edits):
+            divisor = None
+            try:
+                if edit.compat is not None:
+                    divisor, windows = divisor_and_windows(edit.compat, num_prompt_tokens)
+                else:
+                    windows = edit.where.positions(num_prompt_tokens, max_tokens)
+            except SpecError as error:
+                raise _in_stack(error, index if self.is_stack else None) from None
+            records.append({"fingerprint": edit.fingerprint, "digest": edit.digest, "windows": list(windows)})
+            if edit.condition_digest:
+                records[-1]["condition_digest"] = edit.condition_digest
+            if divisor is not None:
+                records[-1]["divisor"] = divisor
+            if edit.fade is not None:
+                records[-1]["fade"] = [num_prompt_tokens - 1, edit.fade]
+        return records
+
+
+class Registry:
+    """The artifacts and presets by name, and what a request may ask of them.
+
+    presets, default: those of the configuration unless given. Raises ConfigError, naming the preset, if one
+    of them cannot be run here.
+    """
+
+    def __init__(
+        self,
+        probes: Mapping[str, ProbeMetadata],
+        config: EngineConfig,
+        presets: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        if not config.resolved or not isinstance(config.layers, tuple):
+            raise ConfigError("a registry needs a resolved configuration (see resolve_config)")
+        self.probes = dict(probes)
+        self.config = config
+        self.open_layers: tuple[int, ...] = config.layers
+        self.presets = dict(config.presets if presets is None else presets)
+        self.default: AdmittedSpec | None = None
+        """What requests that say nothing of steering get."""
+        for name in self.presets:
+            try:
+                self.admit({"preset": name})
+            except SpecError as error:
+                raise ConfigError(f"preset {name!r}: {error}") from None
+        if config.default:
+            if config.default not in self.presets:
+                raise ConfigError(
+                    f"ksteer option default: no preset named {config.default!r}; "
+                    f"there are: {listing(self.presets)}"
+                )
+            self.default = self.admit({"preset": config.default})
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> Registry:
+        """Read the metadata of every configured artifact; raises ProbeError if a folder has changed."""
+        return cls(configured_probes(config), config)
+
+    def admit(self, value: Any) -> AdmittedSpec | None:
+        """Check what a request asks for: a spec (object, mapping or JSON string), or a preset by name.
+
+        None: it asks explicitly not to be steered. Raises SpecError.
+        """
+        check_size(value, self.config)
+        preset, value = preset_named(value), expand(value, self.presets)
+        if value is None:
+            return None
+        spec = SteeringSpec.parse(value)
+        check_stack(spec, self.config)
+        if spec.report and not self.config.reports:
+            raise SpecError("report", "this engine was started without reports", True)
+        edits: list[AdmittedEdit] = []
+        layers = 0
+        for index, edit in enumerate(spec.edits()):
+            try:
+                edits.append(self._admit_edit(edit))
+                layers = check_request_layers(edits[-1].canonical["layers"], layers, self.config)
+            except SpecError as error:
+                raise _in_stack(error, index if spec.stack is not None else None) from None
+        admitted = AdmittedSpec(tuple(edits), spec.report, spec.stack is not None, preset)
+        stages = max(assign_stages([edit.canonical for edit in edits])) + 1
+        if stages > self.config.max_stages:
+            raise SpecError(
+                "stack" if spec.stack is not None else "condition",
+                f"needs {stages} edits in a row at one layer (a condition counts as one); the engine runs at "
+                f"most max_stages={self.config.max_stages}",
+                stages,
+            )
+        return admitted
+
+    def _admit_edit(self, edit: Edit) -> AdmittedEdit:
+        probe = self._probe("probe", edit.probe)
+        if edit.compat is not None:
+            edit = as_ordinary_edit(edit)
+        method, use = self._method(edit, probe)
+        for side in ("target", "avoid", "values"):
+            self._check_labels(side, getattr(edit, side), edit.probe, probe)
+        own_layers = probe.default_layers or probe.layers or (probe.layer,)
+        layers = edit.layers if edit.layers is not None else own_layers
+        self._check_layers(edit, layers, probe)
+        if edit.num_steps > self.config.max_steps:
+            raise SpecError(
+                "num_steps", f"at most {self.config.max_steps}, got {edit.num_steps}", edit.num_steps
+            )
+        where = edit.where or (
+            GENERATION if probe.default_where is None else Where.model_validate(probe.default_where)
+        )
+        updates: dict[str, Any] = {"method": method, "layers": tuple(layers), "where": where}
+        if "alpha" in use.takes and edit.alpha is None:
+            updates["alpha"] = _default_alpha(edit, method, use, probe)
+        admitted = edit.model_copy(update=updates)
+        canonical = admitted.canonical(use.takes)
+        condition_digest = ""
+        if edit.condition is not None:
+            condition_digest = self._check_condition(edit.condition, layers)
+        return AdmittedEdit(
+            where,
+            edit.fade,
+            canonical,
+            fingerprint(canonical, probe.digest, condition_digest),
+            probe.digest,
+            condition_digest,
+            edit.compat,
+        )
+
+    def _probe(self, field: str, name: str) -> ProbeMetadata:
+        probe = self.probes.get(name)
+        if probe is None:
+            raise SpecError(field, f"no probe named {name[:80]!r}; loaded: {listing(self.probes)}", name)
+        return probe
+
+    def _method(self, edit: Edit, probe: ProbeMetadata) -> tuple[str, Use]:
+        methods = FAMILIES[probe.family].methods
+        unavailable = set(probe.settings.get("unavailable", ()))
+        available = [name for name in methods if name not in unavailable]
+        method = edit.method or next(
+            (name for name in available if edit.values and "values" in methods[name].takes),
+            next(iter(available), ""),
+        )
+        if method not in available:
+            raise SpecError(
+                "method",
+                f"probe {edit.probe!r} ({probe.family}) has: {listing(available)}; got {method!r}",
+                method,
+            )
+        edit.check_method(method, methods[method].takes)
+        return method, methods[method]
+
+    def _check_labels(self, side: str, labels: Mapping[str, float], name: str, probe: ProbeMetadata) -> None:
+        unknown = [label for label in labels if label not in probe.labels]
+        if unknown:
+            raise SpecError(
+                f"{side}.{unknown[0][:80]}" if len(unknown) == 1 else side,
+                f"unknown label {listing(repr(label[:80]) for label in unknown)}; probe {name!r} "
+                f"has: {listing(probe.labels, 100)}",
+                unknown,
+            )
+
+    def _check_layers(self, edit: Edit, layers: Sequence[int], probe: ProbeMetadata) -> None:
+        closed = [layer for layer in layers if layer not in self.open_layers]
+        if closed:
+            raise SpecError(
+                "layers",
+                f"layer {listing(closed)} is not open for steering; open: {listing(self.open_layers, 200)}",
+                closed,
+            )
+        absent = [layer for layer in layers if probe.layers and layer not in probe.layers]
+        if absent:
+            raise SpecError(
+                "layers", f"probe {edit.probe!r} has nothing for layer {listing(absent)}; it has: "
+                f"{listing(probe.layers, 200)}", absent,
+            )  # fmt: skip
+        if edit.unit == "normalised":
+            unknown = [layer for layer in layers if layer not in probe.activation_scale]
+            if unknown:
+                raise SpecError(
+                    "unit", f"probe {edit.probe!r} stores no activation scale of layer {listing(unknown)}; "
+                    f"it has: {listing(probe.activation_scale, 200)}", edit.unit,
+                )  # fmt: skip
+
+    def _check_condition(self, condition: Condition, layers: Sequence[int]) -> str:
+        """The digest of the condition's artifact. Raises SpecError."""
+        probe = self._probe("condition.probe", condition.probe)
+        if probe.family not in _CONDITION_FAMILIES:
+            raise SpecError(
+                "condition.probe", f"{condition.probe!r} is of family {probe.family!r}; a condition takes "
+                f"{listing(_CONDITION_FAMILIES)}", condition.probe,
+            )  # fmt: skip
+        self._check_labels("condition.label", {condition.label: 1.0}, condition.probe, probe)
+        absent = [layer for layer in layers if probe.layers and layer not in probe.layers]
+        if absent:
+            raise SpecError(
+                "condition.probe", f"{condition.probe!r} has nothing for layer {listing(absent)}", absent
+            )
+        side = "below" if condition.above is None else "above"
+        bound = getattr(condition, side)
+        if probe.family in _PROBABILITY_FAMILIES and not 0 < bound < 1:
+            raise SpecError(f"condition.{side}", f"a probability between 0 and 1, got {bound}", bound)
+        return probe.digest
+
+
+def _default_alpha(edit: Edit, method: str, use: Use, probe: ProbeMetadata) -> float:
+    default = probe.default_alpha.get(method, use.default_alpha)
+    if edit.unit == "normalised":
+        raise SpecError("alpha", "required with unit 'normalised'")
+    if default is None:
+        raise SpecError("alpha", f"required: probe {edit.probe!r} has no default_alpha for method {method!r}")
+    return default
+
+
+def _in_stack(error: SpecError, index: int | None) -> SpecError:
+    if index is None:
+        return error
+    return SpecError(f"stack.{index}.{error.field}", str(error).partition(": ")[2], error.got)

@@ -1,0 +1,118 @@
+"""Asks and the scoring of their replies, in one running batch of an engine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ksteer_vllm.bench.jobs import Ask
+from ksteer_vllm.bench.scoring import Scorer
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.report import report
+
+__all__ = ["run_batch"]
+
+_ids = itertools.count()
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """A reply whose scoring is under way."""
+
+    key: str
+    prompt: list[int]
+    tokens: list[int]
+    value: dict[str, Any]
+
+
+def run_batch(
+    llm: Any,
+    asks: Mapping[str, Ask],
+    sampling: Callable[[Ask], Any],
+    max_tokens: int,
+    scorer: Scorer | None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Key and reply (the fields of `Reply` but `ask`) of every ask, as they finish.
+
+    As many requests are under way as the engine runs at once; a scoring request goes before the next ask,
+    so little is lost if the run is stopped. When the iterator is closed early, what is under way is aborted.
+    """
+    engine = llm.llm_engine
+    prompts = _encoded(llm, asks.values(), max_tokens + 1)
+    most = engine.vllm_config.scheduler_config.max_num_seqs
+    waiting = iter(asks.items())
+    generating: dict[str, str] = {}
+    scoring: dict[str, _Generated] = {}
+
+    def start(count: int) -> None:
+        for key, ask in itertools.islice(waiting, count):
+            request = f"ask-{next(_ids)}"
+            engine.add_request(request, {"prompt_token_ids": prompts[ask.prompt]}, sampling(ask))
+            generating[request] = key
+
+    try:
+        start(most)
+        while generating or scoring:
+            scored: dict[str, Any] = {}
+            for output in engine.step():
+                if not output.finished:
+                    continue
+                if output.request_id in scoring:
+                    scored[output.request_id] = output
+                elif (key := generating.pop(output.request_id, None)) is not None:
+                    found = _generated(key, output)
+                    if scorer is None or not found.value["tokens"]:
+                        yield key, found.value
+                        continue
+                    request = f"score-{next(_ids)}"
+                    scorer.add(request, found.prompt, found.tokens, found.value["tokens"])
+                    scoring[request] = found
+            if scored and scorer is not None:
+                scores = scorer.take({r: (scoring[r].prompt, output) for r, output in scored.items()})
+                for request, score in scores.items():
+                    found = scoring.pop(request)
+                    yield found.key, found.value | score
+            start(most - len(generating) - len(scoring))
+    finally:
+        if left := [*generating, *scoring]:
+            engine.abort_request(left)
+            while engine.has_unfinished_requests():
+                engine.step()
+            if scorer is not None:
+                scorer.forget()
+
+
+def _generated(key: str, output: Any) -> _Generated:
+    completion = output.outputs[0]
+    finished = completion.finish_reason == "stop"
+    tokens = list(completion.token_ids)
+    told = report(completion)
+    value = {
+        "text": completion.text,
+        "tokens": len(tokens) - finished,
+        "finished": finished,
+        "shift": told["mean_shift"] if told is not None else None,
+    }
+    return _Generated(key, list(output.prompt_token_ids), tokens, value)
+
+
+def _encoded(llm: Any, asks: Any, room: int) -> dict[Any, list[int]]:
+    """Prompt -> token ids. Raises ConfigError for one that leaves no room for the reply."""
+    from ksteer_vllm.data.positions import encode_prompt
+
+    tokenizer, most = llm.get_tokenizer(), llm.llm_engine.model_config.max_model_len
+    found: dict[Any, list[int]] = {}
+    for ask in asks:
+        if ask.prompt in found:
+            continue
+        row = LabelledRow(prompt=ask.prompt, reply=None, labels=())
+        found[ask.prompt] = encode_prompt(tokenizer, row)
+        if len(found[ask.prompt]) + room > most:
+            raise ConfigError(
+                f"prompt {ask.question[:60]!r} has {len(found[ask.prompt])} tokens, its reply needs {room}; "
+                f"the engine holds {most}: give a larger max_model_len or a smaller max_tokens"
+            )
+    return found

@@ -1,0 +1,176 @@
+"""Every generation of an experiment: one engine, one continuous batch, every reply scored as it comes in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from rich.progress import Progress
+
+from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.config import EngineConfig, enable
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.families import FAMILIES, load
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY, SteeringSpec
+
+__all__ = ["Bench", "room_for"]
+
+
+class Bench:
+    """One vLLM engine that steers with all artifacts and scores replies. A context manager.
+
+    artifacts: name in specs -> folder. reader: the evaluation probe (family mlp), which gives
+    `Reply.propensity`. layers: those that requests may steer. engine_options: further arguments of
+    `vllm.LLM`. temperature: 0 is greedy. max_tokens: of a reply. scored: False for an engine that only
+    generates. steering: further keys of `ksteer_vllm.enable`. Raises what starting the engine raises
+    (ProbeError, ConfigError, vLLM's own).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        artifacts: Mapping[str, Path],
+        *,
+        reader: Artifact | None = None,
+        layers: Literal["all"] | Sequence[int] = "all",
+        engine_options: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
+        max_tokens: int = 96,
+        scored: bool = True,
+        steering: Mapping[str, Any] | None = None,
+    ) -> None:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        from ksteer_vllm.bench.scoring import Scorer
+
+        loaded = {name: Artifact.load(folder) for name, folder in artifacts.items()}
+        capture = {"capture": {"layers": [reader.metadata.layer]}} if scored and reader is not None else {}
+        options: dict[str, Any] = {"use_tqdm_on_load": False, **(engine_options or {})}
+        if (
+            current_platform.is_cpu()
+        ):  # vLLM's CPU sampler stops at a seeded request whose prompt comes in chunks
+            options.setdefault("enable_chunked_prefill", False)
+        wanted = {**room_for(loaded), **(steering or {}), **capture}
+        options |= {
+            "enforce_eager": True,
+            "additional_config": enable(probes=artifacts, layers=layers, **wanted),
+        }
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self._digests = {name: Artifact.load_metadata(folder).digest for name, folder in artifacts.items()}
+        self.identity: dict[str, Any] = {
+            "model": model,
+            "reader": _digest_of(reader) if scored and reader is not None else None,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "dtype": options.get("dtype", "auto"),
+        }
+        self.llm = LLM(model, **options)
+        self._scorer = Scorer(self.llm, reader, temperature=temperature) if scored else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine and release what it holds."""
+        from ksteer_vllm.fit.activations import shut_down
+
+        shut_down(self.llm)
+
+    def run(
+        self,
+        asks: Sequence[Ask],
+        *,
+        journal: Journal | None = None,
+        progress: Progress | None = None,
+        description: str = "generating",
+        score: bool = True,
+    ) -> list[Reply]:
+        """The reply to every ask, in their order; equal asks are run once.
+
+        All enter one continuous batch, and so does each reply's scoring. Every finished reply goes into the
+        journal at once; those already there are not run again. score: False leaves nll and propensity out.
+        Raises SpecError's vLLM form for a spec the engine refuses, ConfigError for a prompt too long for it.
+        """
+        from ksteer_vllm.bench.batch import run_batch
+
+        scorer = self._scorer if score else None
+        keys = [self.key(ask, scored=scorer is not None) for ask in asks]
+        values: dict[str, Any] = {}
+        pending: dict[str, Ask] = {}
+        for key, ask in zip(keys, asks, strict=True):
+            if journal is not None and key in journal:
+                values[key] = journal[key]
+            else:
+                pending.setdefault(key, ask)
+        task = progress.add_task(description, total=len(values) + len(pending)) if progress else None
+        if progress is not None and task is not None:
+            progress.advance(task, len(values))
+        for key, value in run_batch(self.llm, pending, self._sampling, self.max_tokens, scorer):
+            values[key] = value
+            if journal is not None:
+                journal.add(key, value)
+            if progress is not None and task is not None:
+                progress.advance(task)
+        return [Reply(ask=ask, **values[key]) for key, ask in zip(keys, asks, strict=True)]
+
+    def key(self, ask: Ask, *, scored: bool = True) -> str:
+        """What the ask is filed under in a journal: itself, the digests of its artifacts, if it is scored."""
+        digests = {} if ask.spec is None else _named(ask.spec, self._digests)
+        text = json.dumps([ask.key, digests, scored], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _sampling(self, ask: Ask) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        extra = None if ask.spec is None else {EXTRA_ARGS_KEY: dict(ask.spec)}
+        return SamplingParams(
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            seed=ask.seed if self.temperature > 0 else None,
+            extra_args=extra,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def room_for(artifacts: Mapping[str, Artifact]) -> dict[str, int]:
+    """max_probes and max_width that hold all artifacts, at least the engine's defaults."""
+    widths = [
+        slot.width
+        for artifact in artifacts.values()
+        for slot in load(FAMILIES[artifact.metadata.family].program)(artifact).slots().values()
+    ]
+    fields = EngineConfig.model_fields
+    return {
+        "max_probes": max(fields["max_probes"].default, len(artifacts)),
+        "max_width": max([fields["max_width"].default, *widths]),
+    }
+
+
+def _named(spec: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, str]:
+    """The digests of the artifacts a spec names, in its edits and their conditions."""
+    named: set[str] = set()
+    for edit in SteeringSpec.parse(spec).edits():
+        named.add(edit.probe)
+        if edit.condition is not None:
+            named.add(edit.condition.probe)
+    return {name: digests.get(name, "") for name in sorted(named)}
+
+
+def _digest_of(reader: Artifact) -> str:
+    if not reader.metadata.digest:
+        raise ConfigError("reader: an artifact without a digest; save it, then load it")
+    return reader.metadata.digest

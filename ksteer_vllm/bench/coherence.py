@@ -1,0 +1,128 @@
+"""Whether a reply still reads like the model: one rule, set by unsteered replies, for every way to steer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ksteer_vllm.bench.jobs import Reply
+from ksteer_vllm.errors import ConfigError
+
+__all__ = ["RULE", "CoherenceRule", "Measures", "measures", "repetition"]
+
+WORDS = 3
+"""Length of the word sequences whose repeats are counted."""
+
+_PERPLEXITY_FACTOR = 1.5
+_REPETITION_MARGIN = 0.2
+_LENGTH_FACTOR = 3.0
+_TAIL = 0.05
+
+RULE = (
+    "a reply is coherent if it is not empty; its perplexity under the unsteered model is at most "
+    f"{_PERPLEXITY_FACTOR:g} times the 95th percentile of unsteered replies; its share of repeated sequences "
+    f"of {WORDS} words at most {_REPETITION_MARGIN:g} above theirs; its length at least "
+    f"1/{_LENGTH_FACTOR:g} of their 5th and at most {_LENGTH_FACTOR:g} times their 95th percentile; and it "
+    "ends by itself, if at least 95 % of theirs do"
+)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """perplexity: exp of the nll, NaN if the reply is empty or was not scored. repetition: 0 to 1.
+    length: tokens."""
+
+    perplexity: float
+    repetition: float
+    length: int
+
+
+def measures(reply: Reply) -> Measures:
+    """The numbers the rule looks at. No model is run."""
+    perplexity = math.nan if reply.nll is None else math.exp(min(reply.nll, 700.0))
+    return Measures(perplexity, repetition(reply.text), reply.tokens)
+
+
+def repetition(text: str) -> float:
+    """Share of the text's sequences of WORDS words that occurred earlier in it; 0 for a shorter text."""
+    words = text.lower().split()
+    sequences = [tuple(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)]
+    return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
+
+
+class CoherenceRule(BaseModel):
+    """Thresholds, see RULE, and the coherence budget.
+
+    unsteered: share of the unsteered replies that the rule finds coherent. budget: a strength is within it if
+    the share of its replies that are coherent is at least budget x unsteered.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_perplexity: float
+    max_repetition: float
+    min_length: float
+    max_length: float
+    may_be_cut_off: bool
+    unsteered: Annotated[float, Field(ge=0, le=1)]
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+    @classmethod
+    def of(cls, unsteered: Sequence[Reply], *, budget: float = 0.9) -> CoherenceRule:
+        """The rule from scored unsteered replies to the prompts that will be steered.
+
+        Raises ConfigError if none of them has text and a score.
+        """
+        import numpy as np
+
+        scored = [measures(reply) for reply in unsteered if reply.tokens and reply.nll is not None]
+        if not scored:
+            raise ConfigError(
+                f"prompts: all {len(unsteered)} unsteered replies are empty, so nothing says what a "
+                "coherent one is; give prompts the model answers, in its own chat format if it has one"
+            )
+        perplexity = np.quantile([found.perplexity for found in scored], 1 - _TAIL)
+        repeated = np.quantile([found.repetition for found in scored], 1 - _TAIL)
+        shortest, longest = np.quantile([found.length for found in scored], [_TAIL, 1 - _TAIL])
+        cut_off = sum(not reply.finished for reply in unsteered) / len(unsteered)
+        rule = cls(
+            max_perplexity=float(_PERPLEXITY_FACTOR * perplexity),
+            max_repetition=float(repeated + _REPETITION_MARGIN),
+            min_length=float(shortest / _LENGTH_FACTOR),
+            max_length=float(longest * _LENGTH_FACTOR),
+            may_be_cut_off=cut_off > _TAIL,
+            unsteered=1.0,
+            budget=budget,
+        )
+        return rule.model_copy(update={"unsteered": rule.share(unsteered)})
+
+    @property
+    def least(self) -> float:
+        """The share of coherent replies a strength needs."""
+        return self.budget * self.unsteered
+
+    def coherent(self, reply: Reply) -> bool:
+        """Raises ValueError for a reply that was not scored."""
+        if not reply.tokens:
+            return False
+        if reply.nll is None:
+            raise ValueError("coherence needs a scored reply")
+        found = measures(reply)
+        return (
+            found.perplexity <= self.max_perplexity
+            and found.repetition <= self.max_repetition
+            and self.min_length <= found.length <= self.max_length
+            and (reply.finished or self.may_be_cut_off)
+        )
+
+    def share(self, replies: Sequence[Reply]) -> float:
+        """Share of replies that are coherent; NaN of none."""
+        return sum(map(self.coherent, replies)) / len(replies) if replies else math.nan
+
+    def within_budget(self, share: float) -> bool:
+        """Whether this share of coherent replies is enough."""
+        return share >= self.least - 1e-9

@@ -1,0 +1,68 @@
+"""Who says which labels a reply shows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ksteer_vllm.bench.jobs import Reply
+from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.spec.families import load
+
+__all__ = ["JUDGES", "Judge", "Verdict", "described", "judge_for"]
+
+JUDGES = {
+    "reader": "ksteer_vllm.bench.judges.reader:ExactReader",
+    "probe": "ksteer_vllm.bench.judges.probe:EvaluationProbe",
+    "openai": "ksteer_vllm.bench.judges.endpoint:Endpoint",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """shown: the labels a reply shows. coherent: whether it reads well, None if the judge cannot tell.
+    judged: False if the judge gave no usable answer; such a reply counts neither way."""
+
+    shown: frozenset[str]
+    coherent: bool | None = None
+    judged: bool = True
+
+    def shows(self, target: Collection[str]) -> bool:
+        """Whether the reply shows every label of the target."""
+        return self.shown.issuperset(target)
+
+
+class Judge(Protocol):
+    """Reads finished replies, in their order."""
+
+    name: str
+
+    def judge(self, replies: Sequence[Reply]) -> list[Verdict]: ...
+
+
+def judge_for(name: str, labels: Sequence[str], **options: Any) -> Judge:
+    """The judge of a name: `reader` (the demo's exact reader), `probe` (the evaluation probe's mean logit is
+    above 0) or `openai` (a chat endpoint; options: url, model, and what else `Endpoint` takes).
+
+    Raises ConfigError for an unknown name, labels the judge cannot read, options it does not take, or an
+    endpoint without a url.
+    """
+    if name not in JUDGES:
+        raise ConfigError(f"judge: unknown {name[:80]!r}; known: {listing(JUDGES)}")
+    if options and name != "openai":
+        raise ConfigError(f"judge: {name!r} takes no {listing(sorted(options))}; that is for 'openai'")
+    if name == "openai" and not options.get("url"):
+        raise ConfigError(
+            "judge: 'openai' needs the address of an endpoint, such as --judge-url http://localhost:8000/v1"
+        )
+    judge: Judge = load(JUDGES[name])(labels, **options)
+    return judge
+
+
+def described(task_name: str, labels: Collection[str]) -> dict[str, str]:
+    """What labels mean, for a judge to be told: of those that a predefined task describes."""
+    from ksteer_vllm.data.predefined import STYLED
+
+    styles = STYLED[task_name].styles if task_name in STYLED else {}
+    return {label: styles[label] for label in labels if label in styles}

@@ -1,0 +1,112 @@
+"""Replies for rows that have none: the model's own, under the row's instruction, from the vLLM engine."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, Final
+
+from rich.progress import Progress
+
+from ksteer_vllm.bench.jobs import Ask
+from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.data.rows import DataError, LabelledRow, row_name
+
+__all__ = ["generate_missing_replies"]
+
+ATTEMPTS: Final = 3
+"""Times a row is asked while its reply comes back empty."""
+
+
+def generate_missing_replies(
+    model: str,
+    rows: Sequence[LabelledRow],
+    *,
+    engine_options: Mapping[str, Any] | None = None,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    journal: Journal | None = None,
+) -> list[LabelledRow]:
+    """The rows in their order, each with a reply; those that have one stay as they are.
+
+    One continuous batch of one engine, which has stopped again; without a row to ask, none starts. Every
+    reply goes into the journal as it is done, and rows whose reply is there are not asked again; rows with
+    the same prompt get different seeds. Raises DataError for a row whose replies are all empty, ConfigError
+    for a prompt that leaves no room for `max_tokens`, and what vLLM raises for a model it cannot load.
+    """
+    replies: dict[int, str] = {}
+    engine = None
+    without = [index for index, row in enumerate(rows) if row.reply is None]
+    task = progress.add_task("generating replies", total=len(without)) if progress and without else None
+    try:
+        for attempt in range(ATTEMPTS):
+            asks = {
+                index: Ask(
+                    prompt=rows[index].prompt,
+                    seed=seed + index + attempt * len(rows),
+                    tags={"max_tokens": max_tokens, "temperature": temperature},
+                )
+                for index in without
+                if index not in replies
+            }
+            known: Journal | dict[str, Any] = {} if journal is None else journal
+            texts = {a.key: known[a.key]["text"] for a in asks.values() if a.key in known}
+            todo = {ask.key: ask for ask in asks.values() if ask.key not in texts}
+            if progress is not None and task is not None:
+                progress.advance(task, sum(bool(text.strip()) for text in texts.values()))
+            if todo and engine is None:
+                engine = _start_engine(model, engine_options)
+            with closing(_run(engine, todo, max_tokens, temperature)) as finished:
+                for key, value in finished:
+                    texts[key] = value["text"]
+                    if journal is not None:
+                        journal.add(key, value)
+                    if progress is not None and task is not None:
+                        progress.advance(task, bool(value["text"].strip()))
+            replies |= {index: texts[ask.key] for index, ask in asks.items() if texts[ask.key].strip()}
+    finally:
+        if engine is not None:
+            engine.llm_engine.engine_core.shutdown()
+    for index in without:
+        if index not in replies:
+            raise DataError(
+                f"{row_name(rows[index], index)}: the model's reply is empty, {ATTEMPTS} times over; give a "
+                "reply, or drop the row"
+            )
+    return [
+        row if row.reply is not None else row.model_copy(update={"reply": replies[index]})
+        for index, row in enumerate(rows)
+    ]
+
+
+def _start_engine(model: str, engine_options: Mapping[str, Any] | None) -> Any:
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    options: dict[str, Any] = {"use_tqdm_on_load": False, **(engine_options or {})}
+    if current_platform.is_cpu():  # vLLM's CPU sampler stops at a seeded request whose prompt comes in chunks
+        options |= {"enable_chunked_prefill": False, "enforce_eager": True}
+    return LLM(model, **options)
+
+
+def _run(
+    engine: Any, asks: Mapping[str, Ask], max_tokens: int, temperature: float
+) -> Generator[tuple[str, dict[str, Any]]]:
+    if not asks:
+        return
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    from ksteer_vllm.bench.batch import run_batch
+
+    def sampling(ask: Ask) -> Any:
+        return SamplingParams(
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=ask.seed if temperature > 0 else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    yield from run_batch(engine, asks, sampling, max_tokens, None)

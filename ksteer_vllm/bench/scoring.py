@@ -1,0 +1,84 @@
+"""Reading a reply with the unsteered model: how likely it finds the text, and what a probe finds in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from ksteer_vllm.device.capture import CAPTURE_KEY
+from ksteer_vllm.probes.mlp import Probe
+from ksteer_vllm.probes.probe import Artifact
+
+__all__ = ["Scorer"]
+
+
+class Scorer:
+    """Scores replies on the engine that made them, one unsteered request each.
+
+    temperature: of the replies it runs among. Where those are seeded its requests are, too: a CPU sampler of
+    older vLLM takes no seed of a batch in which one request has none.
+    """
+
+    def __init__(self, llm: Any, reader: Artifact | None, *, temperature: float = 0.0) -> None:
+        self._llm = llm
+        self._sampling = {"temperature": temperature, "seed": 0} if temperature > 0 else {"temperature": 0.0}
+        self._probe = None if reader is None else Probe.of(reader)
+
+    def add(self, request: str, prompt: list[int], tokens: list[int], spoken: int) -> None:
+        """Put a reply's scoring request into the running batch.
+
+        prompt, tokens: token ids of prompt and reply, its end included; spoken: reply tokens without the end.
+        The residual stream is captured where steering a generation edits it: the positions of the passes that
+        produce the reply's tokens and its end.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        window = {"id": request, "start": len(prompt) - 1, "end": len(prompt) + spoken}
+        parameters = SamplingParams(
+            max_tokens=1,
+            **self._sampling,
+            prompt_logprobs=0,
+            detokenize=False,
+            extra_args=None if self._probe is None else {CAPTURE_KEY: window},
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._llm.llm_engine.add_request(request, {"prompt_token_ids": prompt + tokens}, parameters)
+
+    def take(self, finished: Mapping[str, tuple[list[int], Any]]) -> dict[str, dict[str, Any]]:
+        """Request -> nll and propensity; finished: request -> (prompt, its output)."""
+        streams = self._streams(list(finished))
+        found = {}
+        for request, (prompt, output) in finished.items():
+            text = output.prompt_token_ids
+            logprobs = [
+                output.prompt_logprobs[index][text[index]].logprob for index in range(len(prompt), len(text))
+            ]
+            found[request] = {
+                "nll": -sum(logprobs) / len(logprobs),
+                "propensity": None if self._probe is None else self._read(streams[request]),
+            }
+        return found
+
+    def forget(self) -> None:
+        """Drop what aborted requests have captured."""
+        if self._probe is not None:
+            self._llm.collective_rpc("ksteer_take_captures")
+
+    def _read(self, stream: Tensor) -> dict[str, float]:
+        assert self._probe is not None
+        logits = self._probe.logits(stream.double()).mean(0)
+        return dict(zip(self._probe.labels, logits.tolist(), strict=True))
+
+    def _streams(self, requests: list[str]) -> dict[str, Tensor]:
+        """Request -> residual stream [positions, d]; with several workers, from one that holds the layer."""
+        if self._probe is None:
+            return {}
+        found: dict[str, Tensor] = {}
+        for worker in self._llm.collective_rpc("ksteer_take_captures", args=(requests,)):
+            tensors = load_tensors(worker) if worker else {}
+            found.update({name.partition("/")[2]: stream for name, stream in tensors.items()})
+        return found

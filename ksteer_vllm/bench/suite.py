@@ -1,0 +1,91 @@
+"""A suite: artifacts of several methods fitted to the same data, and what is needed to compare them.
+
+SUITE/suite.json            what was fitted to what, and the held-out prompts
+SUITE/mlp/, SUITE/caa/ ...  artifact folders, by the name of their fit method
+SUITE/evaluation/           the probe that reads: fitted to the half of the conversations no method saw
+SUITE/layers/ SUITE/calibration/ SUITE/results/    report folders of `ksteer layers`, `sweep` and `eval`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ksteer_vllm.data.rows import Prompt
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.probes.probe import METADATA_FILE, Artifact
+
+__all__ = ["EVALUATION", "SUITE_FILE", "Suite", "SuiteFile"]
+
+SUITE_FILE = "suite.json"
+EVALUATION = "evaluation"
+
+
+class SuiteFile(BaseModel):
+    """The contents of `suite.json`.
+
+    model: as it was given to the fit. seed: of the halves. task: a predefined task's name, or the data's file
+    name. judge: the judge that suits the data, see `ksteer_vllm.bench.judges`. prompts: `calibration` and
+    `evaluation`, whose conversations no artifact was fitted to, without the instructions that asked for
+    labels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    task: str
+    data_digest: str
+    labels: tuple[str, ...]
+    layers: tuple[int, ...]
+    judge: str = "probe"
+    seed: int = 0
+    engine_options: dict[str, bool | int | float | str | None] = {}
+    prompts: dict[str, tuple[Prompt, ...]]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite folder that has been read."""
+
+    folder: Path
+    file: SuiteFile
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Suite:
+        """Raises ConfigError if there is no readable suite.json."""
+        path = Path(folder) / SUITE_FILE
+        try:
+            return cls(Path(folder), SuiteFile.model_validate_json(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{path}: {reason}; a suite is what `ksteer fit --method all` writes") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = self.file.model_dump_json(indent=2) + "\n"
+        (self.folder / SUITE_FILE).write_text(text, encoding="utf-8")
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Name -> folder of every artifact there is, the evaluation probe apart."""
+        found = sorted(path.parent for path in self.folder.glob(f"*/{METADATA_FILE}"))
+        return {path.name: path for path in found if path.name != EVALUATION}
+
+    @cached_property
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """Name -> artifact, read and checked once. Raises ProbeError."""
+        return {name: Artifact.load(path) for name, path in self.paths.items()}
+
+    @cached_property
+    def evaluation(self) -> Artifact | None:
+        """The probe that reads replies; None if there is none."""
+        folder = self.folder / EVALUATION
+        return Artifact.load(folder) if (folder / METADATA_FILE).exists() else None

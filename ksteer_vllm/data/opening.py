@@ -1,0 +1,60 @@
+"""What DATA on a command line means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ksteer_vllm.data.dataset import TaskDataset
+from ksteer_vllm.data.predefined import PREDEFINED, STYLED, demo_task, styled_task
+from ksteer_vllm.data.rows import DataError
+from ksteer_vllm.data.tables import Columns
+from ksteer_vllm.errors import ConfigError, listing
+
+__all__ = ["open_task"]
+
+HUB = "hub:"
+
+
+def open_task(
+    data: str | Path,
+    *,
+    labels: Sequence[str] = (),
+    questions: str | Path | None = None,
+    max_questions: int | None = None,
+    chat: bool = False,
+    split: str | None = None,
+    columns: Columns | None = None,
+) -> TaskDataset:
+    """A predefined task, `hub:owner/name`, or a .jsonl, .json or .csv file.
+
+    labels: those to take; of a table with a column for each label, its label columns. questions,
+    max_questions: of `tones` and `debates`, see `styled_task`. chat: texts of the prompts are what a user
+    says. split: of data on the hub; default: train. columns: names of a table's columns. Raises DataError,
+    and ConfigError for an option that does not go with the data.
+    """
+    name = str(data)
+    if name not in STYLED and (questions is not None or max_questions is not None):
+        raise ConfigError(f"questions: only the tasks {listing(STYLED)} take them, not {name[:80]!r}")
+    if split is not None and not name.startswith(HUB):
+        raise ConfigError(f"split: only data of the hub has splits (hub:owner/name), not {name[:80]!r}")
+    if columns is not None and name in PREDEFINED:
+        raise ConfigError(f"columns: {name!r} is no table; leave them out")
+    if name in STYLED:
+        return styled_task(name, questions=questions, max_questions=max_questions, labels=labels)
+    if name == "demo":
+        return demo_task(labels=labels)
+    columns = columns or Columns()
+    if labels:
+        columns = columns.model_copy(update={"labels": tuple(labels)})
+    if name.startswith(HUB):
+        return TaskDataset.from_hub(name.removeprefix(HUB), columns, split=split or "train", chat=chat)
+    suffix = Path(name).suffix.lower()
+    if suffix == ".csv":
+        return TaskDataset.from_csv(name, columns, chat=chat)
+    if suffix in (".json", ".jsonl"):
+        return TaskDataset.from_json(name, columns, chat=chat)
+    raise DataError(
+        f"data: {name[:120]!r} is no file that can be read (.jsonl, .json, .csv), no predefined task "
+        f"({listing(PREDEFINED)}) and no data set of the hub (hub:owner/name)"
+    )

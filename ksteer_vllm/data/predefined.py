@@ -1,0 +1,121 @@
+"""The tasks that have a name: `tones`, `debates` and `demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ksteer_vllm.data.dataset import TaskDataset
+from ksteer_vllm.data.rows import DataError, LabelledRow, Message
+from ksteer_vllm.data.styles import DEBATES, TONES
+from ksteer_vllm.errors import listing
+
+__all__ = ["PREDEFINED", "STYLED", "Questions", "demo_task", "read_questions", "styled_task"]
+
+DEMO_PROMPTS: Final = 100
+"""Held-out questions of the demo language for calibration, and as many for evaluation."""
+
+_QUESTION_COLUMNS = ("text", "question", "prompt")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions on the hub, under any of these names, and the styles in which they are to be answered."""
+
+    hub: tuple[str, ...]
+    styles: Mapping[str, str]
+
+
+STYLED: Final = {
+    "tones": Questions(("Narmeen07/tone_agnostic_questions", "withmartian/TONEBANK"), TONES),
+    "debates": Questions(("Narmeen07/debate_style_agnostic_questions", "withmartian/DEBATEMIX"), DEBATES),
+}
+PREDEFINED: Final = (*STYLED, "demo")
+
+
+def styled_task(
+    name: str,
+    *,
+    questions: str | Path | None = None,
+    max_questions: int | None = None,
+    labels: Sequence[str] = (),
+) -> TaskDataset:
+    """`tones` or `debates`: every question once under each style's instruction, a system message; no replies.
+
+    questions: a .jsonl, .json or .csv file with a column text, question or prompt; None: from the hub.
+    max_questions: take only the first so many. Raises DataError if they cannot be had, which says how to go
+    on without the hub.
+    """
+    task = STYLED[name]
+    found = _from_hub(name, task.hub) if questions is None else _from_file(Path(questions))
+    rows = [
+        LabelledRow(
+            prompt=(Message(role="system", content=instruction), Message(role="user", content=question)),
+            labels=(label,),
+        ).numbered(number)
+        for question, number in list(found.items())[:max_questions]
+        for label, instruction in task.styles.items()
+    ]
+    return TaskDataset.of(name, rows, labels=labels or tuple(task.styles))
+
+
+def demo_task(*, labels: Sequence[str] = ()) -> TaskDataset:
+    """The demo language of the shipped model, with its replies and its exact reader."""
+    from ksteer_vllm.demo.corpus import HeldOut, held_out_questions
+    from ksteer_vllm.demo.lexicon import TONES as DEMO_TONES
+    from ksteer_vllm.demo.run import DemoPlan, labelled_text
+
+    splits: dict[str, HeldOut] = {"calibration": "calibration", "evaluation": "test"}
+    prompts = {
+        part: [(Message(role="user", content=q.text),) for q in held_out_questions(split)[:DEMO_PROMPTS]]
+        for part, split in splits.items()
+    }
+    rows = labelled_text(DemoPlan())
+    return TaskDataset.of("demo", rows, labels=labels or DEMO_TONES, prompts=prompts, judge="reader")
+
+
+def read_questions(path: str | Path) -> list[str]:
+    """The distinct questions of a file, in its order. Raises DataError."""
+    return list(_from_file(Path(path)))
+
+
+def _from_file(path: Path) -> dict[str, int]:
+    from ksteer_vllm.data.files import csv_records, json_records
+
+    readers = {".csv": csv_records, ".json": json_records, ".jsonl": json_records}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"{path}: questions are read from {listing(readers)} files")
+    return _questions(readers[path.suffix.lower()](path), str(path))
+
+
+def _from_hub(task: str, names: Sequence[str]) -> dict[str, int]:
+    from ksteer_vllm.data import hub
+
+    problems = []
+    for name in names:
+        try:
+            return _questions(hub.hub_records(name), name)
+        except hub.HubError as error:
+            problems.append(error.reason)
+    raise DataError(
+        f"{task}: {problems[0]}; without the hub, give the questions as a file with a column text: "
+        "--questions FILE"
+    )
+
+
+def _questions(records: Sequence[Mapping[str, Any]], where: str) -> dict[str, int]:
+    """The distinct questions, each with the number of the first row that asks it."""
+    if not records:
+        raise DataError(f"{where}: no rows")
+    column = next((name for name in _QUESTION_COLUMNS if name in records[0]), None)
+    if column is None:
+        raise DataError(f"{where}: no column {listing(_QUESTION_COLUMNS)}; it has: {listing(records[0])}")
+    found: dict[str, int] = {}
+    for number, record in enumerate(records, start=1):
+        cell = record.get(column)
+        if not isinstance(cell, str) or not cell.strip():
+            raise DataError(f"{where}, row {number}, column {column!r}: empty, or not a text; drop the row")
+        found.setdefault(cell.strip(), number)
+    return found

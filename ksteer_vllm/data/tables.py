@@ -1,0 +1,237 @@
+"""Labelled rows from a table: a prompt column and either one column per label or one that names the label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict
+
+from ksteer_vllm.data.rows import DataError, LabelledRow, Message, Prompt, rows_of_line
+from ksteer_vllm.errors import listing
+
+__all__ = ["Columns", "is_row_form", "rows_of_records"]
+
+_TRUTH: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_PAIR: Final = ("positive", "negative", "label")
+
+
+class Columns(BaseModel):
+    """Which column holds what. What is not named is found by these rules.
+
+    prompt: `prompt`, or else `text`. text: the same by another name, for tables of text and label; give one
+    of the two. reply: `reply`, if there is one. system: an instruction, which makes the prompt a chat;
+    `system`, if there is one. label: names the one label of a row; `label`, if there is one. labels: with a
+    label column, the labels to take; without, one column per label; all other columns. These hold true or
+    false (1 or 0, yes or no), or, in a table without replies, a reply that shows the label: then a row of the
+    table gives one labelled row for each label.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str | None = None
+    text: str | None = None
+    label: str | None = None
+    labels: tuple[str, ...] = ()
+    reply: str | None = None
+    system: str | None = None
+
+
+def is_row_form(records: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
+    """Whether these are `LabelledRow`s and contrast pairs rather than a table.
+
+    A pair has texts under positive, negative and label; where a column is named, they are a table's.
+    """
+    tabular = columns.model_copy(update={"labels": ()}) != Columns()
+    return any(
+        isinstance(record.get("labels"), list)
+        or (not tabular and all(isinstance(record.get(name), str) for name in _PAIR))
+        for record in records
+    )
+
+
+def rows_of_records(
+    records: Sequence[Mapping[str, Any]], columns: Columns, *, where: str, chat: bool = False
+) -> list[LabelledRow]:
+    """The labelled rows of a table's records (column -> cell), all with the same columns.
+
+    chat: a prompt's text is what a user says. Raises DataError, naming row (counted from 1) and column.
+    """
+    if not records:
+        raise DataError(f"{where}: no rows")
+    if is_row_form(records, columns):
+        return [
+            (as_chat(row) if chat else row).numbered(number)
+            for number, record in enumerate(records, start=1)
+            for row in _row_form(record, f"{where}, row {number}")
+        ]
+    return _Table(records, columns, where, chat).rows()
+
+
+def as_chat(row: LabelledRow) -> LabelledRow:
+    """The row, its prompt a chat: a text becomes the user's message."""
+    if not isinstance(row.prompt, str):
+        return row
+    return row.model_copy(update={"prompt": (Message(role="user", content=row.prompt),)})
+
+
+def _row_form(record: Mapping[str, Any], where: str) -> list[LabelledRow]:
+    try:
+        return rows_of_line(json.dumps(record, ensure_ascii=False))
+    except (DataError, TypeError) as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+class _Table:
+    """One table being read."""
+
+    def __init__(
+        self, records: Sequence[Mapping[str, Any]], columns: Columns, where: str, chat: bool
+    ) -> None:
+        self.records, self.where, self.chat = records, where, chat
+        self.names = list(dict.fromkeys(name for record in records for name in record))
+        if columns.prompt is not None and columns.text is not None:
+            raise DataError(f"{where}: prompt and text are one column by two names; give one of them")
+        self.prompt = self._named(columns.prompt or columns.text) or self._prompt_column()
+        self.reply = self._named(columns.reply) or self._usual("reply", columns)
+        self.system = self._named(columns.system) or self._usual("system", columns)
+        self.label = self._named(columns.label) or self._usual("label", columns)
+        if self.label is None:
+            self.labels = [self._required(name) for name in columns.labels] or self._others()
+
+    def rows(self) -> list[LabelledRow]:
+        if self.label is not None:
+            return [
+                self._row(number, (self._label(number),), self._reply(number)) for number in self._numbers
+            ]
+        truth = [[_truth(record.get(name)) for name in self.labels] for record in self.records]
+        texts = sum(cell is None for row in truth for cell in row)
+        if not texts:
+            return [
+                self._row(number, tuple(n for n, shown in zip(self.labels, row, strict=True) if shown),
+                          self._reply(number))
+                for number, row in enumerate(truth, start=1)
+            ]  # fmt: skip
+        if self.reply is not None or texts < len(truth) * len(self.labels):
+            self._refuse_cell(truth, texts)
+        return [
+            self._row(number, (name,), self._text(number, name))
+            for number in self._numbers
+            for name in self.labels
+        ]
+
+    @property
+    def _options(self) -> dict[str | None, str]:
+        """What names a column on the command line."""
+        return {
+            self.prompt: "--prompt-column",
+            self.reply: "--reply-column",
+            self.label: "--label-column",
+        }
+
+    @property
+    def _numbers(self) -> range:
+        return range(1, len(self.records) + 1)
+
+    def _row(self, number: int, labels: tuple[str, ...], reply: str | None) -> LabelledRow:
+        return LabelledRow(prompt=self._prompt(number), reply=reply, labels=labels).numbered(number)
+
+    def _prompt(self, number: int) -> Prompt:
+        cell = self.records[number - 1].get(self.prompt)
+        if isinstance(cell, list | tuple):
+            (row,) = _row_form({"prompt": list(cell), "labels": []}, f"{self.where}, row {number}")
+            return row.prompt
+        text = self._text(number, self.prompt)
+        system = [Message(role="system", content=self._text(number, self.system))] if self.system else []
+        if not system and not self.chat:
+            return text
+        return (*system, Message(role="user", content=text))
+
+    def _reply(self, number: int) -> str | None:
+        return None if self.reply is None else self._text(number, self.reply)
+
+    def _label(self, number: int) -> str:
+        cell = self.records[number - 1].get(self.label or "")
+        if isinstance(cell, int):
+            return str(cell)
+        return self._text(number, self.label or "").strip()
+
+    def _text(self, number: int, column: str) -> str:
+        cell = self.records[number - 1].get(column)
+        place = f"{self.where}, row {number}, column {column!r}"
+        if _is_missing(cell):
+            raise DataError(f"{place}: empty; fill it in, or drop the row")
+        if not isinstance(cell, str):
+            option = self._options.get(column)
+            remedy = f"name another column ({option})" if option else "write a text, or drop the column"
+            raise DataError(f"{place}: expected a text, got {str(cell)[:80]!r}; {remedy}")
+        return cell
+
+    def _named(self, name: str | None) -> str | None:
+        return None if name is None else self._required(name)
+
+    def _required(self, name: str) -> str:
+        if name not in self.names:
+            raise DataError(f"{self.where}: no column {name!r}; it has: {listing(self.names)}")
+        return name
+
+    def _prompt_column(self) -> str:
+        for name in ("prompt", "text"):
+            if name in self.names:
+                return name
+        raise DataError(
+            f"{self.where}: no column 'prompt' or 'text'; it has: {listing(self.names)}; name the column "
+            "that holds the prompts (--prompt-column)"
+        )
+
+    def _usual(self, name: str, columns: Columns) -> str | None:
+        """A column that goes by its usual name, if it is not said to be something else."""
+        taken = {self.prompt, *columns.labels}
+        return name if name in self.names and name not in taken else None
+
+    def _others(self) -> list[str]:
+        rest = [name for name in self.names if name not in {self.prompt, self.reply, self.system}]
+        if not rest:
+            raise DataError(
+                f"{self.where}: no column for labels; it has: {listing(self.names)}; add a column 'label', "
+                "name the one that says it (--label-column), or add one of true and false for each label"
+            )
+        return rest
+
+    def _refuse_cell(self, truth: Sequence[Sequence[bool | None]], texts: int) -> None:
+        """Raise DataError for the first cell of the rarer kind; where there are replies, of any text."""
+        cells = len(truth) * len(self.labels)
+        odd_is_text = self.reply is not None or 2 * texts <= cells
+        number, name = next(
+            (number, name)
+            for number, row in enumerate(truth, start=1)
+            for name, cell in zip(self.labels, row, strict=True)
+            if (cell is None) is odd_is_text
+        )
+        got = self.records[number - 1].get(name)
+        what = "empty" if _is_missing(got) else f"got {str(got)[:80]!r}"
+        allowed = "true or false (1 or 0, yes or no) in every row"
+        if self.reply is None:
+            allowed += ", or in every row a reply that shows the label"
+        raise DataError(
+            f"{self.where}, row {number}, column {name!r}: {what}; a label's column holds {allowed}; if this "
+            "is no label's column, drop it, or name those that are (--labels a,b)"
+        )
+
+
+def _truth(cell: Any) -> bool | None:
+    """True or false, or None for a cell that says neither."""
+    if isinstance(cell, str):
+        return _TRUTH.get(cell.strip().lower())
+    if isinstance(cell, bool) or type(cell).__name__ in ("bool_", "bool"):
+        return bool(cell)
+    if isinstance(cell, int | float) and cell in (0, 1):
+        return bool(cell)
+    return None
+
+
+def _is_missing(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return not cell.strip()
+    return cell is None or type(cell).__name__ == "NAType" or cell != cell  # noqa: PLR0124

@@ -1,0 +1,240 @@
+"""Resident artifacts: their weights in device tables, and the row of an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ksteer_kernels import Flag, ProbeTables, Program, RowSettings, SlotWeights
+from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.methods.program import FamilyProgram, PlannedRow
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.families import FAMILIES, load
+from ksteer_vllm.spec.stages import assign_stages
+
+__all__ = ["PoolFullError", "ProbePool", "RequestRows"]
+
+MAX_KNOWN_EDITS = 4096
+"""Edits whose settings are kept for the next request that asks for the same; the oldest go first."""
+
+
+@dataclass(frozen=True)
+class RequestRows:
+    """What a request's row holds.
+
+    cells: (layer, stage) -> settings. windows: stage -> four absolute positions; fades: stage -> (start,
+    length), length 0: none. edit_at: (layer, stage) -> index of the request's edit. divisors: stage -> what
+    the strength of prompt tokens is divided by, if by anything.
+    """
+
+    cells: dict[tuple[int, int], RowSettings]
+    windows: dict[int, tuple[int, ...]]
+    fades: dict[int, tuple[int, int]]
+    edit_at: dict[tuple[int, int], int]
+    divisors: dict[int, int] = field(default_factory=dict)
+
+
+class PoolFullError(ValueError):
+    """There are not enough free slots for an artifact."""
+
+
+class ProbePool:
+    """Holds artifacts in slots, by digest, and turns admitted specs into rows.
+
+    A spec costs its readouts, whatever it targets: a thousand target/avoid mixes share the weights. The
+    configured artifacts are there from the start; others come and go while the engine runs, in place, since
+    captured CUDA graphs keep the tables' addresses. Raises ProbeError for a folder that has changed.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, hidden_size: int, weight_dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._programs: dict[str, FamilyProgram] = {}
+        self._slots: dict[tuple[str, str], int] = {}
+        self._known_edits: dict[
+            tuple[str, str, str, bool], tuple[dict[int, RowSettings], dict[int, RowSettings]]
+        ] = {}
+        self.digest_of_slot: dict[int, str] = {}
+        programs = {}
+        for name, source in config.probes.items():
+            try:
+                programs[source.digest] = _program(source.path, source.digest)
+            except ProbeError as error:
+                raise ProbeError(f"probe {name!r}: {error}") from None
+        slots = {digest: program.slots() for digest, program in programs.items()}
+        num_slots, max_labels = _capacity(config, [w for own in slots.values() for w in own.values()])
+        self.tables = ProbeTables.allocate(
+            num_slots, config.max_width, max_labels, hidden_size, weight_dtype, device
+        )
+        for digest, program in programs.items():
+            self._place(digest, program, slots[digest])
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The resident artifacts."""
+        return tuple(self._programs)
+
+    @property
+    def num_free(self) -> int:
+        """Empty slots."""
+        return self.tables.num_slots - len(self._slots)
+
+    def load(self, path: str, digest: str) -> None:
+        """Read an artifact into free slots; one that is resident already stays as it is.
+
+        Raises ProbeError (damaged, another digest, too wide), PoolFullError. Nothing has changed then.
+        """
+        if digest in self._programs:
+            return
+        program = _program(path, digest)
+        slots = program.slots()
+        if len(slots) > self.num_free:
+            raise PoolFullError(
+                f"needs {len(slots)} slots; {self.num_free} of {self.tables.num_slots} are free"
+            )
+        self._place(digest, program, slots)
+
+    def unload(self, digest: str) -> None:
+        """Free an artifact's slots. No running request may need it; one that is not resident is no error."""
+        if self._programs.pop(digest, None) is None:
+            return
+        for place, slot in list(self._slots.items()):
+            if place[0] == digest:
+                del self._slots[place], self.digest_of_slot[slot]
+                self.tables.clear(slot)
+        for key in [key for key in self._known_edits if digest in key[1:3]]:
+            del self._known_edits[key]
+
+    def _place(self, digest: str, program: FamilyProgram, slots: Mapping[str, SlotWeights]) -> None:
+        free = [slot for slot in range(self.tables.num_slots) if slot not in self.digest_of_slot]
+        used = free[: len(slots)]
+        try:
+            for slot, weights in zip(used, slots.values(), strict=True):
+                self.tables.load(slot, weights)
+        except BaseException as error:
+            for slot in used:
+                self.tables.clear(slot)
+            if isinstance(error, ValueError):
+                raise ProbeError(str(error)) from None
+            raise
+        self._programs[digest] = program
+        self._slots.update({(digest, key): slot for key, slot in zip(slots, used, strict=True)})
+        self.digest_of_slot.update(dict.fromkeys(used, digest))
+
+    def request_rows(
+        self, canonical: Mapping[str, Any], records: Sequence[Mapping[str, Any]], report: bool = False
+    ) -> RequestRows:
+        """The rows of an admitted request: its canonical spec, and per edit what admission recorded of it."""
+        edits = canonical["edits"]
+        rows = RequestRows({}, {}, {}, {})
+        for index, (edit, record, stage) in enumerate(zip(edits, records, assign_stages(edits), strict=True)):
+            conditions, cells = self._edit_cells(edit, record, report)
+            for used in (stage - 1, stage) if conditions else (stage,):
+                rows.windows[used] = tuple(record["windows"])
+                rows.fades[used] = tuple(record.get("fade", (0, 0)))
+                if "divisor" in record:
+                    rows.divisors[used] = record["divisor"]
+            for layer, settings in cells.items():
+                rows.cells[layer, stage] = settings
+                rows.edit_at[layer, stage] = index
+            for layer, settings in conditions.items():
+                rows.cells[layer, stage - 1] = settings
+        return rows
+
+    def _edit_cells(
+        self, edit: Mapping[str, Any], record: Mapping[str, Any], report: bool
+    ) -> tuple[dict[int, RowSettings], dict[int, RowSettings]]:
+        """Settings by layer of an edit's condition, if it has one, and of the edit itself.
+
+        Requests with the same edit share them, and so do layers wherever the artifact is the same there.
+        """
+        digest, condition_digest = record["digest"], record.get("condition_digest", "")
+        key = (record["fingerprint"], digest, condition_digest, report)
+        known = self._known_edits.get(key)
+        if known is None:
+            known = self._conditions(edit, condition_digest), self._cells(edit, digest, report)
+            while len(self._known_edits) >= MAX_KNOWN_EDITS:
+                self._known_edits.pop(next(iter(self._known_edits)))
+            self._known_edits[key] = known
+        return known
+
+    def _cells(self, edit: Mapping[str, Any], digest: str, report: bool) -> dict[int, RowSettings]:
+        program, cells = self._programs[digest], {}
+        flags = Flag.REPORT if report else Flag(0)
+        if "condition" in edit:
+            flags |= Flag.GATED
+        if edit.get("preserve_norm"):
+            flags |= Flag.PRESERVE_NORM
+        settings: RowSettings | None = None
+        for layer in edit["layers"]:
+            if settings is None or program.differs_by_layer(edit):
+                placed = self._placed(digest, program.row_at(edit, layer))
+                settings = _compact(
+                    _projecting(replace(placed, flags=placed.flags | flags, cap=edit.get("cap", placed.cap)))
+                )
+            cells[layer] = settings
+        return cells
+
+    def _conditions(self, edit: Mapping[str, Any], digest: str) -> dict[int, RowSettings]:
+        if "condition" not in edit:
+            return {}
+        condition = edit["condition"]
+        program, cells = self._programs[digest], {}
+        settings: RowSettings | None = None
+        for layer in edit["layers"]:
+            if settings is None or program.metadata.layers:
+                settings = _compact(self._placed(digest, program.condition_at(condition, layer)))
+            cells[layer] = settings
+        return cells
+
+    def _placed(self, digest: str, row: PlannedRow) -> RowSettings:
+        return replace(row.settings, slot=self._slots[digest, row.slot])
+
+
+SPARE_LABELS = 64
+"""Labels an artifact loaded while serving may have, unless `max_labels` says otherwise."""
+SPARE_SLOTS = 4
+"""Slots kept free for each of max_probes artifacts, unless `max_slots` says otherwise. An MLP probe takes
+three, others one, each for every layer that has tensors of its own."""
+
+
+def _program(path: str, digest: str) -> FamilyProgram:
+    artifact = Artifact.load(path)
+    if artifact.metadata.digest != digest:
+        raise ProbeError(f"{path} has changed since the engine was configured")
+    program: FamilyProgram = load(FAMILIES[artifact.metadata.family].program)(artifact)
+    return program
+
+
+def _capacity(config: EngineConfig, configured: Sequence[SlotWeights]) -> tuple[int, int]:
+    """(slots, labels) of the tables."""
+    needed, labels = len(configured), max((weights.num_labels for weights in configured), default=1)
+    if needed > config.max_slots > 0 or labels > config.max_labels > 0:
+        raise ProbeError(
+            f"the configured artifacts need {needed} slots and {labels} labels; the engine has "
+            f"max_slots={config.max_slots or needed} and max_labels={config.max_labels or labels}"
+        )
+    live = bool(config.probe_dirs)
+    return (
+        config.max_slots or max(needed + (SPARE_SLOTS * config.max_probes if live else 0), 1),
+        config.max_labels or max(labels, SPARE_LABELS if live else 1, 1),
+    )
+
+
+def _projecting(settings: RowSettings) -> RowSettings:
+    """ADD never looks at x; with a cap, norm preservation or a report the same edit is an AFFINE one."""
+    needs_x = settings.flags & (Flag.PRESERVE_NORM | Flag.REPORT) or settings.cap != float("inf")
+    if settings.program != Program.ADD or not needs_x or settings.readout is None:
+        return settings
+    readout = -settings.strength * settings.readout
+    return replace(settings, program=Program.AFFINE, strength=float(settings.strength != 0), readout=readout)
+
+
+def _compact(settings: RowSettings) -> RowSettings:
+    """With vectors in the tables' own float32."""
+    vectors = {name: getattr(settings, name) for name in ("readout", "scale", "label_weights")}
+    return replace(settings, **{name: v.float() for name, v in vectors.items() if v is not None})

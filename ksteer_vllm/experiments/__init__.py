@@ -1,0 +1,1 @@
+"""The experiments behind `ksteer layers`, `fit`, `calibrate` and `eval`, one folder each."""

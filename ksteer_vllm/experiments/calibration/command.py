@@ -1,0 +1,179 @@
+"""What `ksteer sweep` does: open, run, write, print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.folder import ReportFolder
+from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.bench.judges import Judge, described, judge_for
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.experiments.calibration.merge import merged
+from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration, Rule
+from ksteer_vllm.experiments.calibration.report import calibration_frame, write_report
+from ksteer_vllm.experiments.calibration.run import SweepPlan, check_plan, run_sweep
+from ksteer_vllm.experiments.calibration.subject import Subject
+from ksteer_vllm.experiments.calibration.write import write_defaults
+from ksteer_vllm.fit.pipeline import few_threads, progress_bar
+
+__all__ = ["SweepRequest", "sweep_folder"]
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """One sweep of a suite, or of a probe folder with `data`.
+
+    variants: names of variants or of artifacts; none: all but random directions, which take the strength of
+    the vectors they are the control of. plan: fields of `SweepPlan`; sizes empty: 1, 2 and 3, as far as there
+    are labels. judge: empty: the data's own. rule: which strength `write` puts into the artifacts.
+    """
+
+    folder: Path
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    model: str = ""
+    variants: Sequence[str] = ()
+    rule: Rule = "best"
+    judge: str = ""
+    judge_options: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    max_tokens: int = 96
+    write: bool = True
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
+    """Calibrate and leave FOLDER/calibration. Started again after it was interrupted, it goes on with the
+    replies it has. Raises ConfigError, ProbeError, DataError."""
+    if request.rule not in get_args(Rule):
+        raise ConfigError(f"rule: {request.rule!r}; allowed: best, largest_coherent")
+    whole = _subject(request)
+    subject = whole.only(request.variants)
+    report = ReportFolder(subject.folder / CALIBRATION, "Calibration")
+    plan = SweepPlan.of({**request.plan, "sizes": _sizes(request.plan.get("sizes", ()), subject.labels)})
+    judge = _judge(request, subject, plan)
+    check_plan(subject, plan, judge)
+    used = {variant.artifact for variant in subject.variants}
+    layers = {at for v in subject.variants for at in subject.layers_of(v, plan.layers) if at is not None}
+    layers |= {subject.artifacts[name].metadata.layer for name in used}
+    with (
+        few_threads(subject.artifacts[min(used)].metadata.model),
+        Bench(
+            subject.model,
+            {name: subject.paths[name] for name in sorted(used)},
+            reader=subject.reader,
+            layers=sorted(layers),
+            engine_options={**subject.engine_options, **request.engine_options},
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+        ) as bench,
+        Journal(subject.folder / CALIBRATION / "journal.jsonl", bench.identity) as journal,
+        progress_bar(console) as progress,
+    ):
+        calibration = run_sweep(subject, plan, bench, judge, journal=journal, progress=progress)
+    notes = list(subject.notes)
+    if (subject.folder / CALIBRATION / "results.json").exists():
+        calibration, dropped = _with_earlier(calibration, whole)
+        notes += dropped
+    written = write_defaults(subject, calibration, rule=request.rule, artifacts=used) if request.write else {}
+    path = write_report(
+        report,
+        calibration,
+        written,
+        notes=notes,
+        model=subject.model,
+        artifacts=calibration.digests,
+        sampling={"temperature": request.temperature, "max_tokens": request.max_tokens},
+        plan=plan.model_dump(mode="json"),
+    )
+    console.print(_table(calibration))
+    if named := [name for name, changes in written.items() if changes["default_alpha"]]:
+        console.print(f"strengths written into: {', '.join(named)}")
+    for name, changes in written.items():
+        if changes["removed"]:
+            console.print(f"{name}: earlier strength of {', '.join(changes['removed'])} removed")
+    for note in notes:
+        console.print(f"note: {note}", style="yellow")
+    console.print(f"report: {path}")
+    return calibration
+
+
+def _subject(request: SweepRequest) -> Subject:
+    if Subject.is_suite(request.folder):
+        if request.data:
+            raise ConfigError("data: a suite has its own prompts; --data goes with a probe folder")
+        subject = Subject.of_suite(request.folder)
+        return replace(subject, model=request.model) if request.model else subject
+    if not request.data:
+        raise ConfigError(f"{request.folder}: a probe folder needs --data, for the prompts and the judge")
+    from ksteer_vllm.data.opening import open_task
+
+    judge = _judge_name(request)
+    return Subject.of_artifact(request.folder, open_task(request.data), model=request.model, judge=judge)
+
+
+def _judge_name(request: SweepRequest) -> str:
+    """As asked for, openai if only an endpoint was named; empty: the data's own."""
+    return request.judge or ("openai" if request.judge_options else "")
+
+
+def _with_earlier(found: Calibration, whole: Subject) -> tuple[Calibration, list[str]]:
+    """See `merged`; an earlier result that cannot be read is dropped."""
+    try:
+        earlier = Calibration.load(whole.folder)
+    except ConfigError:
+        return found, ["dropped what an earlier sweep found: it cannot be read"]
+    return merged(found, earlier, whole.variants, whole.digests)
+
+
+def _sizes(wanted: Sequence[int], labels: Sequence[str]) -> Sequence[int]:
+    return wanted or tuple(size for size in (1, 2, 3) if size <= len(labels))
+
+
+def _judge(request: SweepRequest, subject: Subject, plan: SweepPlan) -> Judge | None:
+    """None if the metric needs none and none was named."""
+    name = _judge_name(request) or subject.judge
+    if name == "probe" and subject.reader is None:
+        if plan.metric == "judge":
+            raise ConfigError(
+                "judge: 'probe' needs an evaluation probe, which a suite has; take `--judge openai` and "
+                "`--judge-url`, or fit a suite with `ksteer fit --method all`"
+            )
+        return None
+    options = dict(request.judge_options)
+    if name == "openai":
+        options = {
+            "journal": subject.folder / CALIBRATION / "verdicts.jsonl",
+            "descriptions": described(subject.task, subject.labels),
+            **options,
+        }
+    return judge_for(name, subject.labels, **options)
+
+
+def _table(calibration: Calibration) -> Table:
+    """The strengths at the chosen layers."""
+    frame = calibration_frame(calibration, chosen=True)
+    shown = Table(title="calibrated strengths", title_justify="left")
+    for column in frame.columns:
+        shown.add_column(str(column), justify="left" if column in ("variant", "note") else "right")
+    previous = None
+    for row in frame.itertuples(index=False):
+        if previous is not None and row[1] != previous:
+            shown.add_section()
+        previous = row[1]
+        shown.add_row(*(_cell(value) for value in row))
+    return shown
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if math.isfinite(value) else "–"
+    return "–" if value is None else str(value)

@@ -1,0 +1,137 @@
+"""What a sweep found, as it is kept in `calibration/results.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ksteer_vllm.bench.coherence import CoherenceRule
+from ksteer_vllm.bench.variants import Variant
+from ksteer_vllm.errors import ConfigError, listing
+
+__all__ = ["CALIBRATION", "Calibration", "Cell", "Point", "Rule"]
+
+CALIBRATION = "calibration"
+"""The folder, within the suite's."""
+
+Rule = Literal["best", "largest_coherent"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Point(_Model):
+    """One strength: means over its replies, all combinations of one size together.
+
+    score: by the chosen metric. coherent: share of coherent replies. on_target: share that show every target
+    and are coherent, None without a judge. propensity: mean of the weakest target's probability under the
+    evaluation probe, None without one. perplexity: median.
+    """
+
+    alpha: float
+    replies: int
+    score: float
+    coherent: float
+    within_budget: bool
+    on_target: float | None = None
+    propensity: float | None = None
+    perplexity: float | None = None
+
+
+class Cell(_Model):
+    """One variant, at combinations of one size, at one layer (None: the artifact's own).
+
+    points: ascending. best, largest_coherent: strengths, None if no strength tried was within the budget.
+    bracketed: a larger strength than largest_coherent was tried and was not within the budget.
+    """
+
+    variant: str
+    size: int
+    layer: int | None = None
+    points: tuple[Point, ...]
+    best: float | None = None
+    largest_coherent: float | None = None
+    bracketed: bool = True
+
+    def at(self, alpha: float | None) -> Point | None:
+        """The point of a strength; None for None."""
+        return next((point for point in self.points if point.alpha == alpha), None)
+
+
+class Calibration(_Model):
+    """Every cell, and by which rules its strengths were chosen.
+
+    digests: of the artifacts, and the evaluation probe's, by name, as they were steered with. temperature,
+    max_tokens: of the replies. layers: variant -> the layer chosen for it, None for the artifact's own.
+    """
+
+    variants: tuple[Variant, ...]
+    metric: Literal["judge", "propensity"]
+    judge: str | None = None
+    avoid: str
+    coherence: CoherenceRule
+    digests: dict[str, str]
+    temperature: float
+    max_tokens: int
+    layers: dict[str, int | None] = {}
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Calibration:
+        """That of a suite's or an artifact's folder. Raises ConfigError, naming `ksteer sweep`."""
+        path = Path(folder) / CALIBRATION / "results.json"
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: {error.strerror or error}; calibrate with `ksteer sweep {folder}` first"
+            ) from None
+        except (ValueError, ValidationError):
+            raise ConfigError(
+                f"{path}: not what `ksteer sweep` writes; delete it and run `ksteer sweep {folder}` again"
+            ) from None
+
+    def check(self, digests: Mapping[str, str]) -> None:
+        """Raise ConfigError if an artifact is not the one that was calibrated. digests: by name; artifacts
+        that were not calibrated have nothing to differ from."""
+        differing = [name for name in digests if self.digests.get(name, digests[name]) != digests[name]]
+        if differing:
+            raise ConfigError(
+                f"{listing(map(repr, differing))}: fitted again since the strengths were calibrated; "
+                "run `ksteer sweep` again"
+            )
+
+    def alpha(self, variant: str, size: int, *, rule: Rule = "best") -> float | None:
+        """The calibrated strength, at the chosen layer; None if no strength tried was within the budget.
+
+        Raises ConfigError for a variant or a size that was not calibrated.
+        """
+        cell = self.cell(variant, size)
+        return cell.best if rule == "best" else cell.largest_coherent
+
+    def cell(self, variant: str, size: int) -> Cell:
+        """At the chosen layer. Raises ConfigError."""
+        layer = self.layers.get(variant)
+        for cell in self.cells:
+            if (cell.variant, cell.size, cell.layer) == (variant, size, layer):
+                return cell
+        sizes = sorted({cell.size for cell in self.cells if cell.variant == variant})
+        if not sizes:
+            known = listing({cell.variant: None for cell in self.cells})
+            raise ConfigError(f"{variant!r} was not calibrated, only {known}; run `ksteer sweep`")
+        raise ConfigError(
+            f"{variant!r} was calibrated for combinations of {listing(sizes)} labels, not {size}; "
+            f"run `ksteer sweep --sizes {','.join(map(str, [*sizes, size]))}`"
+        )
+
+    def layer(self, variant: str) -> int | None:
+        """The layer the variant's strengths are for; None: the artifact's own."""
+        return self.layers.get(variant)
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")

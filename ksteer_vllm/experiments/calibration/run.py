@@ -1,0 +1,227 @@
+"""A sweep: every strength of every cell in one batched generation, then a few more around what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.progress import Progress
+
+from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.combinations import Avoid, avoided, combinations
+from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.bench.judges import Judge
+from ksteer_vllm.bench.unsteered import unsteered_rule
+from ksteer_vllm.bench.verdicts import Verdicts
+from ksteer_vllm.data.rows import Prompt
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.experiments.calibration.bisect import bracket, largest_coherent, next_strengths
+from ksteer_vllm.experiments.calibration.cells import SweptCell, targets_of
+from ksteer_vllm.experiments.calibration.choose import best_strength
+from ksteer_vllm.experiments.calibration.grid import has_natural_strength, log_grid, towards_shift
+from ksteer_vllm.experiments.calibration.record import Calibration, Cell
+from ksteer_vllm.experiments.calibration.scores import Metric, Scores
+from ksteer_vllm.experiments.calibration.subject import Subject
+
+__all__ = ["SweepPlan", "check_plan", "run_sweep"]
+
+_PILOTS = 2
+
+
+class SweepPlan(BaseModel):
+    """sizes: of the combinations. strengths: of the first grid. layers: to try; empty: each artifact's own.
+
+    prompts: calibration prompts per single label; larger combinations share as many requests. rounds: of
+    bisection, each one more batched generation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sizes: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 3)
+    strengths: Annotated[int, Field(ge=2, le=64)] = 8
+    layers: tuple[int, ...] = ()
+    prompts: Annotated[int, Field(ge=1)] = 12
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.9
+    metric: Metric = "judge"
+    rounds: Annotated[int, Field(ge=0, le=32)] = 3
+    avoid: Avoid = "rest"
+    seed: int = 0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> SweepPlan:
+        """Raises ConfigError, naming the field."""
+        try:
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+
+
+def check_plan(subject: Subject, plan: SweepPlan, judge: Judge | None) -> None:
+    """Raise ConfigError for a metric without its judge or probe, a size or a layer there is not."""
+    if plan.metric == "judge" and judge is None:
+        raise ConfigError("metric: 'judge' needs a judge; take `--judge`, or `--metric propensity`")
+    if plan.metric == "propensity" and subject.reader is None:
+        raise ConfigError("metric: 'propensity' needs a suite's evaluation probe; take `--metric judge`")
+    if not subject.prompts:
+        raise ConfigError(f"{subject.folder}: has no calibration prompts; fit the suite again")
+    combinations(subject.labels, plan.sizes)
+    for variant in subject.variants:
+        subject.layers_of(variant, plan.layers)
+
+
+def run_sweep(
+    subject: Subject,
+    plan: SweepPlan,
+    bench: Bench,
+    judge: Judge | None,
+    *,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Calibrate every variant of the subject on a bench that holds its artifacts. Raises as `check_plan`."""
+    check_plan(subject, plan, judge)
+    sweep = _Sweep(subject, plan, bench, judge, journal, progress)
+    cells = sweep.cells()
+    for number in range(plan.rounds + 1):
+        wanted = [
+            (cell, alpha)
+            for cell in cells
+            for alpha in (
+                cell.grid
+                if number == 0
+                else next_strengths(cell.scores, cell.coherent, (cell.grid[0], cell.grid[-1]))
+            )
+        ]
+        if not wanted:
+            break
+        sweep.fill(wanted, f"bisection, round {number}" if number else f"{len(cells)} cells")
+    return sweep.result(cells)
+
+
+@dataclass
+class _Sweep:
+    subject: Subject
+    plan: SweepPlan
+    bench: Bench
+    judge: Judge | None
+    journal: Journal | None
+    progress: Progress | None
+    prompts: tuple[Prompt, ...] = field(init=False)
+    scores: Scores = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompts = self.subject.prompts[: self.plan.prompts]
+        verdicts = Verdicts(self.judge)
+        rule = unsteered_rule(
+            self.bench,
+            self.prompts,
+            verdicts,
+            budget=self.plan.budget,
+            seed=self.plan.seed,
+            journal=self.journal,
+            progress=self.progress,
+        )
+        self.scores = Scores(rule, verdicts, self.plan.metric)
+
+    def cells(self) -> list[SweptCell]:
+        """All cells, with the strengths of their grids."""
+        plan, subject = self.plan, self.subject
+        targets = {
+            size: targets_of(subject.labels, size, len(self.prompts)) for size in sorted(set(plan.sizes))
+        }
+        places = {
+            (variant.name, layer): SweptCell(variant, 1, layer, targets_of(subject.labels, 1, 1))
+            for variant in subject.variants
+            for layer in subject.layers_of(variant, plan.layers)
+        }
+        centres = self._centres(places)
+        return [
+            SweptCell(
+                place.variant,
+                size,
+                place.layer,
+                targets[size],
+                tuple(log_grid(centres[name], plan.strengths)),
+            )
+            for size in targets
+            for name, place in places.items()
+        ]
+
+    def fill(self, wanted: Sequence[tuple[SweptCell, float]], description: str) -> None:
+        """Try the strengths, all in one batch, and keep their points in the cells."""
+        asks: list[Ask] = []
+        slices = []
+        for cell, alpha in wanted:
+            found = cell.asks(alpha, self.prompts, self.subject.labels, self.plan.avoid, self.plan.seed)
+            slices.append(slice(len(asks), len(asks) + len(found)))
+            asks += found
+        replies = self._run(asks, description)
+        for (cell, alpha), part in zip(wanted, slices, strict=True):
+            cell.points[alpha] = self.scores.point(alpha, replies[part])
+
+    def result(self, cells: Sequence[SweptCell]) -> Calibration:
+        found = [
+            Cell(
+                variant=cell.variant.name,
+                size=cell.size,
+                layer=cell.layer,
+                points=tuple(point for _, point in sorted(cell.points.items())),
+                best=best_strength(cell.scores, cell.coherent),
+                largest_coherent=largest_coherent(cell.coherent),
+                bracketed=bracket(cell.coherent) is not None,
+            )
+            for cell in cells
+        ]
+        return Calibration(
+            variants=self.subject.variants,
+            metric=self.plan.metric,
+            judge=self.judge.name if self.judge is not None else None,
+            avoid=self.plan.avoid,
+            coherence=self.scores.rule,
+            digests=self.subject.digests,
+            temperature=self.bench.temperature,
+            max_tokens=self.bench.max_tokens,
+            layers={variant.name: _best_layer(variant.name, found) for variant in self.subject.variants},
+            cells=tuple(found),
+        )
+
+    def _centres(self, places: Mapping[tuple[str, int | None], SweptCell]) -> dict[Any, float]:
+        """Place -> natural strength, where alpha has no unit of its own found from the shift it causes."""
+        centres = {name: has_natural_strength(place.variant) for name, place in places.items()}
+        piloted = [name for name, natural in centres.items() if natural is None]
+        strengths = dict.fromkeys(piloted, 1.0)
+        for number in range(_PILOTS if piloted else 0):
+            asks = [(name, ask) for name in piloted for ask in self._pilot(places[name], strengths[name])]
+            replies = self._run([ask for _, ask in asks], f"natural strengths, round {number + 1}")
+            for name in piloted:
+                shifts = [reply.shift for (of, _), reply in zip(asks, replies, strict=True) if of == name]
+                strengths[name] = towards_shift(strengths[name], shifts)
+        return {name: strengths[name] if natural is None else natural for name, natural in centres.items()}
+
+    def _pilot(self, place: SweptCell, alpha: float) -> list[Ask]:
+        found = []
+        for number, (target, _) in enumerate(place.targets.combinations):
+            avoid = avoided(self.subject.labels, target, self.plan.avoid)
+            spec = place.variant.spec(target, avoid, alpha, layer=place.layer, report=True)
+            k = number % len(self.prompts)
+            tags = {"variant": place.variant.name, "pilot": alpha}
+            found.append(Ask(self.prompts[k], spec, self.plan.seed + k, tags))
+        return found
+
+    def _run(self, asks: Sequence[Ask], description: str) -> list[Reply]:
+        return self.bench.run(asks, journal=self.journal, progress=self.progress, description=description)
+
+
+def _best_layer(variant: str, cells: Sequence[Cell]) -> int | None:
+    """The layer with the highest mean score at the best strengths, the lowest of equals."""
+    scores: dict[int | None, list[float]] = {}
+    for cell in cells:
+        if cell.variant == variant:
+            point = cell.at(cell.best)
+            scores.setdefault(cell.layer, []).append(point.score if point is not None else 0.0)
+    return max(scores, key=lambda layer: (sum(scores[layer]) / len(scores[layer]), -(layer or 0)))

@@ -1,0 +1,94 @@
+"""Calibrated strengths into the artifacts, so that requests without a strength use them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ksteer_vllm.bench.variants import Variant
+from ksteer_vllm.experiments.calibration.record import Calibration, Rule
+from ksteer_vllm.experiments.calibration.subject import Subject
+from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.spec.edit import Edit
+from ksteer_vllm.spec.families import FAMILIES
+
+__all__ = ["write_defaults"]
+
+
+def write_defaults(
+    subject: Subject,
+    calibration: Calibration,
+    *,
+    rule: Rule = "best",
+    artifacts: Collection[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Give every artifact the strengths of its variants for their smallest combinations, and, where a layer
+    was chosen, one layer that all of them are for: that of the family's first method with a strength.
+
+    Only variants that are a request with the method's default settings count, or amount to one. A method
+    that has no strength within the budget there loses the one it had. artifacts: names; None: all. Returns
+    what was changed, by artifact: default_alpha, default_layers, and as `removed` the methods without.
+    """
+    written = {}
+    for name in dict.fromkeys(variant.artifact for variant in calibration.variants):
+        variants = [v for v in calibration.variants if v.artifact == name and _factor(v) is not None]
+        if variants and (artifacts is None or name in artifacts):
+            artifact = Artifact.load(subject.paths[name])
+            if changes := _changes(artifact, variants, calibration, rule):
+                alphas = {**artifact.metadata.default_alpha, **changes["default_alpha"]}
+                kept = {method: alpha for method, alpha in alphas.items() if method not in changes["removed"]}
+                layers = {"default_layers": changes["default_layers"]} if "default_layers" in changes else {}
+                artifact.with_metadata(default_alpha=kept, **layers).save(subject.paths[name])
+                written[name] = changes
+    return written
+
+
+def _changes(
+    artifact: Artifact, variants: Sequence[Variant], calibration: Calibration, rule: Rule
+) -> dict[str, Any]:
+    methods = list(FAMILIES[artifact.metadata.family].methods)
+    ordered = sorted(variants, key=lambda variant: methods.index(variant.method))
+    own = artifact.metadata.layer
+
+    def strength(variant: Variant, layer: int | None) -> float | None:
+        return _strength(calibration, variant, own if layer is None else layer, own, rule)
+
+    chosen = [(variant, calibration.layer(variant.name)) for variant in ordered]
+    layer = next((at for variant, at in chosen if strength(variant, at) is not None), chosen[0][1])
+    alphas = {v.method: alpha for v in ordered if (alpha := strength(v, layer)) is not None}
+    removed = [
+        v.method for v in ordered if v.method in artifact.metadata.default_alpha and v.method not in alphas
+    ]
+    if not alphas and not removed:
+        return {}
+    changes: dict[str, Any] = {"default_alpha": alphas, "removed": removed}
+    return changes if layer is None or not alphas else {**changes, "default_layers": (layer,)}
+
+
+def _strength(calibration: Calibration, variant: Variant, layer: int, own: int, rule: Rule) -> float | None:
+    """At the smallest combinations tried at a layer, as a default; None if there is none. own: the layer of
+    cells that name none."""
+    cells = [
+        cell
+        for cell in calibration.cells
+        if cell.variant == variant.name and (own if cell.layer is None else cell.layer) == layer
+    ]
+    factor = _factor(variant)
+    if not cells or factor is None:
+        return None
+    cell = min(cells, key=lambda cell: cell.size)
+    alpha = cell.best if rule == "best" else cell.largest_coherent
+    return None if alpha is None else alpha * factor
+
+
+def _factor(variant: Variant) -> float | None:
+    """What to multiply the strength with so that a request without settings does the same; None if none can.
+
+    n steps of a linear probe's gradient are n times one step.
+    """
+    settings: Mapping[str, Any] = variant.settings
+    if not settings:
+        return 1.0
+    if variant.family == "linear" and set(settings) == {"num_steps"}:
+        return float(settings["num_steps"]) / float(Edit.model_fields["num_steps"].default)
+    return None

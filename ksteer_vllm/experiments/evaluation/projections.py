@@ -1,0 +1,84 @@
+"""Replies as points: the mean residual stream of each, as the unsteered model reads it, on two axes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.jobs import Reply
+from ksteer_vllm.data.positions import encode_row
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.device.capture import CAPTURE_KEY
+from ksteer_vllm.experiments.evaluation.metrics import UNSTEERED
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+__all__ = ["mean_streams", "projected", "worth_a_point"]
+
+_PROMPTS = 10
+
+
+def worth_a_point(replies: Sequence[Reply], variants: Collection[str]) -> list[Reply]:
+    """The replies to the first prompts that have text: the unsteered ones, and those of the variants towards
+    single labels."""
+    return [
+        reply
+        for reply in replies
+        if reply.text.strip()
+        and reply.ask.tags["prompt"] < _PROMPTS
+        and (
+            reply.ask.tags["variant"] == UNSTEERED
+            or (reply.ask.tags["variant"] in variants and len(reply.ask.tags["target"]) == 1)
+        )
+    ]
+
+
+def mean_streams(bench: Bench, replies: Sequence[Reply], layer: int) -> Tensor:
+    """[N, d] float32: the mean over a reply's positions of the residual stream after the layer, unsteered.
+
+    The bench must capture at the layer. Raises DataError for a reply without text.
+    """
+    import torch
+    from safetensors.torch import load
+    from vllm import SamplingParams
+
+    tokenizer = bench.llm.get_tokenizer()
+    prompts, sampling = [], []
+    for index, reply in enumerate(replies):
+        row = LabelledRow(prompt=reply.ask.prompt, reply=reply.text, labels=())
+        prompt, tokens = encode_row(tokenizer, row)
+        window = {"id": f"mean-{index}", "start": len(prompt) - 1, "end": len(prompt) + len(tokens)}
+        prompts.append({"prompt_token_ids": prompt + tokens})
+        sampling.append(
+            SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args={CAPTURE_KEY: window})
+        )
+    bench.llm.generate(prompts, sampling, use_tqdm=False)
+    streams: dict[str, Tensor] = {}
+    for worker in bench.llm.collective_rpc("ksteer_take_captures"):
+        streams |= load(worker) if worker else {}
+    return torch.stack([streams[f"{layer}/mean-{index}"].mean(0) for index in range(len(replies))])
+
+
+def projected(streams: Tensor, replies: Sequence[Reply]) -> pd.DataFrame:
+    """Rows of variant, target, x, y: the first two principal components over all replies, and in the columns'
+    `attrs["explained"]` the share of variance of each."""
+    import pandas as pd
+    from sklearn.decomposition import PCA
+
+    from ksteer_vllm.bench.combinations import name_of
+
+    axes = PCA(n_components=2, svd_solver="full").fit(streams.double().numpy())
+    points = axes.transform(streams.double().numpy())
+    frame = pd.DataFrame(
+        {
+            "variant": [reply.ask.tags["variant"] for reply in replies],
+            "target": [name_of(reply.ask.tags.get("target", ())) for reply in replies],
+            "x": points[:, 0],
+            "y": points[:, 1],
+        }
+    )
+    frame.attrs["explained"] = axes.explained_variance_ratio_.tolist()
+    return frame

@@ -1,0 +1,1 @@
+"""Which layer: probes compared at each, by reading and by steering."""

@@ -1,0 +1,271 @@
+"""Which layer to steer at: how well probes read every layer, and how well steering there works.
+
+Everything is recorded in one pass over all layers. K-Steering and CAA are fitted at every layer and steered,
+one layer at a time, at the same few lengths in units of the layer's own spread (`unit: normalised`), all in
+one batch of one engine.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.coherence import CoherenceRule
+from ksteer_vllm.bench.combinations import avoided
+from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.bench.judges import JUDGES, Judge, judge_for
+from ksteer_vllm.bench.suite import EVALUATION
+from ksteer_vllm.bench.unsteered import unsteered_rule
+from ksteer_vllm.bench.variants import Variant
+from ksteer_vllm.bench.verdicts import Verdicts
+from ksteer_vllm.data.rows import LabelledRow, Prompt, labels_of
+from ksteer_vllm.data.split import without_instruction
+from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.experiments.suite.fit import ACTIVATIONS, EVALUATION_WIDTH
+from ksteer_vllm.fit.activations import Recorder, default_layer, model_of
+from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
+from ksteer_vllm.fit.stacking import fit_once
+from ksteer_vllm.fit.task import FitTask
+from ksteer_vllm.probes.probe import Artifact
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ksteer_vllm.data.dataset import TaskDataset
+
+__all__ = ["RULE", "LayerPlan", "LayerSweep", "recommended", "sweep_layers"]
+
+K_STEERING, CAA = "K-Steering", "CAA"
+STEPS = 8
+RULE = (
+    "of the layers whose share of replies on target under K-Steering, at the best of the tried strengths, is "
+    "within one standard error of the highest, the one nearest to 60 % of the depth; the lower of two"
+)
+
+_JUDGES = ("reader", "probe")
+_CELL = ("method", "layer", "strength")
+_READ = ("mlp", "linear", "caa")
+_VARIANTS = (
+    Variant(name=K_STEERING, artifact="mlp", family="mlp", method="gradient", settings={"num_steps": STEPS}),
+    Variant(name=CAA, artifact="caa", family="vectors", method="add"),
+)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """layers: none: all. labels: none: all of the data. strengths: lengths of the whole way, in units of the
+    layer's mean |x - mean(x)|. prompts: calibration prompts per label. rows: labelled rows to fit to, at
+    most. options: of the fits, by name. judge: None: the task's."""
+
+    layers: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+    strengths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
+    prompts: int = 8
+    rows: int = 600
+    options: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 8})
+    judge: str | None = None
+    max_tokens: int = 96
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LayerSweep:
+    """What was found. reading: layer, method, auroc (mean over labels, of single tokens).
+
+    steering: layer, method, strength, on_target, shows_target, coherent (shares) and replies (their number).
+    layer: the recommended one; by_depth: that of the 60 % rule. unsteered: share of coherent replies.
+    """
+
+    reading: pd.DataFrame
+    steering: pd.DataFrame
+    layer: int
+    by_depth: int
+    num_layers: int
+    unsteered: float
+    rule: CoherenceRule
+    judge: str
+
+
+def sweep_layers(
+    model: str,
+    dataset: TaskDataset,
+    folder: str | Path,
+    plan: LayerPlan | None = None,
+    *,
+    engine_options: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> LayerSweep:
+    """Record, fit, steer and judge; `folder` keeps what a sweep that is started again need not do again.
+
+    Raises DataError, ConfigError, and what vLLM raises for a model it cannot load.
+    """
+    plan, folder = plan or LayerPlan(), Path(folder)
+    num_layers = model_of(model, engine_options).num_layers
+    layers = tuple(sorted(set(plan.layers))) or tuple(range(num_layers))
+    absent = [layer for layer in layers if not 0 <= layer < num_layers]
+    if absent:
+        raise ConfigError(f"layers: {absent[0]} of a model with layers 0 to {num_layers - 1}")
+    labels = labels_of(dataset.rows, plan.labels or dataset.labels)
+    partition = dataset.partition(plan.seed)
+    prompts = tuple(partition.prompts["calibration"])[: plan.prompts]
+    judge = _judge(plan.judge or dataset.judge, labels)
+    with progress_bar(console) as progress:
+
+        def some(part: str) -> list[LabelledRow]:
+            rows = _some(getattr(partition, part), plan)
+            return complete_rows(
+                model,
+                rows,
+                folder / f"replies-{part}.jsonl",
+                seed=plan.seed,
+                engine_options=engine_options,
+                progress=progress,
+            )
+
+        task = FitTask.of(
+            model,
+            some("steering"),
+            "mlp",
+            labels=labels,
+            layer=default_layer(num_layers),
+            options={**plan.options, "seed": plan.seed},
+            engine_options=engine_options,
+            progress=progress,
+            shared_options=True,
+        )
+        reader = replace(
+            task,
+            rows=[without_instruction(row) for row in some("evaluation")],
+            options={"seed": plan.seed + 1, "width": EVALUATION_WIDTH},
+        )
+        with few_threads(task.identity):
+            paths = _fit_all(task, reader, layers, folder)
+        asks = _asks(prompts, labels, layers, plan)
+        evaluation = Artifact.load(paths.pop(EVALUATION))
+        with (
+            Bench(
+                model,
+                {variant.artifact: paths[variant.artifact] for variant in _VARIANTS},
+                reader=evaluation,
+                layers=layers,
+                engine_options=engine_options,
+                temperature=plan.temperature,
+                max_tokens=plan.max_tokens,
+            ) as bench,
+            Journal(folder / "journal.jsonl", bench.identity) as journal,
+        ):
+            rule = unsteered_rule(
+                bench, prompts, Verdicts(judge), seed=plan.seed, journal=journal, progress=progress
+            )
+            replies = bench.run(asks, journal=journal, progress=progress, description="steering every layer")
+    reading = _reading({name: Artifact.load(path) for name, path in paths.items()}, layers)
+    steering = _steering(replies, rule, judge)
+    return LayerSweep(
+        reading,
+        steering,
+        recommended(steering, num_layers),
+        default_layer(num_layers),
+        num_layers,
+        rule.unsteered,
+        rule,
+        judge.name,
+    )
+
+
+def _judge(name: str, labels: Sequence[str]) -> Judge:
+    if name in JUDGES and name not in _JUDGES:
+        raise ConfigError(f"judge: {name!r} is none of the layer sweep's; it takes: {listing(_JUDGES)}")
+    return judge_for(name, labels)
+
+
+def _some(rows: Sequence[LabelledRow], plan: LayerPlan) -> list[LabelledRow]:
+    """At most `plan.rows` of them, drawn."""
+    if len(rows) <= plan.rows:
+        return list(rows)
+    return random.Random(plan.seed).sample(list(rows), plan.rows)
+
+
+def _fit_all(task: FitTask, reader: FitTask, layers: Sequence[int], folder: Path) -> dict[str, Path]:
+    """Method -> folder of its artifact with tensors for every layer, and the evaluation probe's.
+
+    All are recorded by one engine; the shards are gone when everything is fitted.
+    """
+    artifacts, shards = folder / "artifacts", folder / ACTIVATIONS
+    with Recorder(task.model, layers, engine_options=task.engine_options, progress=task.progress) as recorder:
+        steering = replace(task, recorder=recorder, folder=shards / "steering")
+        evaluation = replace(reader, recorder=recorder, folder=shards / "evaluation")
+        paths = {name: fit_once(replace(steering, method=name), artifacts / name, layers) for name in _READ}
+        at = min(layers, key=lambda layer: abs(layer - task.layer))
+        paths[EVALUATION] = fit_once(replace(evaluation, layer=at), artifacts / EVALUATION)
+    shutil.rmtree(shards, ignore_errors=True)
+    return paths
+
+
+def _asks(
+    prompts: Sequence[Prompt], labels: Sequence[str], layers: Sequence[int], plan: LayerPlan
+) -> list[Ask]:
+    """Every variant, layer, strength and label on every prompt."""
+    seeds = {index: plan.seed + index for index in range(len(prompts))}
+    asks: list[Ask] = []
+    for variant in _VARIANTS:
+        for layer in layers:
+            for strength in plan.strengths:
+                alpha = strength / STEPS if variant.name == K_STEERING else strength
+                tags = {"method": variant.name, "layer": layer, "strength": strength}
+                for label in labels:
+                    spec = variant.spec(
+                        [label], avoided(labels, [label]), alpha, layer=layer, unit="normalised"
+                    )
+                    asks += [
+                        Ask(prompt, spec, seeds[index], {**tags, "target": [label]})
+                        for index, prompt in enumerate(prompts)
+                    ]
+    return asks
+
+
+def _reading(artifacts: Mapping[str, Artifact], layers: Sequence[int]) -> pd.DataFrame:
+    import pandas as pd
+
+    found = []
+    for name, artifact in artifacts.items():
+        for layer in layers:
+            metrics = artifact.metadata.metrics
+            here = metrics["layers"][str(layer)] if artifact.metadata.layers else metrics
+            found.append({"layer": layer, "method": name, "auroc": here["tokens"]["mean"]["auroc"]})
+    return pd.DataFrame(found)
+
+
+def _steering(replies: Sequence[Reply], rule: CoherenceRule, judge: Judge) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for reply, verdict in zip(replies, judge.judge(replies), strict=True):
+        if not verdict.judged:
+            continue
+        shows = verdict.shows(reply.ask.tags["target"])
+        coherent = rule.coherent(reply) and verdict.coherent is not False
+        tags = {name: reply.ask.tags[name] for name in _CELL}
+        rows.append({**tags, "on_target": shows and coherent, "shows_target": shows, "coherent": coherent})
+    cells = pd.DataFrame(rows).groupby(list(_CELL), sort=True)
+    shares = cells[["on_target", "shows_target", "coherent"]].mean()
+    return shares.assign(replies=cells.size()).reset_index()
+
+
+def recommended(steering: pd.DataFrame, num_layers: int) -> int:
+    """The layer that RULE gives; steering: as in `LayerSweep`."""
+    own = steering[steering["method"] == K_STEERING]
+    best = own.loc[own.groupby("layer")["on_target"].idxmax()]
+    top = best.loc[best["on_target"].idxmax()]
+    error = math.sqrt(top["on_target"] * (1 - top["on_target"]) / top["replies"])
+    near = best[best["on_target"] >= top["on_target"] - error]["layer"].tolist()
+    return int(min(near, key=lambda layer: (abs(layer - default_layer(num_layers)), layer)))

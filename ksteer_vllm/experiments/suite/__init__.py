@@ -1,0 +1,1 @@
+"""Probes of several methods fitted to the same data."""

@@ -1,0 +1,1 @@
+"""Probe folders and suites to and from the Hugging Face hub."""

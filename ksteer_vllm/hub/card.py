@@ -1,0 +1,167 @@
+"""What a pushed folder says: its model card, and its metadata and reports without paths of this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ksteer_vllm.bench.suite import Suite
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.probes.probe import Artifact
+
+__all__ = ["model_card", "public_report", "published", "suite_text"]
+
+_ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def model_card(repo_id: str, artifacts: Mapping[str, Artifact], *, suite: bool) -> str:
+    """README.md with the hub's YAML header. artifacts: by folder, '' for the only one."""
+    first = next(iter(artifacts.values())).metadata
+    families = sorted({artifact.metadata.family for artifact in artifacts.values()})
+    what = "Steering artifacts of several methods" if suite else f"A steering artifact (`{first.family}`)"
+    layers = sorted(
+        {layer for it in artifacts.values() for layer in it.metadata.layers or (it.metadata.layer,)}
+    )
+    header = [
+        "library_name: ksteer-vllm",
+        "tags:",
+        *(f"- {tag}" for tag in ("ksteer", "steering", *families)),
+    ]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", first.model.name):
+        header.append(f"base_model: {json.dumps(first.model.name)}")
+    lines = [
+        "---", *header, "---", "",
+        f"# {repo_id}",
+        "",
+        f"{what} for {first.model.name} ({first.model.model_type}, hidden size {first.model.hidden_size}, "
+        f"{first.model.num_layers} layers), to be used with ksteer-vllm, per request, in a vLLM engine.",
+        "",
+        f"- labels: {', '.join(first.labels)}",
+        f"- decoder blocks (counted from 0): {', '.join(map(str, layers))}",
+        *_fitted(first.training),
+        "",
+        "| folder | family | method of the fit | layer | default strength | held out | digest |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(name, artifact) for name, artifact in artifacts.items()),
+        "",
+        "```",
+        f"ksteer pull {repo_id} --out steering",
+        "```",
+        "",
+        "```python",
+        *_usage(artifacts, first.labels[0]),
+        "```",
+        "",
+        "No code, no pickle: tensors are safetensors, the rest is JSON, Markdown and figures. A folder's "
+        "digest covers its tensors and every setting that changes what they do; `ksteer pull` checks it.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _fitted(training: Mapping[str, Any]) -> list[str]:
+    """Of one artifact's provenance what holds for all."""
+    found = []
+    if "data_digest" in training:
+        found.append(f"- fitted to {training.get('rows', '?')} rows, data digest `{training['data_digest']}`")
+    if "positions" in training:
+        found.append(f"- positions: {training['positions']}")
+    if "source" in training:
+        found.append(f"- converted from: {training['source']}")
+    return found
+
+
+def _row(name: str, artifact: Artifact) -> str:
+    metadata = artifact.metadata
+    alpha = ", ".join(f"{method} {value:.4g}" for method, value in metadata.default_alpha.items())
+    mean = metadata.metrics.get("tokens", {}).get("mean", {}) if isinstance(metadata.metrics, dict) else {}
+    shown = ", ".join(f"{key} {value:.3f}" for key, value in mean.items() if isinstance(value, float))
+    method = metadata.training.get("method", metadata.family)
+    layers = ", ".join(map(str, metadata.layers or (metadata.layer,)))
+    cells = [name or ".", metadata.family, method, layers, alpha or "–", shown or "–", metadata.digest[:12]]
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _usage(artifacts: Mapping[str, Artifact], label: str) -> list[str]:
+    name = next(iter(artifacts))
+    model = artifacts[name].metadata.model.name
+    probes = {name or "steering": f"steering/{name}".rstrip("/")}
+    spec = {"probe": name or "steering", "target": [label]}
+    return [
+        "import ksteer_vllm",
+        "from vllm import LLM, SamplingParams",
+        "",
+        f"llm = LLM({json.dumps(model)}, additional_config=ksteer_vllm.enable(probes={json.dumps(probes)}))",
+        f"spec = ksteer_vllm.SteeringSpec.parse({json.dumps(spec, ensure_ascii=False)})",
+        "params = SamplingParams(extra_args=spec.extra_args())",
+    ]
+
+
+def published(artifacts: dict[str, Artifact], base_model: str | None) -> dict[str, Artifact]:
+    """The artifacts with the model's name as others may use it; the name is in no digest."""
+    found = {}
+    for name, artifact in artifacts.items():
+        model = artifact.metadata.model
+        public = _public_model(model.name, base_model)
+        found[name] = artifact.with_metadata(
+            model=model.model_copy(update={"name": public}),
+            training=_public_training(artifact.metadata.training, model.name, public),
+        )
+    return found
+
+
+def _public_model(name: str, base_model: str | None) -> str:
+    """base_model, or a name on the hub as it is, or the last part of a local path."""
+    if base_model or (_ON_THE_HUB.fullmatch(name) and not Path(name).exists()):
+        return base_model or name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] or "model"
+
+
+def _public_training(training: Any, fitted: str, public: str) -> Any:
+    """The same with every "model", in the parts of single layers too, as others may use it."""
+    if not isinstance(training, dict):
+        return training
+    found = {key: _public_training(value, fitted, public) for key, value in training.items()}
+    if isinstance(name := training.get("model"), str):
+        found["model"] = public if name == fitted else _public_model(name, None)
+    return found
+
+
+def suite_text(suite: Suite, model: str) -> bytes:
+    """suite.json with the model's public name, without engine options that may be paths."""
+    options = {
+        name: value
+        for name, value in suite.file.engine_options.items()
+        if not (isinstance(value, str) and re.search(r"[/\\]", value))
+    }
+    public = suite.file.model_copy(update={"model": model, "engine_options": options})
+    return (public.model_dump_json(indent=2) + "\n").encode()
+
+
+def public_report(path: Path, base_model: str | None) -> bytes:
+    """report.md or results.json without the command line and the suite's path in its provenance."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        results = json.loads(text) if path.suffix == ".json" else None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}; write the report again, or remove it") from None
+    if path.suffix == ".json":
+        if isinstance(results, dict) and isinstance(source := results.get("provenance"), dict):
+            kept = {key: value for key, value in source.items() if key not in ("command", "suite")}
+            if isinstance(name := kept.get("model"), str):
+                kept["model"] = _public_model(name, base_model)
+            results["provenance"] = kept
+        return (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode()
+    before, heading, source = text.rpartition("\n## Provenance\n")
+    if not heading:
+        return text.encode()
+    source = re.sub(r"^- (command|suite): .*\n?", "", source, flags=re.MULTILINE)
+    source = re.sub(
+        r"^- model: (.*)$",
+        lambda line: f"- model: {_public_model(line[1], base_model)}",
+        source,
+        flags=re.MULTILINE,
+    )
+    return (before + heading + source).encode()

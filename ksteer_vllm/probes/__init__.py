@@ -1,0 +1,1 @@
+"""The probe folder: what a fit leaves, read back and checked."""

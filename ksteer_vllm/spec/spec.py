@@ -1,0 +1,170 @@
+"""The steering spec: what one request asks for, validated field by field.
+
+Pure: no vLLM, no torch. What needs an engine (is the artifact loaded, is the layer open) is checked in
+`ksteer_vllm.admission.registry`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, StrictBool, ValidationError, field_validator
+
+from ksteer_vllm.errors import SpecError, listing
+from ksteer_vllm.spec.compat import Compat
+from ksteer_vllm.spec.edit import Condition, Edit, Hinge, Name, Until
+from ksteer_vllm.spec.where import Where
+
+__all__ = ["EXTRA_ARGS_KEY", "SteeringSpec", "Where"]
+
+EXTRA_ARGS_KEY = "ksteer"
+"""The key of a spec in `SamplingParams.extra_args`, in an HTTP body and in `vllm_xargs`."""
+
+MAX_STACK = 1024
+"""Beyond any engine's own limit, `EngineConfig.max_stack`."""
+
+
+class SteeringSpec(Edit):
+    """What one request asks for: one edit, or a stack of them, applied in order. Unknown fields are refused.
+
+    report: for every steered token the probe's label probabilities before and after, how far x was moved and
+    the steps used come back with the output (`ksteer_vllm.report`).
+    """
+
+    # Wider than an Edit's: a spec with a stack names no probe of its own; `check` sees to the rest.
+    probe: Annotated[Name | None, Field(description="name of a loaded artifact")] = None  # type: ignore[assignment]
+    stack: Annotated[
+        tuple[Edit, ...] | None,
+        Field(min_length=1, max_length=MAX_STACK, description="several edits, in order, instead of one"),
+    ] = None
+    report: StrictBool = False
+
+    @field_validator("stack", mode="before")
+    @classmethod
+    def _edits_alone(cls, stack: Any) -> Any:
+        """A SteeringSpec in a stack is checked as the edit it must be."""
+        if not isinstance(stack, (list, tuple)):
+            return stack
+        return [
+            {name: getattr(edit, name) for name in edit.model_fields_set} if isinstance(edit, cls) else edit
+            for edit in stack
+        ]
+
+    def check(self) -> None:
+        if self.stack is None:
+            if self.probe is None:
+                raise SpecError("probe", "required")
+            super().check()
+            return
+        for name, field in Edit.model_fields.items():
+            value = getattr(self, name)
+            if value is not None and value != field.default:
+                raise SpecError(name, "not beside stack, whose edits each have their own", value)
+
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits in the order they are applied."""
+        if self.stack is not None:
+            return self.stack
+        given = self.model_fields_set - {"stack", "report"}
+        fields = {name: getattr(self, name) for name in Edit.model_fields}
+        return (Edit.model_construct(_fields_set=given, **fields),)  # validated already
+
+    def canonical(self, takes: Collection[str] | None = None) -> dict[str, Any]:
+        """Plain JSON types that parse to an equal spec: see `Edit.canonical`."""
+        if self.stack is None:
+            fields = super().canonical(takes)
+        else:
+            fields = {"stack": [edit.canonical() for edit in self.stack]}
+        return {**fields, "report": True} if self.report else fields
+
+    @classmethod
+    def parse(cls, value: Any) -> SteeringSpec:
+        """A spec from a SteeringSpec, a mapping or a JSON string. Raises SpecError, naming the field."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, (str, bytes)):
+            value = _from_json(value)
+        if not isinstance(value, Mapping):
+            raise SpecError("ksteer", f"expected an object, got {type(value).__name__}", value)
+        try:
+            return cls.model_validate(dict(value))
+        except ValidationError as error:
+            raise _spec_error(error) from None
+        except RecursionError:
+            raise SpecError("ksteer", "nested too deeply") from None
+
+    def extra_args(self, other: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A value for `SamplingParams(extra_args=…)`, in plain JSON types, beside the keys of `other`."""
+        return {**(other or {}), EXTRA_ARGS_KEY: self.model_dump(mode="json", exclude_unset=True)}
+
+
+def _from_json(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)  # NaN passes here and is refused by the field that holds it
+    except RecursionError:
+        raise SpecError("ksteer", "nested too deeply") from None
+    except ValueError as error:
+        raise SpecError("ksteer", f"not valid JSON: {error}") from None
+
+
+def _spec_error(error: ValidationError) -> SpecError:
+    """The first problem pydantic found. What is missing comes last: an unknown field is often the misspelt
+    one."""
+    problems = error.errors(include_url=False)
+    first = next((problem for problem in problems if problem["type"] != "missing"), problems[0])
+    cause = first.get("ctx", {}).get("error")
+    path = [str(part)[:80] for part in first["loc"] if not _is_type_branch(part)]
+    if isinstance(cause, SpecError):
+        if not path:
+            return cause
+        text = str(cause).partition(": ")[2]
+        return SpecError(".".join([*path, cause.field]), text, cause.got)
+    got = None if first["type"] == "missing" else first["input"]
+    return SpecError(".".join(path) or "ksteer", _message(first, path), got)
+
+
+def _message(problem: Mapping[str, Any], path: list[str]) -> str:
+    """What is wrong, what is allowed, what was given: one sentence."""
+    kind = problem["type"]
+    if kind == "missing":
+        return "required"
+    if kind == "extra_forbidden":
+        return f"unknown field; allowed: {listing(_known(path))}"
+    if kind in ("too_short", "too_long"):  # of stack: no other list has bounds of pydantic's
+        return f"expected a list of 1 to {MAX_STACK} edits, got {problem['ctx']['actual_length']}"
+    message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a valid list")
+    if kind == "model_type":
+        message = f"expected an object of {listing(_known([*path, '']))}"
+    return message if ", got " in message else f"{message} (got {_shown(problem['input'])})"
+
+
+def _known(path: list[str]) -> Mapping[str, Any]:
+    """The fields allowed beside the last part of a path."""
+    nested: dict[str, type[BaseModel]] = {
+        "where": Where,
+        "until": Until,
+        "condition": Condition,
+        "compat": Compat,
+        "loss": Hinge,
+    }
+    for part in reversed(path[:-1]):
+        if part in nested:
+            return nested[part].model_fields
+    return Edit.model_fields if path[:1] == ["stack"] else SteeringSpec.model_fields
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:120]
+    except RecursionError:
+        return "a value nested too deeply"
+
+
+_TYPE_BRANCHES = {"float", "int", "bool", "constrained-int", "nullable", "word", "Hinge"}
+
+
+def _is_type_branch(part: Any) -> bool:
+    """pydantic adds the tried type of a union to the path; that is no field of ours."""
+    return isinstance(part, str) and (part in _TYPE_BRANCHES or part.startswith(("literal[", "constrained-")))

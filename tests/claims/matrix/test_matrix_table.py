@@ -1,0 +1,31 @@
+"""Every row of the matrix names tests that exist, and the README shows the matrix as it is."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.claims.matrix.table import BEGIN, END, ROOT, Row, rows, table
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.feature)
+def test_the_tests_of_a_row_exist(row: Row) -> None:
+    for test in row.tests:
+        file, _, function = test.partition("::")
+        tree = ast.parse((ROOT / file).read_text())
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, test
+
+
+def test_features_are_named_once() -> None:
+    names = [row.feature for row in rows()]
+    assert len(names) == len(set(names))
+    assert all("|" not in row.feature + row.note for row in rows())
+
+
+def test_the_readme_shows_the_matrix() -> None:
+    """`python -m tests.claims.matrix.table` prints what stands between the two marks."""
+    _, _, after = (ROOT / "README.md").read_text().partition(BEGIN + "\n")
+    shown, mark, _ = after.partition(END)
+    assert mark, f"the README has no {BEGIN} … {END}"
+    assert shown.strip() == table().strip()

@@ -1,0 +1,148 @@
+"""Artifacts coming and going in a worker's slots, and the engine core's guard before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ksteer_vllm.admission.registry import Registry
+from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.device.pool import PoolFullError, ProbePool
+from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.probes.probe import Artifact
+from tests.server.live.conftest import NAMES
+from tests.support.models import HIDDEN_SIZE
+
+NUM_LABELS = 3
+ConfigOf = Callable[..., EngineConfig]
+
+
+def pool_of(config: EngineConfig) -> ProbePool:
+    return ProbePool(config, hidden_size=HIDDEN_SIZE, weight_dtype=torch.float32, device=torch.device("cpu"))
+
+
+def digest(directory: Path, name: str) -> str:
+    return Artifact.load_metadata(directory / name).digest
+
+
+def weights_in(pool: ProbePool, slot: int) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor[slot, :NUM_LABELS].clone() if name.startswith("head") else tensor[slot].clone()
+        for name, tensor in pool.tables.tensors().items()
+    }
+
+
+def rows(pool: ProbePool, directory: Path, name: str) -> Any:
+    """The settings of one edit at layer 1 under an artifact, by way of a registry that knows it."""
+    config = EngineConfig(
+        probes={"a": {"path": str(directory / name), "digest": digest(directory, name)}},  # type: ignore[dict-item]
+        layers=(1, 2),
+        resolved=True,
+    )
+    admitted = Registry.from_config(config).admit({"probe": "a", "target": ["warm"]})
+    assert admitted is not None
+    return pool.request_rows(admitted.canonical, admitted.records(4, 4)).cells[1, 0]
+
+
+def test_slots_are_used_again_and_hold_the_right_weights(config_of: ConfigOf, directory: Path) -> None:
+    pool, alone = pool_of(config_of(max_slots=6)), {}
+    for name in NAMES:
+        fresh = pool_of(config_of(probes={"x": str(directory / name)}))
+        settings = rows(fresh, directory, name)
+        alone[name] = weights_in(fresh, settings.slot), settings.readout
+    for name in ("second", "third", "second", "first", "third"):
+        for other in pool.digests:
+            if len(pool.digests) == 2 and other != digest(directory, name):
+                pool.unload(other)
+                break
+        pool.load(str(directory / name), digest(directory, name))
+        settings = rows(pool, directory, name)
+        weights, readout = alone[name]
+        assert torch.equal(settings.readout, readout)
+        held = weights_in(pool, settings.slot)
+        assert all(torch.equal(held[table], weights[table]) for table in weights)
+        assert pool.digest_of_slot[settings.slot] == digest(directory, name)
+
+
+def test_a_full_pool_and_a_changed_folder_are_refused_and_change_nothing(
+    config_of: ConfigOf, directory: Path, tmp_path: Path
+) -> None:
+    pool = pool_of(config_of(max_slots=3))
+    before = {name: tensor.clone() for name, tensor in pool.tables.tensors().items()}
+    with pytest.raises(PoolFullError, match="needs 3 slots; 0 of 3 are free"):
+        pool.load(str(directory / "second"), digest(directory, "second"))
+    pool.load(str(tmp_path / "gone"), digest(directory, "first"))  # resident already
+    pool.unload("0" * 64)
+    assert all(torch.equal(before[name], tensor) for name, tensor in pool.tables.tensors().items())
+    pool = pool_of(config_of())
+    with pytest.raises(ProbeError, match="has changed"):
+        pool.load(str(directory / "second"), digest(directory, "third"))
+    with pytest.raises(ProbeError, match="No such file"):
+        pool.load(str(tmp_path / "gone"), digest(directory, "second"))
+    assert pool.digests == (digest(directory, "first"),)
+
+
+def test_room_is_kept_only_where_probes_can_be_loaded(config_of: ConfigOf) -> None:
+    assert pool_of(config_of(probe_dirs=[])).num_free == 0
+    assert pool_of(config_of(max_probes=5)).num_free == 20
+    with pytest.raises(ProbeError, match="max_labels=2"):
+        pool_of(config_of(max_labels=2))
+
+
+class FakeCore:
+    """An engine core with one worker that does as it is told."""
+
+    def __init__(self, resident: str) -> None:
+        config = {"ksteer": {"probes": {"a": {"path": "", "digest": resident}}}}
+        self.vllm_config = SimpleNamespace(additional_config=config)
+        self.scheduler = SimpleNamespace(requests={})
+        self.asked: list[tuple[Any, ...]] = []
+        self.answer: dict[str, Any] = {"ok": True}
+
+    def collective_rpc(self, method: str, timeout: float | None, args: Any, kwargs: Any) -> list[Any]:
+        self.asked.append((method, *args))
+        return [self.answer]
+
+    def preprocess_add_request(self, request: Any) -> str:
+        return "added"
+
+
+def request(*digests: str, condition: str = "") -> Any:
+    records = [{"digest": d, **({"condition_digest": condition} if condition else {})} for d in digests]
+    extra = {"ksteer": {}, "ksteer_admission": {"edits": records}} if digests else None
+    return SimpleNamespace(request_id="r", sampling_params=SimpleNamespace(extra_args=extra))
+
+
+def test_the_engine_core_unloads_only_what_no_request_needs() -> None:
+    from ksteer_vllm.host import engine_core
+
+    rpc = engine_core.collective_rpc(FakeCore.collective_rpc)
+    add = engine_core.preprocess_add_request(FakeCore.preprocess_add_request)
+    core = FakeCore("old")
+    assert add(core, request()) == "added"
+    assert add(core, request("old")) == "added"
+    for missing in (request("new"), request("old", "new"), request("old", condition="new")):
+        with pytest.raises(RuntimeError, match="no longer loaded"):
+            add(core, missing)
+    core.answer = {"ok": False, "why": "full"}
+    rpc(core, "ksteer_load", None, ["path", "new"], None)
+    with pytest.raises(RuntimeError, match="no longer loaded"):
+        add(core, request("new"))
+    core.answer = {"ok": True}
+    rpc(core, "ksteer_load", None, ["path", "new"], None)
+    assert add(core, request("new")) == "added"
+
+    for running in (request("old"), request("new", condition="old")):
+        core.scheduler.requests = {"r": running, "plain": request()}
+        assert rpc(core, "ksteer_unload", None, ["old"], None) == [{"ok": False, "why": "in use"}]
+    assert ("ksteer_unload", "old") not in core.asked
+    core.scheduler.requests = {"r": request("new")}
+    assert rpc(core, "ksteer_unload", None, ["old"], None) == [{"ok": True}]
+    with pytest.raises(RuntimeError, match="no longer loaded"):
+        add(core, request("old"))
+    assert rpc(core, "something_else", 1.0, ("x",), None) == [{"ok": True}]

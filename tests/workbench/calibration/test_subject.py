@@ -1,0 +1,75 @@
+"""What is calibrated, on what, and by which judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksteer_vllm.bench.judges import described
+from ksteer_vllm.data.dataset import TaskDataset
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.experiments.calibration import command
+from ksteer_vllm.experiments.calibration.command import SweepRequest
+from ksteer_vllm.experiments.calibration.run import SweepPlan
+from ksteer_vllm.experiments.calibration.subject import Subject
+from ksteer_vllm.probes.probe import Artifact
+from tests.workbench.bench.small_suite import LABELS, prompts, vectors, write_suite
+
+
+def task(count: int = 90, **more: Any) -> TaskDataset:
+    rows = [
+        LabelledRow(prompt=f"question {k}", reply=f"reply {k}", labels=(LABELS[k % 3],)) for k in range(count)
+    ]
+    return TaskDataset.of("data.jsonl", rows, labels=LABELS, **more)
+
+
+def fitted_to(folder: Path, digest: str) -> Path:
+    return vectors().with_metadata(training={"data_digest": digest}).save(folder)
+
+
+def notes(folder: Path, dataset: TaskDataset) -> Sequence[str]:
+    return Subject.of_artifact(folder, dataset, judge="openai").notes
+
+
+def test_prompts_of_the_probes_own_data_are_told_of(tmp_path: Path) -> None:
+    own = task()
+    folder = fitted_to(tmp_path / "caa", own.digest)
+    (note,) = notes(folder, own)
+    assert "fitted to" in note
+    assert "ksteer fit --method all" in note
+    assert notes(folder, task(93)) == ()
+    brought = task(prompts={"calibration": prompts(2), "evaluation": prompts(2)})
+    assert brought.digest == own.digest
+    assert notes(folder, brought) == ()
+
+
+def test_nothing_to_calibrate_is_refused(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "suite")
+    Artifact.load(suite.paths["caa"]).save(suite.folder / "random")
+    with pytest.raises(ConfigError, match=r"variants: 'random' has none to calibrate; there are: K-Steer"):
+        Subject.of_suite(suite.folder).only(["random"])
+
+
+def test_an_endpoint_that_is_named_is_the_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fitted_to(tmp_path / "caa", "")
+    monkeypatch.setattr("ksteer_vllm.data.opening.open_task", lambda _: task())
+    request = SweepRequest(folder, data="data.jsonl", judge_options={"url": "http://localhost:1/v1"})
+    assert command._subject(request).judge == "openai"
+    with pytest.raises(ConfigError, match="judge of itself"):
+        command._subject(replace(request, judge_options={}))
+
+
+def test_a_judge_is_told_what_the_tasks_labels_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(command, "judge_for", lambda name, labels, **options: told.update(options))
+    whole = Subject.of_suite(write_suite(tmp_path / "suite").folder)
+    subject = replace(whole, task="tones", labels=("expert", "cautious"))
+    request = SweepRequest(subject.folder, judge_options={"url": "http://localhost:1/v1"})
+    command._judge(request, subject, SweepPlan())
+    assert told["descriptions"] == described("tones", subject.labels)
+    assert set(told["descriptions"]) == {"expert", "cautious"}

@@ -1,0 +1,132 @@
+"""Replies the engine gives to rows without one: under their instruction, seeded, and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.engines import prepare_environment
+
+prepare_environment()
+
+from ksteer_vllm.bench import replies  # noqa: E402
+from ksteer_vllm.bench.journal import Journal  # noqa: E402
+from ksteer_vllm.bench.replies import generate_missing_replies  # noqa: E402
+from ksteer_vllm.data.rows import DataError, LabelledRow, Message  # noqa: E402
+from ksteer_vllm.demo import MODEL_DIR  # noqa: E402
+from ksteer_vllm.demo.generate import ENGINE_OPTIONS  # noqa: E402
+from ksteer_vllm.demo.reader import read  # noqa: E402
+from ksteer_vllm.errors import ConfigError  # noqa: E402
+
+QUESTION = "How do I clean my kettle?"
+
+
+def _row(tone: str, reply: str | None = None) -> LabelledRow:
+    chat = (
+        Message(role="system", content=f"Please be {tone}."),
+        Message(role="user", content=QUESTION),
+    )
+    return LabelledRow(prompt=chat, reply=reply, labels=(tone,))
+
+
+ROWS = [_row("casual"), _row("cautious", "Given already."), _row("cautious"), _row("casual")]
+
+
+def _generate(rows: Sequence[LabelledRow], **options: Any) -> list[LabelledRow]:
+    return generate_missing_replies(str(MODEL_DIR), rows, engine_options=ENGINE_OPTIONS, **options)
+
+
+class _Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    engine = replies._start_engine(str(MODEL_DIR), ENGINE_OPTIONS)
+    yield engine
+    engine.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture
+def stops(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The shared engine is taken instead of a new one; the list grows when it is to stop."""
+    found: list[int] = []
+    monkeypatch.setattr(replies, "_start_engine", lambda *_: engine)
+    monkeypatch.setattr(engine.llm_engine.engine_core, "shutdown", lambda: found.append(1))
+    return found
+
+
+def test_replies_follow_the_instruction_and_a_stopped_run_goes_on(
+    stops: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "replies.jsonl"
+    whole = _generate(ROWS)
+    assert [row.model_copy(update={"reply": None}) for row in whole] == [_row(row.labels[0]) for row in ROWS]
+    assert whole[1].reply == "Given already."
+    for index in (0, 2, 3):
+        reading = read(QUESTION, whole[index].spoken)
+        assert reading.tones == set(whole[index].labels), whole[index].reply
+        assert reading.well_formed
+    assert whole[0].reply != whole[3].reply  # the same prompt, another seed
+
+    class Stopping(Journal):
+        def add(self, key: str, value: Any) -> None:
+            super().add(key, value)
+            raise _Stopped
+
+    with pytest.raises(_Stopped), Stopping(path, {}) as journal:
+        _generate(ROWS, journal=journal)
+    assert len(stops) == 2
+    asked: list[int] = []
+    run = replies._run
+
+    def counted(engine: Any, asks: Any, *rest: Any) -> Any:
+        asked.append(len(asks))
+        return run(engine, asks, *rest)
+
+    monkeypatch.setattr(replies, "_run", counted)
+    with Journal(path, {}) as journal:
+        assert len(journal) == 1
+        assert _generate(ROWS, journal=journal) == whole
+        assert asked[0] == 2
+        monkeypatch.setattr(replies, "_start_engine", lambda *_: pytest.fail("an engine was started"))
+        assert _generate(ROWS, journal=journal) == whole
+    assert _generate([ROWS[1]]) == [ROWS[1]]
+
+
+def test_a_prompt_without_room_is_refused(stops: list[int]) -> None:
+    with pytest.raises(ConfigError, match="the engine holds 256"):
+        _generate(ROWS, max_tokens=250)
+    assert stops == [1]
+
+
+def test_empty_replies_are_asked_again_and_then_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        class llm_engine:
+            class engine_core:
+                shutdown = staticmethod(lambda: None)
+
+    silent = {1: 2, 2: 9}  # row -> how often it says nothing
+    times: dict[int, int] = {}
+
+    def run(_: Any, asks: Any, *__: Any) -> Any:
+        for key, ask in asks.items():
+            row = ask.seed % len(rows)
+            times[row] = times.get(row, 0) + 1
+            yield key, {"text": "  " if times[row] <= silent.get(row, 0) else f"said {row}"}
+
+    rows = [_row("casual")] * 2
+    monkeypatch.setattr(replies, "_start_engine", lambda *_: Engine)
+    monkeypatch.setattr(replies, "_run", run)
+    assert [row.reply for row in _generate(rows)] == ["said 0", "said 1"]
+    assert times == {0: 1, 1: 3}
+    times.clear()
+    rows = [_row("casual")] * 3
+    with pytest.raises(DataError, match="row 3: the model's reply is empty, 3 times over"):
+        _generate(rows)
+    times.clear()
+    with pytest.raises(DataError, match="row 8: the model's reply is empty"):
+        _generate([*rows[:2], rows[2].numbered(8)])

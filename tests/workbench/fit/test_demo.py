@@ -1,0 +1,53 @@
+"""The demo's pipeline on a few questions: what it writes, and that steering does something."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ksteer_vllm import Probe
+from ksteer_vllm.data.rows import read_rows
+from ksteer_vllm.demo.calibrate import METHODS, Point, _refined
+from ksteer_vllm.demo.lexicon import TONES
+from ksteer_vllm.demo.run import COMBINATIONS, DemoPlan, labelled_text, run_demo
+
+PLAN = DemoPlan(rows=400, epochs=4, calibration_questions=2, test_questions=6)
+
+
+@pytest.mark.slow
+def test_the_demo_on_a_few_questions(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=118)
+    run_demo(tmp_path, PLAN, console=console)
+    assert read_rows(tmp_path / "data.jsonl") == labelled_text(PLAN)
+    assert (tmp_path / "model" / "config.json").exists()
+    probe = Probe.load(tmp_path / "probe")
+    assert probe.labels == TONES
+    assert set(probe.metadata.default_alpha) == set(METHODS)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["probe_digest"] == probe.metadata.digest
+    assert {
+        found["method"]: found["alpha"] for found in results["calibration"]
+    } == probe.metadata.default_alpha
+    rows = {(tuple(row["target"]), row["method"]): row for row in results["rows"]}
+    assert set(rows) == {((), None)} | {(target, method) for target in COMBINATIONS for method in METHODS}
+    assert all(row["replies"] == PLAN.test_questions for row in rows.values())
+    steered = [rows[(tone,), "gradient"]["tone_rates"][tone] for tone in TONES]
+    plain = [rows[(), None]["tone_rates"][tone] for tone in TONES]
+    assert sum(steered) / len(TONES) > 0.8
+    assert sum(plain) / len(TONES) < 0.5
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    for text in ("K-Steering", "CAA", "--plugin ksteer --ksteer-probe", "each single tone at least 0.8"):
+        assert text in output
+
+
+def test_the_grid_is_refined_around_the_plateau() -> None:
+    scores = {0.25: 0.2, 0.5: 0.97, 1.0: 0.99, 2.0: 0.98, 4.0: 0.9, 8.0: 0.98}
+    points = {alpha: Point(alpha, score, score, 1.0) for alpha, score in scores.items()}
+    finer = _refined(points)
+    assert min(finer) > 0.25
+    assert max(finer) < 4.0
+    assert not set(finer) & set(points)

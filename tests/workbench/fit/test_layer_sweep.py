@@ -1,0 +1,109 @@
+"""The layer sweep: its rule on known tables, and the command on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ksteer_vllm import ConfigError
+from ksteer_vllm.data.dataset import TaskDataset
+from ksteer_vllm.data.rows import write_rows
+from ksteer_vllm.experiments.layers.report import layer_table, write_layer_report
+from ksteer_vllm.experiments.layers.sweep import CAA, K_STEERING, LayerPlan, recommended, sweep_layers
+from ksteer_vllm.fit.activations import Recorder
+from ksteer_vllm.probes.probe import Artifact
+from tests.support.engines import OPTIONS
+from tests.workbench.fit.conftest import make_rows
+
+ENGINE = {
+    **{name: value for name, value in OPTIONS.items() if name != "disable_log_stats"},
+    "enable_chunked_prefill": False,
+}
+PLAN = LayerPlan(
+    layers=(0, 2), strengths=(0.5, 1.0), prompts=2, options={"epochs": 2, "width": 16}, max_tokens=6
+)
+
+
+def table(shares: dict[int, tuple[float, float]], replies: int = 100) -> pd.DataFrame:
+    """Shares on target of K-Steering at two strengths, by layer; CAA would say otherwise."""
+    return pd.DataFrame(
+        [
+            {"method": method, "layer": layer, "strength": strength, "on_target": share, "replies": replies}
+            for layer, found in shares.items()
+            for strength, own in zip((0.5, 1.0), found, strict=True)
+            for method, share in ((K_STEERING, own), (CAA, 1 - own))
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("shares", "layer"),
+    [
+        ({2: (0.1, 0.3), 6: (0.5, 0.4), 9: (0.9, 0.1)}, 9),
+        ({2: (0.90, 0.3), 6: (0.5, 0.88), 9: (0.9, 0.1)}, 6),  # 0.88 is within sqrt(0.9 x 0.1 / 100) = 0.03
+        ({2: (0.90, 0.3), 6: (0.5, 0.86), 9: (0.9, 0.1)}, 9),  # 0.86 is not; 9 is 3 from 6, 2 is 4
+        ({5: (1.0, 1.0), 7: (1.0, 0.9)}, 5),
+    ],
+)
+def test_the_rule(shares: dict[int, tuple[float, float]], layer: int) -> None:
+    """Of ten layers; 60 % of the depth is layer 6."""
+    assert recommended(table(shares), 10) == layer
+
+
+def test_every_layer_is_read_and_steered_in_one_batch(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = TaskDataset.of("words", make_rows(240))
+    sweep = sweep_layers(str(llama), dataset, tmp_path, PLAN, engine_options=ENGINE)
+    assert sweep.by_depth == 2
+    assert sweep.layer in (0, 2)
+    assert sweep.judge == "probe"
+    reading = sweep.reading.set_index(["layer", "method"])["auroc"]
+    assert set(reading.index) == {(layer, name) for layer in (0, 2) for name in ("mlp", "linear", "caa")}
+    assert (reading > 0.7).all()
+    assert len(sweep.steering) == 2 * 2 * 2
+    assert (sweep.steering["replies"] == 2 * 2).all()
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert len(lines) == 1 + 100 + 2 * 2 * 2 * 2 * 2  # identity, unsteered, every cell's label and prompt
+    assert Artifact.load(tmp_path / "artifacts" / "mlp").metadata.layers == (0, 2)
+    assert not (tmp_path / "activations").exists()
+    report = write_layer_report(sweep, PLAN, tmp_path, model=str(llama))
+    assert "Recommended: **layer" in report.read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["recommended"] == sweep.layer
+    assert (tmp_path / "layers.png").stat().st_size > 5000
+    assert layer_table(sweep).row_count == 2
+    monkeypatch.setattr(Recorder, "_engine", None)
+    monkeypatch.setattr("ksteer_vllm.bench.batch.run_batch", _nothing_to_run)
+    again = sweep_layers(str(llama), dataset, tmp_path, PLAN, engine_options=ENGINE)
+    pd.testing.assert_frame_equal(again.steering, sweep.steering)
+
+
+def _nothing_to_run(llm: Any, pending: dict[str, Any], *_: Any) -> tuple[()]:
+    assert not pending
+    return ()
+
+
+def test_layers_and_judges_that_are_not_there(llama: Path, tmp_path: Path) -> None:
+    dataset = TaskDataset.of("words", make_rows(240))
+    with pytest.raises(ConfigError, match="layers: 9 of a model with layers 0 to 3"):
+        sweep_layers(str(llama), dataset, tmp_path, LayerPlan(layers=(9,)))
+    with pytest.raises(ConfigError, match="judge: 'reader' reads the demo's tones only"):
+        sweep_layers(str(llama), dataset, tmp_path, LayerPlan(judge="reader"))
+    with pytest.raises(ConfigError, match=r"judge: 'openai' is none of .* it takes: reader, probe"):
+        sweep_layers(str(llama), dataset, tmp_path, LayerPlan(judge="openai"))
+
+
+def test_the_command_refuses_strengths_that_are_none(llama: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from ksteer_vllm.cli import app
+
+    data = write_rows(tmp_path / "data.jsonl", make_rows(30))
+    command = ["layers", str(llama), str(data), "--out", str(tmp_path), "--strengths", "1,-2"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert result.output.startswith("ksteer: strengths: expected numbers above 0")
