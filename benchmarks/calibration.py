@@ -25,8 +25,8 @@ from rich.progress import track
 
 import ksteer_vllm
 from benchmarks import harness
-from benchmarks.artifacts import LABELS
 from benchmarks.calibration_setup import DEMO, identity_of, model_of, random_probe
+from benchmarks.random_probes import LABELS
 from benchmarks.record import Table, spread, summary, wide_console
 from ksteer_vllm import Probe
 
@@ -96,7 +96,7 @@ class Engine:
             capture={"layers": [reader.metadata.layer]},
         )
         self._llm = LLM(str(model), **{**options, "enforce_eager": True}, additional_config=steering)
-        self._scorer = Scorer(self._llm, reader.artifact())
+        self._scorer = Scorer(self._llm, reader)
         self.tokenizer = self._llm.get_tokenizer()
 
     def run(self, work: Work, *, scored: bool) -> list[str]:

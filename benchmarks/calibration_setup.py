@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from benchmarks.artifacts import LABELS, PROBE_WIDTH, random_tensor
+from benchmarks.random_probes import LABELS, PROBE_WIDTH, random_tensor
 from ksteer_vllm import ModelIdentity, Probe, ProbeMetadata
 
 DEMO = "demo"
@@ -72,4 +72,4 @@ def random_probe(identity: ModelIdentity, layer: int, seed: int) -> Probe:
     }  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: random_tensor(name, size, generator) for name, size in shapes.items()}
-    return Probe(ProbeMetadata(labels=LABELS, layer=layer, model=identity), **tensors)
+    return Probe(ProbeMetadata(labels=LABELS, layer=layer, model=identity), tensors)

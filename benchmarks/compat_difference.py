@@ -138,11 +138,11 @@ def labelled(questions: Sequence[Question]) -> list[LabelledRow]:
 
 def fitted(rows: Sequence[LabelledRow], options: Mapping[str, Any], compat: str | None = None) -> Probe:
     """A probe of the prompt's last token."""
-    artifact = fit_to_rows(
+    probe = fit_to_rows(
         str(MODEL_DIR), rows, layer=LAYER, options=options, window=PROMPT_LAST, compat=compat,
         engine_options=ENGINE_OPTIONS,
     )  # fmt: skip
-    return Probe.of(artifact)
+    return probe
 
 
 def right(probe: Probe, x: Tensor, rows: Sequence[LabelledRow]) -> float:

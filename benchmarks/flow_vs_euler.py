@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from benchmarks import harness
 from ksteer_kernels.flow import flow
-from ksteer_kernels.reference.mlp import ProbeWeights, loss_gradient, probe_logits, steering_loss
+from ksteer_kernels.reference.mlp import MLPWeights, loss_gradient, probe_logits, steering_loss
 from ksteer_vllm import Probe
+from ksteer_vllm.probes.fold import fold
 
 NUM_STEPS = (1, 2, 4, 8, 16, 32, 64)
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -36,7 +37,7 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 class Case:
     """One probe, the tokens to steer, and the budget that counts as calibrated."""
 
-    probe: ProbeWeights
+    probe: MLPWeights
     x: Tensor
     budget: float
     about: dict[str, Any]
@@ -91,7 +92,7 @@ def compare(case: Case, budget: float) -> dict[str, Any]:
     }
 
 
-def euler(x: Tensor, probe: ProbeWeights, label_weights: Tensor, budget: float, num_steps: int) -> Tensor:
+def euler(x: Tensor, probe: MLPWeights, label_weights: Tensor, budget: float, num_steps: int) -> Tensor:
     for _ in range(num_steps):
         x = x - budget / num_steps * loss_gradient(x, probe, label_weights)
     return x
@@ -131,13 +132,13 @@ def demo_case(folder: Path, tokens: int) -> Case:
             streams.append(found[probe.metadata.layer + 1][0, len(prompt) - 1 :])
     x = torch.cat(streams)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    alpha, weights = probe.metadata.default_alpha["gradient"], probe.folded()
+    alpha, weights = probe.metadata.default_alpha["gradient"], fold(probe.tensors)
     return Case(
-        ProbeWeights(weights.w1, weights.b1, weights.w2, weights.b2, weights.w3, weights.b3),
+        weights,
         x[order[: tokens * len(probe.labels)]].double(),
         8 * alpha,
         {
-            "shape": shape_of(probe.w1, len(probe.labels)),
+            "shape": shape_of(probe.tensors["w1"], len(probe.labels)),
             "layer": probe.metadata.layer,
             "probe_digest": Probe.load_metadata(folder / "probe").digest,
             "calibrated": f"8 steps of the demo's alpha, {alpha:.4f}",
@@ -168,7 +169,7 @@ def mixture_case(tokens: int, hidden_size: int = 2048, width: int = 256, num_lab
         torch.autograd.backward(loss)
         optimizer.step()
     x, shown = draw(tokens * num_labels)
-    probe = ProbeWeights(
+    probe = MLPWeights(
         *(tensor.detach().double() for i in (0, 2, 4) for tensor in (network[i].weight, network[i].bias))
     )
     accuracy = ((probe_logits(x.double(), probe) > 0) == shown.bool()).double().mean()
@@ -184,7 +185,7 @@ def mixture_case(tokens: int, hidden_size: int = 2048, width: int = 256, num_lab
     )
 
 
-def calibrated_budget(probe: ProbeWeights, x: Tensor) -> float:
+def calibrated_budget(probe: MLPWeights, x: Tensor) -> float:
     num_labels = probe.w3.shape[0]
     certain = torch.logit(torch.tensor(0.9, dtype=torch.float64))
     for exponent in range(-20, 40):

@@ -24,8 +24,8 @@ from rich.progress import track
 
 import ksteer_vllm
 from benchmarks import harness
-from benchmarks.artifacts import LABELS, write_artifact
 from benchmarks.host_sections import HOST, Section, profile_table, sections
+from benchmarks.random_probes import LABELS, write_probe
 from benchmarks.record import Table, paired_ratios, spread, summary, wide_console
 from ksteer_vllm import SteeringSpec
 
@@ -98,7 +98,7 @@ def main(
     small_blocks = {} if torch.cuda.is_available() else {"block_size": 32}  # a CPU's are 128 tokens: few keys
     with tempfile.TemporaryDirectory() as folder:
         model = harness.write_model(shape, Path(folder) / "model")
-        probe = write_artifact("mlp", shape, Path(folder) / "probe")
+        probe = write_probe("mlp", shape, Path(folder) / "probe")
         steering = ksteer_vllm.enable({"bench": probe})
         llm = harness.engine(
             model, max_num_seqs=in_flight, eager=eager, additional_config=steering,

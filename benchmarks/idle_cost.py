@@ -19,7 +19,7 @@ from rich.progress import track
 
 import ksteer_vllm
 from benchmarks import harness
-from benchmarks.artifacts import write_artifact
+from benchmarks.random_probes import write_probe
 from benchmarks.record import Table, spread, summary, wide_console
 
 
@@ -79,7 +79,7 @@ def run_worker(kind: str, shape: str, batch: int, runs: int, tokens: int, eager:
     harness.run_in_process()
     with tempfile.TemporaryDirectory() as folder:
         model = harness.write_model(shape, Path(folder) / "model")
-        probe = write_artifact("mlp", shape, Path(folder) / "probe")
+        probe = write_probe("mlp", shape, Path(folder) / "probe")
         additional = ksteer_vllm.enable({"bench": probe}) if kind == "idle" else {}
         llm = harness.engine(model, max_num_seqs=batch, eager=eager, additional_config=additional)
         nobody: list[dict | None] = [None] * batch

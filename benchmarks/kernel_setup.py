@@ -21,7 +21,7 @@ from ksteer_kernels import (
     steer_,
     steer_groups_,
 )
-from ksteer_kernels.reference.mlp import ProbeWeights, loss_gradient
+from ksteer_kernels.reference.mlp import MLPWeights, loss_gradient
 from ksteer_kernels.rows import token_rows_
 from ksteer_kernels.workspace import num_partials
 
@@ -47,7 +47,7 @@ class Batch:
     probes: ProbeTables
     rows: RowTables
     workspace: Workspace
-    weights: ProbeWeights
+    weights: MLPWeights
     steps: int
 
     @property
@@ -82,7 +82,7 @@ def make_batch(
     matrix_bias, head = normal(width), normal(NUM_LABELS, width)
     probes.load(0, SlotWeights(basis, bias, matrix, matrix_bias, head, torch.zeros(NUM_LABELS)))
     tensors = (basis, bias, matrix, matrix_bias, head, torch.zeros(NUM_LABELS))
-    weights = ProbeWeights(*(tensor.double() for tensor in tensors))
+    weights = MLPWeights(*(tensor.double() for tensor in tensors))
     hidden = (normal(tokens, hidden_size) * hidden_size**0.5 / 2).to(dtype)
     residual = (normal(tokens, hidden_size) * hidden_size**0.5 / 2).to(dtype)
     c = torch.randn(requests, NUM_LABELS, generator=generator)

@@ -123,7 +123,7 @@ def run_worker(arm: str, requests: int, seed: int) -> None:
 
 
 def engine(stage: Stage, *, steered: bool) -> Any:
-    """With the load test's model, artifacts and sizes; without the plugin unless steered."""
+    """With the load test's model, probes and sizes; without the plugin unless steered."""
     if not steered:
         os.environ["VLLM_PLUGINS"] = ""
     from vllm import LLM

@@ -14,8 +14,8 @@ import typer
 
 import ksteer_vllm
 from benchmarks import harness
-from benchmarks.artifacts import LABELS, edit_of, write_artifacts
 from benchmarks.paired import Load, measure, throughput_table
+from benchmarks.random_probes import LABELS, edit_of, write_probes
 from benchmarks.record import wide_console
 from ksteer_vllm import SteeringSpec
 from ksteer_vllm.spec.families import FAMILIES
@@ -61,7 +61,7 @@ def main(
     }
     with tempfile.TemporaryDirectory() as folder:
         model = harness.write_model(shape, Path(folder) / "model")
-        probes = write_artifacts(shape, Path(folder))
+        probes = write_probes(shape, Path(folder))
         steering = ksteer_vllm.enable(probes, max_probes=len(probes))
         llm = harness.engine(model, max_num_seqs=batch, eager=eager, additional_config=steering)
         measured = measure(llm, loads, rounds, console, f"batch {batch}")

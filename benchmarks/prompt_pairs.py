@@ -101,16 +101,16 @@ def run(
         seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 1)
 
     with tempfile.TemporaryDirectory() as scratch, progress_bar(console) as progress:
-        artifacts = fit_methods(environment, Path(scratch), methods, alone=alone, progress=progress)
+        probes = fit_methods(environment, Path(scratch), methods, alone=alone, progress=progress)
         lap("fit")
         dictionary, about = dictionary_of(
             environment, folder, centred, plan or DictionaryPlan(), Path(scratch), progress
         )
         lap("dictionary")
         vectors = WordVectors.of_model(environment.model)
-        with Bank.start(environment, artifacts, dictionary.layer, progress) as bank:
+        with Bank.start(environment, probes, dictionary.layer, progress) as bank:
             scorer = Scorer(bank, environment, dictionary, vectors, features)
-            variants = variants_for(list(artifacts))
+            variants = variants_for(list(probes))
             outcome = calibrate(scorer, bank, environment, variants, avoid_rest)
             lap("calibrate")
             tested = test(scorer, environment, variants, outcome["chosen"], avoid_rest)

@@ -20,7 +20,7 @@ import typer
 from rich.progress import track
 
 from benchmarks import harness, serving
-from benchmarks.artifacts import edit_of, write_artifact
+from benchmarks.random_probes import edit_of, write_probe
 from benchmarks.record import Table, paired_ratios, percentile, spread, summary, wide_console
 
 PLAIN, IDLE, STEERED = "plain engine", "enabled, unsteered", "steered, 8 steps"
@@ -53,7 +53,7 @@ def main(
         folder = Path(name)
         model = harness.write_model(shape, folder / "model")
         harness.write_tokenizer(shape, model)
-        probe = write_artifact("mlp", shape, folder / "probe")
+        probe = write_probe("mlp", shape, folder / "probe")
         flags = engine_flags(input_len + output_len, concurrency, eager)
         console.print("starting two servers")
         with_plugin = ["--plugin", "ksteer", "--ksteer-probe", f"bench={probe}"]

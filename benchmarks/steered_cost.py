@@ -17,8 +17,8 @@ import typer
 
 import ksteer_vllm
 from benchmarks import harness
-from benchmarks.artifacts import LABELS, write_artifact
 from benchmarks.paired import UNSTEERED, Load, measure, throughput_table
+from benchmarks.random_probes import LABELS, write_probe
 from benchmarks.record import Table, paired_ratios, spread, wide_console
 from ksteer_vllm import SteeringSpec
 
@@ -72,7 +72,7 @@ def main(
     result: dict[str, Any] = {"shape": shape, "layer": layer, "layers": layers, "eager": eager, "batches": {}}
     with tempfile.TemporaryDirectory() as folder:
         model = harness.write_model(shape, Path(folder) / "model")
-        probe = write_artifact("mlp", shape, Path(folder) / "probe")
+        probe = write_probe("mlp", shape, Path(folder) / "probe")
         steering = ksteer_vllm.enable({"bench": probe}, layers="all" if everywhere else [layer])
         llm = harness.engine(model, max_num_seqs=max(sizes), eager=eager, additional_config=steering)
         for batch in sizes:

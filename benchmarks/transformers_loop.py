@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ksteer_kernels.reference.mlp import ProbeWeights, loss_gradient, probe_logits
+from ksteer_kernels.reference.mlp import MLPWeights, loss_gradient, probe_logits
 from ksteer_vllm import Probe
+from ksteer_vllm.probes.fold import fold
 
 __all__ = ["HookedModel", "weights_of"]
 
 
-def weights_of(probe: Probe) -> ProbeWeights:
+def weights_of(probe: Probe) -> MLPWeights:
     """The probe on the raw residual stream, float32."""
-    w = probe.folded()
-    return ProbeWeights(*(t.float() for t in (w.w1, w.b1, w.w2, w.b2, w.w3, w.b3)))
+    return MLPWeights(*(tensor.float() for tensor in vars(fold(probe.tensors)).values()))
 
 
 class HookedModel:

@@ -14,8 +14,8 @@ import typer
 
 import ksteer_vllm
 from benchmarks import harness
-from benchmarks.artifacts import edit_of, write_artifacts
 from benchmarks.paired import Load, measure, throughput_table
+from benchmarks.random_probes import edit_of, write_probes
 from benchmarks.record import Table, wide_console
 from ksteer_vllm import SteeringSpec
 
@@ -53,7 +53,7 @@ def main(
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = harness.write_model(shape, Path(folder) / "model")
-        found = write_artifacts(shape, Path(folder))
+        found = write_probes(shape, Path(folder))
         steering = ksteer_vllm.enable({family: found[family] for family in FAMILIES})
         largest = max(max(some) for some in sizes.values())
         llm = harness.engine(

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.config import enable
 from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError
-from ksteer_vllm.probes.mlp import Probe
-from ksteer_vllm.probes.probe import ModelIdentity, ProbeMetadata
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.metadata import ProbeMetadata
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.report import report
 from ksteer_vllm.spec.spec import SteeringSpec, Where
 

@@ -62,9 +62,9 @@ class EngineConfig(BaseModel):
     layers: Annotated[
         LayerChoice, BeforeValidator(_layers), Field(description="open layers: probe, all or a list")
     ] = "probe"
-    max_probes: Annotated[int, Field(ge=1, le=4096, description="most artifacts")] = 8
+    max_probes: Annotated[int, Field(ge=1, le=4096, description="most probes")] = 8
     max_width: Annotated[
-        int, Field(ge=1, le=4096, description="most rows of an artifact's basis, such as a probe's width")
+        int, Field(ge=1, le=4096, description="most rows of a probe's basis, such as a probe's width")
     ] = 256
     max_steps: Annotated[int, Field(ge=1, le=65536, description="largest num_steps of a request")] = 256
     max_stages: Annotated[
@@ -83,8 +83,8 @@ class EngineConfig(BaseModel):
         Field(
             ge=0,
             le=65536,
-            description="device slots for artifacts (an MLP probe takes three, others one, for each layer "
-            "with tensors of its own); 0: what the start-up artifacts take, and 4 x max_probes more where "
+            description="device slots for probes (an MLP probe takes three, others one, for each layer "
+            "with tensors of its own); 0: what the start-up probes take, and 4 x max_probes more where "
             "probe_dirs are named",
         ),
     ] = 0
@@ -93,7 +93,7 @@ class EngineConfig(BaseModel):
         Field(
             ge=0,
             le=65536,
-            description="most labels of an artifact; 0: the most among the start-up artifacts, at least 64 "
+            description="most labels of a probe; 0: the most among the start-up probes, at least 64 "
             "where probe_dirs are named",
         ),
     ] = 0

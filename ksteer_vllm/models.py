@@ -1,12 +1,17 @@
-"""Finding the decoder stack of a loaded model."""
+"""Language models: what identifies one, and where its decoder stack is."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from ksteer_vllm.errors import DecoderNotFoundError, listing
 
-__all__ = ["find_decoder_layers"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["ModelIdentity", "find_decoder_layers"]
 
 # Looked for in this order; the path is relative to the model vLLM loaded.
 KNOWN_PATHS = (
@@ -23,6 +28,17 @@ KNOWN_PATHS = (
     "backbone.layers",
 )
 _NOT_LANGUAGE = ("vision", "visual", "image", "audio", "speech", "encoder", "tower", "draft", "mtp")
+
+
+class ModelIdentity(BaseModel):
+    """The language model a probe was fitted on; all but `name` must match the engine's model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    model_type: str
+    hidden_size: Annotated[int, Field(gt=0)]
+    num_layers: Annotated[int, Field(gt=0)]
 
 
 def find_decoder_layers(model: nn.Module, num_layers: int, path: str = "") -> nn.ModuleList:
@@ -58,6 +74,8 @@ def find_decoder_layers(model: nn.Module, num_layers: int, path: str = "") -> nn
 
 
 def _at(model: nn.Module, path: str) -> nn.ModuleList | None:
+    from torch import nn
+
     try:
         module = model.get_submodule(path)
     except AttributeError:
@@ -66,4 +84,6 @@ def _at(model: nn.Module, path: str) -> nn.ModuleList | None:
 
 
 def _stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
+    from torch import nn
+
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}

@@ -56,7 +56,7 @@ def report(output: Any) -> dict[str, Any] | None:
 
 
 _Piece = tuple[str, NDArray[np.int64], NDArray[np.float32]]
-"""Digest of the artifact whose labels the values are of, positions, values."""
+"""Digest of the probe whose labels the values are of, positions, values."""
 _NOTHING: _Piece = ("", np.empty(0, np.int64), np.empty((0, _LABELS), np.float32))
 
 
@@ -69,7 +69,7 @@ def assemble(
     """The report (see `report`) of a request from what its workers' stores hold.
 
     canonical: its admitted spec. pieces: one per worker; tensor-parallel ranks repeat each other, pipeline
-    ranks hold different layers. labels: digest -> labels of the artifacts it uses.
+    ranks hold different layers. labels: digest -> labels of the probes it uses.
     """
     found: dict[tuple[int, int], _Piece] = {}
     for piece in pieces:

@@ -79,7 +79,7 @@ async def final_state(url: str, client: httpx.AsyncClient, resident: dict[str, A
         checked.expect("rows of steered requests", now.get("requests"), 0, 0)
         checked.expect("slots used", now.get("slots_used"), resident["slots_used"], resident["slots_used"])
         if set(now.get("digests", ())) != set(resident["digests"]):
-            checked.problems.append("other artifacts are resident than before")
+            checked.problems.append("other probes are resident than before")
     health = await client.get("/health")
     checked.expect("status of /health", health.status_code, 200, 200)
     return checked

@@ -1,4 +1,4 @@
-"""Random valid specs over artifacts of every family, and everything that is wrong with a request."""
+"""Random valid specs over probes of every family, and everything that is wrong with a request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from typing import Any, NamedTuple
 
 from ksteer_vllm.spec.families import FAMILIES
-from tests.support.artifacts import FAMILY_NAMES
+from tests.support.folders import FAMILY_NAMES
 from tests.support.probes import LABELS
 
 PROBES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
@@ -16,7 +16,7 @@ PROBES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     "wide": ("mlp", ("glad", "sad", "mad"), (0, 1, 2, 3)),
     "control": ("vectors", LABELS, (1, 3)),
 }
-"""name -> (family, labels, layers): what `tests.support.artifacts.write_artifacts` writes."""
+"""name -> (family, labels, layers): what `tests.support.folders.write_probes` writes."""
 
 GOOD: dict[str, Any] = {"probe": "mlp", "target": ["warm"], "alpha": 3.0}
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The tiny model, the artifacts, and the two servers of the load test."""
+"""The tiny model, the probes, and the two servers of the load test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.load.changes import FOLDERS
 from benchmarks.load.specs import PRESETS
 from tests.server.http.serving import Server, serve
-from tests.support.artifacts import random_artifact, write_artifacts
+from tests.support.folders import random_family_probe, write_probes
 from tests.support.models import make_model
 
 __all__ = ["Stage", "plain_server", "prepare", "steering_flags", "steering_server"]
@@ -19,7 +19,7 @@ __all__ = ["Stage", "plain_server", "prepare", "steering_flags", "steering_serve
 
 @dataclass(frozen=True)
 class Stage:
-    """Folders: the model, named artifacts, and those that are loaded while the server runs."""
+    """Folders: the model, named probes, and those that are loaded while the server runs."""
 
     root: Path
     model: Path
@@ -33,10 +33,10 @@ def prepare(root: Path) -> Stage:
     model = make_model("llama", root / "model")
     probe_dir = root / "loadable"
     for seed, name in enumerate(FOLDERS, start=100):
-        random_artifact("mlp", width=24, seed=seed).save(probe_dir / name)
+        random_family_probe("mlp", width=24, seed=seed).save(probe_dir / name)
     presets = root / "presets.yaml"
     presets.write_text(json.dumps(PRESETS))  # which is YAML, too
-    return Stage(root, model, write_artifacts(root / "probes"), probe_dir, presets)
+    return Stage(root, model, write_probes(root / "probes"), probe_dir, presets)
 
 
 def steering_flags(stage: Stage) -> list[str]:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ksteer_vllm.convert import Options, convert
-from ksteer_vllm.probes.probe import ModelIdentity
+from ksteer_vllm.models import ModelIdentity
 
 __all__ = ["Dictionary", "DictionaryPlan", "train_dictionary"]
 
@@ -46,11 +46,11 @@ class Dictionary:
         TransformerLens gives it (`center_writing_weights`); its encoder rows then lose their mean.
         """
         size = json.loads((folder / "cfg.json").read_text())["d_sae"]
-        artifact = convert(folder, Options(model=model, features=tuple(range(size))), "saelens")
-        tensors = dict(artifact.tensors)
+        probe = convert(folder, Options(model=model, features=tuple(range(size))), "saelens")
+        tensors = dict(probe.tensors)
         if centred:
             tensors["w_enc"] = tensors["w_enc"] - tensors["w_enc"].mean(1, keepdim=True)
-        return cls(**tensors, layer=artifact.metadata.layer)
+        return cls(**tensors, layer=probe.metadata.layer)
 
     def encode(self, x: Tensor) -> Tensor:
         """Features [N, n] of x [N, d], float32."""

@@ -18,7 +18,7 @@ from ksteer_vllm.data.positions import PROMPT_LAST
 from ksteer_vllm.device.capture import CAPTURE_KEY
 from ksteer_vllm.fit.activations import shut_down
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import fits, load
 
 __all__ = ["METHODS", "Ask", "Bank", "fit_methods"]
@@ -60,8 +60,8 @@ def fit_methods(
         )
         if not through:
             task.recorded = recorded
-        artifact: Artifact = load(fits()[name])(task)
-        paths[name] = artifact.save(folder / name)
+        probe: Probe = load(fits()[name])(task)
+        paths[name] = probe.save(folder / name)
     return paths
 
 
@@ -75,7 +75,7 @@ class Ask:
 
 
 class Bank:
-    """An engine that steers with the artifacts and records the residual stream where the dictionary reads.
+    """An engine that steers with the probes and records the residual stream where the dictionary reads.
 
     Use `Bank.start` as a context manager.
     """
@@ -89,7 +89,7 @@ class Bank:
     def start(
         cls,
         environment: Environment,
-        artifacts: Mapping[str, Path],
+        probes: Mapping[str, Path],
         layer: int,
         progress: Progress | None = None,
     ) -> Iterator[Bank]:
@@ -101,7 +101,7 @@ class Bank:
             "dtype": "float32",
             **environment.engine_options,
             "additional_config": ksteer_vllm.enable(
-                probes=dict(artifacts), max_width=512, max_stages=1, capture={"layers": [layer]}
+                probes=dict(probes), max_width=512, max_stages=1, capture={"layers": [layer]}
             ),
         }
         llm = LLM(environment.model, **options)

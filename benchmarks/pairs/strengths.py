@@ -30,9 +30,9 @@ _PROBED = 1e-3
 """The strength at which the linear scale is measured."""
 
 
-def variants_for(artifacts: Sequence[str]) -> list[Variant]:
-    """The standard ways to steer with these artifacts, K-Steering first, the random control last."""
-    return [variant for variant in STANDARD if variant.artifact in artifacts]
+def variants_for(probes: Sequence[str]) -> list[Variant]:
+    """The standard ways to steer with these probes, K-Steering first, the random control last."""
+    return [variant for variant in STANDARD if variant.probe in probes]
 
 
 def spec_of(

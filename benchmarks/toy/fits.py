@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.toy.environment import Classifier
 from benchmarks.toy.pairs import Pairs, labelled
-from ksteer_kernels.reference.mlp import ProbeWeights
+from ksteer_kernels.reference.mlp import MLPWeights
 from ksteer_vllm.fit.edit_training import Edit, EditPlan, train_edit
 from ksteer_vllm.fit.methods.linear import LinearPlan, regressions
 from ksteer_vllm.fit.methods.loreft import LoReFT, LoReFTPlan
@@ -56,7 +56,7 @@ def fit_directions(each: Sequence[Pairs]) -> Directions:
     return Directions((positive - negative).float(), negative.float())
 
 
-def fit_probe(each: Sequence[Pairs], targets: Mapping[int, int], plan: FitPlan) -> ProbeWeights:
+def fit_probe(each: Sequence[Pairs], targets: Mapping[int, int], plan: FitPlan) -> MLPWeights:
     """K-Steering's probe over the targets, from all pairs; it reads the stream as it is."""
     train, valid = _parts(each, plan.validation_share)
     x, shown = _joined(train, targets)
@@ -67,7 +67,7 @@ def fit_probe(each: Sequence[Pairs], targets: Mapping[int, int], plan: FitPlan) 
         (module.weight.detach(), module.bias.detach()) for module in network if isinstance(module, nn.Linear)
     )
     w1 = w1 / std
-    return ProbeWeights(w1, b1 - w1 @ mean, *(tensor for layer in others for tensor in layer))
+    return MLPWeights(w1, b1 - w1 @ mean, *(tensor for layer in others for tensor in layer))
 
 
 def fit_linear(each: Sequence[Pairs], targets: Mapping[int, int], plan: LinearPlan) -> Tensor:

@@ -19,7 +19,7 @@ from benchmarks.toy.fits import Directions
 from ksteer_kernels.reference.ace import ace
 from ksteer_kernels.reference.loreft import loreft
 from ksteer_kernels.reference.lorest import lorest
-from ksteer_kernels.reference.mlp import ProbeWeights, gradient_steps, loss_gradient
+from ksteer_kernels.reference.mlp import MLPWeights, gradient_steps, loss_gradient
 from ksteer_kernels.reference.vectors import add
 from ksteer_vllm.fit.methods.loreft import LoReFT
 from ksteer_vllm.fit.methods.lorest import LoReST
@@ -96,7 +96,7 @@ def add_lorests(fitted: Sequence[LoReST]) -> Edit:
     return edit
 
 
-def k_steering(probe: ProbeWeights, targets: int, steps: Steps, x: Tensor) -> Edit:
+def k_steering(probe: MLPWeights, targets: int, steps: Steps, x: Tensor) -> Edit:
     """Gradient steps towards the probe's first labels, as many as there are targets; x: typical vectors."""
     label_weights = _towards(probe, targets)
     natural = natural_step(probe, targets, x) / steps.num_steps
@@ -109,13 +109,13 @@ def k_steering(probe: ProbeWeights, targets: int, steps: Steps, x: Tensor) -> Ed
     return edit
 
 
-def natural_step(probe: ProbeWeights, targets: int, x: Tensor) -> float:
+def natural_step(probe: MLPWeights, targets: int, x: Tensor) -> float:
     """The alpha at which one step moves x by the mean length of x - mean(x), on average over x [n, d]."""
     length = loss_gradient(x, probe, _towards(probe, targets)).norm(dim=1).mean()
     return activation_scale(x) / float(length.clamp_min(1e-12))
 
 
-def _towards(probe: ProbeWeights, targets: int) -> Tensor:
+def _towards(probe: MLPWeights, targets: int) -> Tensor:
     """The label weights [K] of the probe's first labels as targets."""
     label_weights = torch.zeros(len(probe.b3))
     label_weights[:targets] = -1 / targets

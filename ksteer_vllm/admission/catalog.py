@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ksteer_vllm.admission.resolve import configured_probes
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.probes.probe import ProbeMetadata
+from ksteer_vllm.probes.metadata import ProbeMetadata
 
 __all__ = ["Catalog", "Retiring"]
 
 
 class Retiring(BaseModel):
-    """An artifact no name refers to any more; requests that were admitted before may still need it."""
+    """A probe no name refers to any more; requests that were admitted before may still need it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,9 +28,9 @@ class Catalog(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     generation: int = 0
-    probes: Annotated[dict[str, ProbeMetadata], Field(description="name -> artifact")] = {}
+    probes: Annotated[dict[str, ProbeMetadata], Field(description="name -> probe")] = {}
     presets: Annotated[dict[str, dict[str, Any]], Field(description="name -> spec")] = {}
-    retiring: Annotated[dict[str, Retiring], Field(description="digest -> artifact")] = {}
+    retiring: Annotated[dict[str, Retiring], Field(description="digest -> probe")] = {}
 
     @classmethod
     def of(cls, config: EngineConfig) -> Catalog:
@@ -39,11 +39,11 @@ class Catalog(BaseModel):
 
     @property
     def digests(self) -> set[str]:
-        """Every artifact that requests may need."""
+        """Every probe that requests may need."""
         return {probe.digest for probe in self.probes.values()} | set(self.retiring)
 
     def with_probe(self, name: str, metadata: ProbeMetadata) -> Catalog:
-        """The next catalog, in which `name` is this artifact; what it was before retires."""
+        """The next catalog, in which `name` is this probe; what it was before retires."""
         return self._next({**self.probes, name: metadata})
 
     def without_probe(self, name: str) -> Catalog:
@@ -55,7 +55,7 @@ class Catalog(BaseModel):
         return self.model_copy(update={"generation": self.generation + 1, "presets": presets})
 
     def without_retiring(self, digest: str) -> Catalog:
-        """The next catalog, once the workers have dropped an artifact."""
+        """The next catalog, once the workers have dropped a probe."""
         retiring = {other: item for other, item in self.retiring.items() if other != digest}
         return self.model_copy(update={"generation": self.generation + 1, "retiring": retiring})
 

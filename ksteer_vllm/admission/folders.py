@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ksteer_vllm.errors import LifecycleError
-from ksteer_vllm.probes.probe import METADATA_FILE, WEIGHTS_FILE
+from ksteer_vllm.probes.metadata import METADATA_FILE, WEIGHTS_FILE
 
 __all__ = ["find_folder"]
 

@@ -49,7 +49,7 @@ class LiveRegistry:
         self.store = store
 
     def labels(self, records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-        """digest -> labels of the artifacts an admitted request uses; records: per edit, of its admission.
+        """digest -> labels of the probes an admitted request uses; records: per edit, of its admission.
 
         While the request has not reached the engine or has not finished, the catalog knows them all.
         """

@@ -1,4 +1,4 @@
-"""What an engine can steer with: the loaded artifacts, the presets, the open layers and the limits.
+"""What an engine can steer with: the loaded probes, the presets, the open layers and the limits.
 
 One validator for every way a request can arrive. Pure: no vLLM. A registry never changes; when probes or
 presets do, the front end builds another one (`ksteer_vllm.admission`).
@@ -14,7 +14,7 @@ from ksteer_vllm.admission.limits import check_request_layers, check_size, check
 from ksteer_vllm.admission.resolve import configured_probes
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import ConfigError, SpecError, listing
-from ksteer_vllm.probes.probe import ProbeMetadata
+from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.spec.compat import Compat
 from ksteer_vllm.spec.edit import Condition, Edit
 from ksteer_vllm.spec.families import FAMILIES, Use
@@ -35,7 +35,7 @@ _CONDITION_FAMILIES = (*_PROBABILITY_FAMILIES, "vectors")
 class AdmittedEdit:
     """An edit this engine can run, every default filled in. canonical: plain JSON types.
 
-    digest, condition_digest: of the artifacts it needs, by which workers know them ("": no condition).
+    digest, condition_digest: of the probes it needs, by which workers know them ("": no condition).
     """
 
     where: Where
@@ -88,7 +88,7 @@ class AdmittedSpec:
 
 
 class Registry:
-    """The artifacts and presets by name, and what a request may ask of them.
+    """The probes and presets by name, and what a request may ask of them.
 
     presets, default: those of the configuration unless given. Raises ConfigError, naming the preset, if one
     of them cannot be run here.
@@ -123,7 +123,7 @@ class Registry:
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Registry:
-        """Read the metadata of every configured artifact; raises ProbeError if a folder has changed."""
+        """Read the metadata of every configured probe; raises ProbeError if a folder has changed."""
         return cls(configured_probes(config), config)
 
     def admit(self, value: Any) -> AdmittedSpec | None:
@@ -249,7 +249,7 @@ class Registry:
                 )  # fmt: skip
 
     def _check_condition(self, condition: Condition, layers: Sequence[int]) -> str:
-        """The digest of the condition's artifact. Raises SpecError."""
+        """The digest of the condition's probe. Raises SpecError."""
         probe = self._probe("condition.probe", condition.probe)
         if probe.family not in _CONDITION_FAMILIES:
             raise SpecError(

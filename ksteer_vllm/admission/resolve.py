@@ -1,17 +1,19 @@
-"""Start-up: filling in what an engine's options leave open, and refusing artifacts that do not fit."""
+"""Start-up: filling in what an engine's options leave open, and refusing probes that do not fit."""
 
 from __future__ import annotations
 
 from ksteer_vllm.config import EngineConfig, ProbeSource
 from ksteer_vllm.errors import ConfigError, ProbeError, listing
-from ksteer_vllm.probes.probe import Artifact, ModelIdentity, ProbeMetadata
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.metadata import ProbeMetadata
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 
 __all__ = ["check_fit", "configured_probes", "resolve_config"]
 
 
 def resolve_config(config: EngineConfig, model: ModelIdentity) -> EngineConfig:
-    """Fill in the artifacts' digests and the open layers, and check that every artifact fits the model.
+    """Fill in the probes' digests and the open layers, and check that every probe fits the model.
 
     Raises ProbeError (a folder is damaged or does not fit) or ConfigError (a layer does not exist).
     The result is what travels to the workers and enters the compile-cache key, so a probe folder that
@@ -21,12 +23,12 @@ def resolve_config(config: EngineConfig, model: ModelIdentity) -> EngineConfig:
     own_layers: set[int] = set()
     for name, source in config.probes.items():
         try:
-            artifact = Artifact.load(source.path)
+            probe = Probe.load(source.path)
         except ProbeError as error:
             raise ProbeError(f"probe {name!r}: {error}") from None
-        check_fit(name, artifact, config, model)
-        sources[name] = ProbeSource(path=source.path, digest=artifact.metadata.digest)
-        own_layers.update(artifact.metadata.layers or (artifact.metadata.layer,))
+        check_fit(name, probe, config, model)
+        sources[name] = ProbeSource(path=source.path, digest=probe.metadata.digest)
+        own_layers.update(probe.metadata.layers or (probe.metadata.layer,))
     if config.layers == "all":
         layers: tuple[int, ...] = tuple(range(model.num_layers))
     elif config.layers == "probe":
@@ -46,9 +48,9 @@ def resolve_config(config: EngineConfig, model: ModelIdentity) -> EngineConfig:
     return config.model_copy(update={"probes": sources, "layers": layers, "resolved": True})
 
 
-def check_fit(name: str, artifact: Artifact, config: EngineConfig, model: ModelIdentity) -> None:
-    """Raise ProbeError unless the artifact was made for this architecture and fits the tables."""
-    made_for = artifact.metadata.model
+def check_fit(name: str, probe: Probe, config: EngineConfig, model: ModelIdentity) -> None:
+    """Raise ProbeError unless the probe was made for this architecture and fits the tables."""
+    made_for = probe.metadata.model
     for field in ("hidden_size", "model_type", "num_layers"):
         wanted, found = getattr(made_for, field), getattr(model, field)
         if wanted != found:
@@ -56,7 +58,7 @@ def check_fit(name: str, artifact: Artifact, config: EngineConfig, model: ModelI
                 f"probe {name!r} was fitted on {made_for.name!r} with {field} {wanted}; "
                 f"this engine's model {model.name!r} has {found}"
             )
-    program = load(FAMILIES[artifact.metadata.family].program)(artifact)
+    program = load(FAMILIES[probe.metadata.family].program)(probe)
     width = max(weights.width for weights in program.slots().values())
     if width > config.max_width:
         raise ProbeError(
@@ -65,13 +67,13 @@ def check_fit(name: str, artifact: Artifact, config: EngineConfig, model: ModelI
 
 
 def configured_probes(config: EngineConfig) -> dict[str, ProbeMetadata]:
-    """Name -> metadata of every artifact of a resolved configuration.
+    """Name -> metadata of every probe of a resolved configuration.
 
     Raises ProbeError if a folder has changed since it was resolved.
     """
     probes = {}
     for name, source in config.probes.items():
-        probes[name] = Artifact.load_metadata(source.path)
+        probes[name] = Probe.load_metadata(source.path)
         if probes[name].digest != source.digest:
             raise ProbeError(f"probe {name!r}: {source.path} has changed since the engine was configured")
     return probes

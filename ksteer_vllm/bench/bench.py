@@ -15,7 +15,7 @@ from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.config import EngineConfig, enable
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY, SteeringSpec
 
@@ -23,9 +23,9 @@ __all__ = ["Bench", "room_for"]
 
 
 class Bench:
-    """One vLLM engine that steers with all artifacts and scores replies. A context manager.
+    """One vLLM engine that steers with all probes and scores replies. A context manager.
 
-    artifacts: name in specs -> folder. reader: the evaluation probe (family mlp), which gives
+    probes: name in specs -> folder. reader: the evaluation probe (family mlp), which gives
     `Reply.propensity`. layers: those that requests may steer. engine_options: further arguments of
     `vllm.LLM`. temperature: 0 is greedy. max_tokens: of a reply. scored: False for an engine that only
     generates. steering: further keys of `ksteer_vllm.enable`. Raises what starting the engine raises
@@ -35,9 +35,9 @@ class Bench:
     def __init__(
         self,
         model: str,
-        artifacts: Mapping[str, Path],
+        probes: Mapping[str, Path],
         *,
-        reader: Artifact | None = None,
+        reader: Probe | None = None,
         layers: Literal["all"] | Sequence[int] = "all",
         engine_options: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
@@ -50,7 +50,7 @@ class Bench:
 
         from ksteer_vllm.bench.scoring import Scorer
 
-        loaded = {name: Artifact.load(folder) for name, folder in artifacts.items()}
+        loaded = {name: Probe.load(folder) for name, folder in probes.items()}
         capture = {"capture": {"layers": [reader.metadata.layer]}} if scored and reader is not None else {}
         options: dict[str, Any] = {"use_tqdm_on_load": False, **(engine_options or {})}
         if (
@@ -60,11 +60,11 @@ class Bench:
         wanted = {**room_for(loaded), **(steering or {}), **capture}
         options |= {
             "enforce_eager": True,
-            "additional_config": enable(probes=artifacts, layers=layers, **wanted),
+            "additional_config": enable(probes=probes, layers=layers, **wanted),
         }
         self.temperature = temperature
         self.max_tokens = max_tokens
-        self._digests = {name: Artifact.load_metadata(folder).digest for name, folder in artifacts.items()}
+        self._digests = {name: Probe.load_metadata(folder).digest for name, folder in probes.items()}
         self.identity: dict[str, Any] = {
             "model": model,
             "reader": _digest_of(reader) if scored and reader is not None else None,
@@ -127,7 +127,7 @@ class Bench:
         return [Reply(ask=ask, **values[key]) for key, ask in zip(keys, asks, strict=True)]
 
     def key(self, ask: Ask, *, scored: bool = True) -> str:
-        """What the ask is filed under in a journal: itself, the digests of its artifacts, if it is scored."""
+        """What the ask is filed under in a journal: itself, the digests of its probes, if it is scored."""
         digests = {} if ask.spec is None else _named(ask.spec, self._digests)
         text = json.dumps([ask.key, digests, scored], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -146,22 +146,22 @@ class Bench:
         )
 
 
-def room_for(artifacts: Mapping[str, Artifact]) -> dict[str, int]:
-    """max_probes and max_width that hold all artifacts, at least the engine's defaults."""
+def room_for(probes: Mapping[str, Probe]) -> dict[str, int]:
+    """max_probes and max_width that hold all probes, at least the engine's defaults."""
     widths = [
         slot.width
-        for artifact in artifacts.values()
-        for slot in load(FAMILIES[artifact.metadata.family].program)(artifact).slots().values()
+        for probe in probes.values()
+        for slot in load(FAMILIES[probe.metadata.family].program)(probe).slots().values()
     ]
     fields = EngineConfig.model_fields
     return {
-        "max_probes": max(fields["max_probes"].default, len(artifacts)),
+        "max_probes": max(fields["max_probes"].default, len(probes)),
         "max_width": max([fields["max_width"].default, *widths]),
     }
 
 
 def _named(spec: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, str]:
-    """The digests of the artifacts a spec names, in its edits and their conditions."""
+    """The digests of the probes a spec names, in its edits and their conditions."""
     named: set[str] = set()
     for edit in SteeringSpec.parse(spec).edits():
         named.add(edit.probe)
@@ -170,7 +170,7 @@ def _named(spec: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, str
     return {name: digests.get(name, "") for name in sorted(named)}
 
 
-def _digest_of(reader: Artifact) -> str:
+def _digest_of(reader: Probe) -> str:
     if not reader.metadata.digest:
-        raise ConfigError("reader: an artifact without a digest; save it, then load it")
+        raise ConfigError("reader: a probe without a digest; save it, then load it")
     return reader.metadata.digest

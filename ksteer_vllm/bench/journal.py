@@ -15,7 +15,7 @@ __all__ = ["Journal"]
 class Journal:
     """Values by key, one JSON line each, appended and flushed as they come; a cut-off last line is dropped.
 
-    identity: what the values depend on beside their keys (model, artifact digests, sampling); a journal of
+    identity: what the values depend on beside their keys (model, probe digests, sampling); a journal of
     another identity is refused: ConfigError, naming the field that differs. Use as a context manager.
     """
 

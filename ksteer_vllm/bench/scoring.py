@@ -9,8 +9,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from ksteer_vllm.device.capture import CAPTURE_KEY
-from ksteer_vllm.probes.mlp import Probe
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["Scorer"]
 
@@ -22,10 +21,10 @@ class Scorer:
     older vLLM takes no seed of a batch in which one request has none.
     """
 
-    def __init__(self, llm: Any, reader: Artifact | None, *, temperature: float = 0.0) -> None:
+    def __init__(self, llm: Any, reader: Probe | None, *, temperature: float = 0.0) -> None:
         self._llm = llm
         self._sampling = {"temperature": temperature, "seed": 0} if temperature > 0 else {"temperature": 0.0}
-        self._probe = None if reader is None else Probe.of(reader)
+        self._probe = None if reader is None else reader
 
     def add(self, request: str, prompt: list[int], tokens: list[int], spoken: int) -> None:
         """Put a reply's scoring request into the running batch.

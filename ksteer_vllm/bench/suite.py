@@ -1,7 +1,7 @@
-"""A suite: artifacts of several methods fitted to the same data, and what is needed to compare them.
+"""A suite: probes of several methods fitted to the same data, and what is needed to compare them.
 
 SUITE/suite.json            what was fitted to what, and the held-out prompts
-SUITE/mlp/, SUITE/caa/ ...  artifact folders, by the name of their fit method
+SUITE/mlp/, SUITE/caa/ ...  probe folders, by the name of their fit method
 SUITE/evaluation/           the probe that reads: fitted to the half of the conversations no method saw
 SUITE/layers/ SUITE/calibration/ SUITE/results/    report folders of `ksteer layers`, `sweep` and `eval`
 """
@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ksteer_vllm.data.rows import Prompt
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.probes.probe import METADATA_FILE, Artifact
+from ksteer_vllm.probes.metadata import METADATA_FILE
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["EVALUATION", "SUITE_FILE", "Suite", "SuiteFile"]
 
@@ -30,7 +31,7 @@ class SuiteFile(BaseModel):
 
     model: as it was given to the fit. seed: of the halves. task: a predefined task's name, or the data's file
     name. judge: the judge that suits the data, see `ksteer_vllm.bench.judges`. prompts: `calibration` and
-    `evaluation`, whose conversations no artifact was fitted to, without the instructions that asked for
+    `evaluation`, whose conversations no probe was fitted to, without the instructions that asked for
     labels.
     """
 
@@ -75,17 +76,17 @@ class Suite:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """Name -> folder of every artifact there is, the evaluation probe apart."""
+        """Name -> folder of every probe there is, the evaluation probe apart."""
         found = sorted(path.parent for path in self.folder.glob(f"*/{METADATA_FILE}"))
         return {path.name: path for path in found if path.name != EVALUATION}
 
     @cached_property
-    def artifacts(self) -> Mapping[str, Artifact]:
-        """Name -> artifact, read and checked once. Raises ProbeError."""
-        return {name: Artifact.load(path) for name, path in self.paths.items()}
+    def probes(self) -> Mapping[str, Probe]:
+        """Name -> probe, read and checked once. Raises ProbeError."""
+        return {name: Probe.load(path) for name, path in self.paths.items()}
 
     @cached_property
-    def evaluation(self) -> Artifact | None:
+    def evaluation(self) -> Probe | None:
         """The probe that reads replies; None if there is none."""
         folder = self.folder / EVALUATION
-        return Artifact.load(folder) if (folder / METADATA_FILE).exists() else None
+        return Probe.load(folder) if (folder / METADATA_FILE).exists() else None

@@ -1,4 +1,4 @@
-"""What is compared: an artifact of a suite, and how a request uses it."""
+"""What is compared: a probe of a suite, and how a request uses it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["STANDARD", "Variant", "variants_of"]
 
 
 class Variant(BaseModel):
-    """A way to steer. artifact: its name in the suite. settings: further fields of the edit."""
+    """A way to steer. probe: its name in the suite. settings: further fields of the edit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    artifact: str
+    probe: str
     family: str
     method: str
     settings: dict[str, Any] = {}
@@ -34,7 +34,7 @@ class Variant(BaseModel):
     ) -> dict[str, Any]:
         """The spec of a request; avoid is left out where the method takes none."""
         takes = FAMILIES[self.family].methods[self.method].takes
-        spec: dict[str, Any] = {"probe": self.artifact, "method": self.method, "target": list(target)}
+        spec: dict[str, Any] = {"probe": self.probe, "method": self.method, "target": list(target)}
         if "avoid" in takes and avoid:
             spec["avoid"] = list(avoid)
         if layer is not None:
@@ -42,8 +42,8 @@ class Variant(BaseModel):
         return {**spec, "alpha": alpha, **self.settings, **more}
 
 
-def _variant(name: str, artifact: str, family: str, method: str, **settings: Any) -> Variant:
-    return Variant(name=name, artifact=artifact, family=family, method=method, settings=settings)
+def _variant(name: str, probe: str, family: str, method: str, **settings: Any) -> Variant:
+    return Variant(name=name, probe=probe, family=family, method=method, settings=settings)
 
 
 STANDARD: tuple[Variant, ...] = (
@@ -63,6 +63,6 @@ STANDARD: tuple[Variant, ...] = (
 """Everything a whole suite can be asked for, K-Steering first, the matched-norm random control last."""
 
 
-def variants_of(artifacts: Collection[str]) -> list[Variant]:
-    """Those of STANDARD whose artifact is there."""
-    return [variant for variant in STANDARD if variant.artifact in artifacts]
+def variants_of(probes: Collection[str]) -> list[Variant]:
+    """Those of STANDARD whose probe is there."""
+    return [variant for variant in STANDARD if variant.probe in probes]

@@ -31,11 +31,11 @@ def sweep(
     model: Annotated[str, typer.Option(help="Of a probe folder; default: as it was given to the fit.")] = "",
     variants: Annotated[
         list[str] | None,
-        typer.Option("--variants", help="A variant or an artifact of the suite; repeatable; default: all."),
+        typer.Option("--variants", help="A variant or a probe of the suite; repeatable; default: all."),
     ] = None,
     sizes: Annotated[str, typer.Option(help="How many labels at once; default: 1,2,3.")] = "",
     strengths: Annotated[int, typer.Option(min=2, max=64, help="Of the first grid.")] = 8,
-    layers: Annotated[str, typer.Option(help="To choose from, a,b,c; default: each artifact's own.")] = "",
+    layers: Annotated[str, typer.Option(help="To choose from, a,b,c; default: each probe's own.")] = "",
     prompts: Annotated[int, typer.Option(min=1, help="Per single label; larger sizes share as many.")] = 12,
     budget: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Of the unsteered share of coherent replies.")
@@ -45,7 +45,7 @@ def sweep(
     ] = "judge",
     rounds: Annotated[int, typer.Option(min=0, max=32, help="Of bisection.")] = 3,
     rule: Annotated[
-        str, typer.Option(help="best or largest_coherent: which strength the artifacts are given.")
+        str, typer.Option(help="best or largest_coherent: which strength the probes are given.")
     ] = "best",
     avoid: Annotated[str, typer.Option(help="rest: steer away from all other labels; or none.")] = "rest",
     judge: Annotated[str, typer.Option(help="reader, probe or openai; default: the data's own.")] = "",
@@ -56,7 +56,7 @@ def sweep(
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the replies; 0 is greedy.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of a reply.")] = 96,
     write: Annotated[
-        bool, typer.Option("--write/--no-write", help="Write the strengths into the artifacts.")
+        bool, typer.Option("--write/--no-write", help="Write the strengths into the probes.")
     ] = True,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     dtype: Dtype = "auto",

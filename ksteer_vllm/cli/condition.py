@@ -50,7 +50,7 @@ def condition(
     from ksteer_vllm.data.opening import open_task
     from ksteer_vllm.fit.condition import condition_table, find_condition
     from ksteer_vllm.fit.pipeline import progress_bar
-    from ksteer_vllm.probes.probe import Artifact
+    from ksteer_vllm.probes.probe import Probe
 
     quiet_vllm()
     one_process()
@@ -65,7 +65,7 @@ def condition(
                 split=split,
                 columns=columns_of(prompt_column, label_column, reply_column),
             ).rows,
-            Artifact.load(folder),
+            Probe.load(folder),
             label,
             steer=steer,
             engine_options=options,

@@ -12,7 +12,8 @@ import typer
 from ksteer_vllm.convert import Options
 from ksteer_vllm.convert import convert as convert_source
 from ksteer_vllm.errors import ProbeError
-from ksteer_vllm.probes.probe import Artifact, ModelIdentity
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["Format", "convert"]
 
@@ -53,21 +54,21 @@ def convert(
             layers=_numbers("--layers", layers),
             features=_numbers("--features", features),
         )
-        artifact = convert_source(source, options, format.value)
+        probe = convert_source(source, options, format.value)
         try:
-            artifact.save(out)
+            probe.save(out)
         except OSError as error:
             raise ProbeError(f"{out}: {error.strerror or error}") from None
     except ProbeError as error:
         typer.echo(f"ksteer: {error}", err=True)
         raise typer.Exit(2) from None
-    for note in artifact.metadata.training.get("notes", ()):
+    for note in probe.metadata.training.get("notes", ()):
         typer.echo(f"note: {note}", err=True)
-    typer.echo(_summary(artifact, out))
+    typer.echo(_summary(probe, out))
 
 
-def _summary(artifact: Artifact, out: Path) -> str:
-    metadata = artifact.metadata
+def _summary(probe: Probe, out: Path) -> str:
+    metadata = probe.metadata
     where = f"layers {', '.join(map(str, metadata.layers))}" if metadata.layers else f"layer {metadata.layer}"
     source = metadata.training["converted_from"]
     return f"{metadata.family} of {where}, labels {', '.join(metadata.labels)}, from {source}: {out}"

@@ -20,7 +20,7 @@ def evaluate(
     prompts: Annotated[int, typer.Option(min=1, help="Evaluation prompts, the first so many.")] = 20,
     variants: Annotated[
         list[str] | None,
-        typer.Option("--variants", help="A variant or an artifact of the suite; repeatable; default: all."),
+        typer.Option("--variants", help="A variant or a probe of the suite; repeatable; default: all."),
     ] = None,
     judge: Annotated[str | None, typer.Option(help="reader, probe or openai; default: the suite's.")] = None,
     judge_url: Annotated[

@@ -1,4 +1,4 @@
-"""`ksteer fit`: labelled text -> an artifact, or a suite of several methods'."""
+"""`ksteer fit`: labelled text -> a probe, or a suite of several methods'."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _one(
             engine_options=engine_options,
             console=console,
         )
-    artifact = fit_to_rows(
+    probe = fit_to_rows(
         model,
         rows,
         method,
@@ -192,15 +192,15 @@ def _one(
         engine_options=engine_options,
         console=console,
     )
-    artifact.save(out)
+    probe.save(out)
     if not plan.keep_activations:
         shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
-    metadata = artifact.metadata
+    metadata = probe.metadata
     for table in metrics_tables(metadata.metrics):
         console.print(table)
     kind = "probe" if method == "mlp" else method
     at = f"layers {', '.join(map(str, metadata.layers))}" if metadata.layers else f"layer {metadata.layer}"
-    console.print(f"{kind} of {at}, labels {', '.join(artifact.labels)}: {out}")
+    console.print(f"{kind} of {at}, labels {', '.join(probe.labels)}: {out}")
 
 
 def _several(

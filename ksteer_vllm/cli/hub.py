@@ -1,4 +1,4 @@
-"""`ksteer push` and `ksteer pull`: artifact folders and suites on the Hugging Face hub."""
+"""`ksteer push` and `ksteer pull`: probe folders and suites on the Hugging Face hub."""
 
 from __future__ import annotations
 

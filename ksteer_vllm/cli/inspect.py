@@ -1,4 +1,4 @@
-"""`ksteer inspect`: what an artifact is."""
+"""`ksteer inspect`: what a probe is."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["inspect"]
 def inspect(folder: Annotated[Path, typer.Argument(help="A probe folder.")]) -> None:
     """Show a probe of any family: what it was fitted on, how it reads held-out text, what it weighs."""
     from ksteer_vllm.fit.describe import describe
-    from ksteer_vllm.probes.probe import Artifact
+    from ksteer_vllm.probes.probe import Probe
 
     with clean_errors():
-        artifact = Artifact.load(folder)
+        probe = Probe.load(folder)
     console = wide_console()
-    for table in describe(artifact):
+    for table in describe(probe):
         console.print(table)

@@ -1,4 +1,4 @@
-"""Read what other steering packages save, as artifacts: one file per source.
+"""Read what other steering packages save, as probes: one file per source.
 
 | format | what is read | family |
 |---|---|---|
@@ -20,7 +20,7 @@ from types import ModuleType
 
 from ksteer_vllm.convert.common import Options
 from ksteer_vllm.errors import ProbeError, listing
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["FORMATS", "Options", "convert", "detect"]
 
@@ -31,11 +31,11 @@ FORMATS: dict[str, str] = {
     "pyreft": "ksteer_vllm.convert.pyreft",
     "saelens": "ksteer_vllm.convert.saelens",
 }
-"""name -> module with `recognises(path) -> bool` and `convert(path, options) -> Artifact`."""
+"""name -> module with `recognises(path) -> bool` and `convert(path, options) -> Probe`."""
 
 
-def convert(source: str | Path, options: Options, format: str = "auto") -> Artifact:
-    """The artifact in a file or folder of another package. Raises ProbeError.
+def convert(source: str | Path, options: Options, format: str = "auto") -> Probe:
+    """The probe in a file or folder of another package. Raises ProbeError.
 
     format: a name in FORMATS, or "auto" to tell from the contents.
     """
@@ -49,8 +49,8 @@ def convert(source: str | Path, options: Options, format: str = "auto") -> Artif
         raise ProbeError(f"features: for saelens alone, {path} is {name}")
     if options.layers and name in ("k-steering", "saelens"):
         raise ProbeError(f"layers: {path} is {name}, which has one layer; say which with --layer")
-    artifact: Artifact = _module(name).convert(path, options)
-    return artifact
+    probe: Probe = _module(name).convert(path, options)
+    return probe
 
 
 def detect(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What every source shares: the caller's options, layer and label choices, and the finished artifact."""
+"""What every source shares: the caller's options, layer and label choices, and the finished probe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ksteer_vllm.errors import ProbeError, listing
-from ksteer_vllm.probes.probe import Artifact, ModelIdentity, ProbeMetadata
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.metadata import ProbeMetadata
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["Options", "build", "choose_labels", "choose_layers", "first_line", "read_json", "read_tensors"]
 
@@ -22,7 +24,7 @@ __all__ = ["Options", "build", "choose_labels", "choose_layers", "first_line", "
 class Options:
     """What a source does not say, or the caller decides.
 
-    model: the model the artifact is for. labels: names, in the source's order. layer: the decoder block
+    model: the model the probe is for. labels: names, in the source's order. layer: the decoder block
     (0-based) of a source that does not say, else the one of its layers a request steers by default.
     layers: keep these of the source's layers only. features: of an SAE.
     """
@@ -46,11 +48,11 @@ def build(
     layers: Sequence[int] = (),
     notes: Sequence[str] = (),
     **metadata: Any,
-) -> Artifact:
-    """A checked artifact that says what it was made from; `tensors` as the family wants them, any dtype.
+) -> Probe:
+    """A checked probe that says what it was made from; `tensors` as the family wants them, any dtype.
 
     layers: with more than one, the tensors' first dimension; a single one has no dimension of its own, so
-    that its artifact can steer any layer. notes: what the user should know, kept in `training`.
+    that its probe can steer any layer. notes: what the user should know, kept in `training`.
     """
     training = {"converted_from": source, "file": path.name, **({"notes": list(notes)} if notes else {})}
     training |= metadata.pop("training", {})
@@ -67,7 +69,7 @@ def build(
             **metadata,
         )
         plain = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
-        return Artifact(described, plain)
+        return Probe(described, plain)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -5,7 +5,7 @@ ActivationSteeringTrainer: classifier, optimiser, configuration) beside `<name>_
 model_name) and `<name>_steering_config.json` (train_layer, steering_strength).
 
 Layer: the classifier is fitted on `hidden_states[train_layer]`, which is the output of decoder block
-train_layer - 1, and the artifact is put there. (The package itself then edits the output of the blocks in
+train_layer - 1, and the probe is put there. (The package itself then edits the output of the blocks in
 steer_layers; to have that, convert with --layer, or name `layers` in the spec, and to have its step sizes add
 `compat: "pip-0.1.2"`.)
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from ksteer_vllm.convert.common import Options, build, choose_labels, read_json
 from ksteer_vllm.convert.unpickle import Record, names_in, read_pickle, tensor_of
 from ksteer_vllm.errors import ProbeError, listing
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["convert", "recognises"]
 
@@ -52,7 +52,7 @@ def recognises(path: Path) -> bool:
     return any(names_in(path, prefix) for prefix in ("k_steering.steering", "MultiLabelSteeringModel"))
 
 
-def convert(path: Path, options: Options) -> Artifact:
+def convert(path: Path, options: Options) -> Probe:
     """path: the classifier's file, or the folder with exactly one."""
     path = _classifier_file(path)
     weights = _weights(path, read_pickle(path, CLASSES))

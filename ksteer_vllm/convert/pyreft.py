@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ksteer_vllm.convert.common import Options, build, choose_labels, choose_layers, read_json, read_tensors
 from ksteer_vllm.errors import ProbeError, listing
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["convert", "recognises"]
 
@@ -37,7 +37,7 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").exists() and any(path.glob("intkey_*.bin"))
 
 
-def convert(path: Path, options: Options) -> Artifact:
+def convert(path: Path, options: Options) -> Probe:
     """path: the folder pyreft's `save` wrote."""
     config = read_json(path / "config.json")
     _check_config(path / "config.json", config)

@@ -16,7 +16,7 @@ import torch
 from ksteer_vllm.convert.common import Options, build, choose_labels, choose_layers
 from ksteer_vllm.convert.gguf import MAGIC, read_gguf
 from ksteer_vllm.errors import ProbeError, listing
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["convert", "recognises"]
 
@@ -30,7 +30,7 @@ def recognises(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def convert(path: Path, options: Options) -> Artifact:
+def convert(path: Path, options: Options) -> Probe:
     """path: one control vector: one label, by default the file's name."""
     metadata, tensors = read_gguf(path)
     architecture = metadata.get("general.architecture")
@@ -45,7 +45,7 @@ def convert(path: Path, options: Options) -> Artifact:
             raise ProbeError(f"{path}: direction.{number}: shape {tuple(tensor.shape)}, expected {wanted}")
     layers, layer = choose_layers(path, options, list(directions))
     hint, model_type = str(metadata.get(f"{ARCHITECTURE}.model_hint", ""))[:80], options.model.model_type
-    differs = f"the file was made for a model of type {hint!r}, the artifact is for {model_type!r}"
+    differs = f"the file was made for a model of type {hint!r}, the probe is for {model_type!r}"
     stacked = torch.stack([directions[index].float() for index in layers])
     return build(
         path,

@@ -2,7 +2,7 @@
 
 Checked against sae-lens 6.54.12. `cfg.json` (since version 6 the hook is under "metadata", before at the top)
 and `sae_weights.safetensors`: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d], threshold [n] for jumprelu.
-With features f = act((x - b_dec) W_enc + b_enc) if apply_b_dec_to_input, the artifact's b_enc is
+With features f = act((x - b_dec) W_enc + b_enc) if apply_b_dec_to_input, the probe's b_enc is
 b_enc - b_dec W_enc. The decoder's bias plays no part: only differences of features are written back.
 
 Layer: `blocks.L.hook_resid_post` is the output of decoder block L, `blocks.L.hook_resid_pre` that of block
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ksteer_vllm.convert.common import Options, build, choose_labels, read_json
 from ksteer_vllm.errors import ProbeError, listing
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["convert", "recognises"]
 
@@ -36,7 +36,7 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).exists() and (path / WEIGHTS).exists()
 
 
-def convert(path: Path, options: Options) -> Artifact:
+def convert(path: Path, options: Options) -> Probe:
     """path: the folder SAELens' `save_model` wrote. options.features: which of its features to keep."""
     file = path / CONFIG
     config = _normalised(read_json(file))

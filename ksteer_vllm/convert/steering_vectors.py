@@ -15,7 +15,7 @@ import torch
 from ksteer_vllm.convert.common import Options, build, choose_labels, choose_layers
 from ksteer_vllm.convert.unpickle import Record, names_in, read_pickle, tensor_of
 from ksteer_vllm.errors import ProbeError, listing
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["convert", "recognises"]
 
@@ -26,7 +26,7 @@ def recognises(path: Path) -> bool:
     return path.is_file() and any(names_in(path, name) for name in ("steering_vectors.", "layer_activations"))
 
 
-def convert(path: Path, options: Options) -> Artifact:
+def convert(path: Path, options: Options) -> Probe:
     """path: one pickle or torch.save file: one label, by default the file's name."""
     activations, notes = _activations(path, read_pickle(path, (CLASS,)))
     vectors = {}

@@ -13,7 +13,7 @@ from ksteer_vllm.demo.corpus import Question
 from ksteer_vllm.demo.generate import Ask, Method, generate_replies
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.experiments.calibration.choose import TOLERANCE, best, middle, plateau
-from ksteer_vllm.probes.mlp import Probe
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.spec import SteeringSpec
 
 __all__ = ["METHODS", "RULE", "Calibration", "Point", "calibrate"]
@@ -138,12 +138,12 @@ def _typical_alpha(probe: Probe, method: Method) -> float:
     """
     generator = torch.Generator().manual_seed(0)
     spread = torch.randn(256, probe.metadata.model.hidden_size, generator=generator)
-    x = probe.input_mean + probe.input_std * spread
+    x = probe.tensors["input_mean"] + probe.tensors["input_std"] * spread
     length = x.norm(dim=1).mean().item()
     coefficients = torch.full((len(probe.labels),), 1 / (len(probe.labels) - 1))
     coefficients[0] = -1.0
     if method == "add":
-        return length / (coefficients @ probe.label_vectors).norm().item()
+        return length / (coefficients @ probe.tensors["label_vectors"]).norm().item()
     x.requires_grad_()
     gradient = torch.autograd.grad((probe.logits(x) @ coefficients).sum(), x)[0]
     return length / (SteeringSpec.model_fields["num_steps"].default * gradient.norm(dim=1).mean().item())

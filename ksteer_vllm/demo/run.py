@@ -42,7 +42,7 @@ from ksteer_vllm.fit.activations import shut_down
 from ksteer_vllm.fit.heldout import report_table
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows
 from ksteer_vllm.fit.train import FitPlan
-from ksteer_vllm.probes.mlp import Probe
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["DemoPlan", "run_demo"]
 

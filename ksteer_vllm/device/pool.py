@@ -1,4 +1,4 @@
-"""Resident artifacts: their weights in device tables, and the row of an edit."""
+"""Resident probes: their weights in device tables, and the row of an edit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ksteer_kernels import Flag, ProbeTables, Program, RowSettings, SlotWeights
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import ProbeError
 from ksteer_vllm.methods.program import FamilyProgram, PlannedRow
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.spec.stages import assign_stages
 
@@ -39,14 +39,14 @@ class RequestRows:
 
 
 class PoolFullError(ValueError):
-    """There are not enough free slots for an artifact."""
+    """There are not enough free slots for a probe."""
 
 
 class ProbePool:
-    """Holds artifacts in slots, by digest, and turns admitted specs into rows.
+    """Holds probes in slots, by digest, and turns admitted specs into rows.
 
     A spec costs its readouts, whatever it targets: a thousand target/avoid mixes share the weights. The
-    configured artifacts are there from the start; others come and go while the engine runs, in place, since
+    configured probes are there from the start; others come and go while the engine runs, in place, since
     captured CUDA graphs keep the tables' addresses. Raises ProbeError for a folder that has changed.
     """
 
@@ -75,7 +75,7 @@ class ProbePool:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """The resident artifacts."""
+        """The resident probes."""
         return tuple(self._programs)
 
     @property
@@ -84,7 +84,7 @@ class ProbePool:
         return self.tables.num_slots - len(self._slots)
 
     def load(self, path: str, digest: str) -> None:
-        """Read an artifact into free slots; one that is resident already stays as it is.
+        """Read a probe into free slots; one that is resident already stays as it is.
 
         Raises ProbeError (damaged, another digest, too wide), PoolFullError. Nothing has changed then.
         """
@@ -99,7 +99,7 @@ class ProbePool:
         self._place(digest, program, slots)
 
     def unload(self, digest: str) -> None:
-        """Free an artifact's slots. No running request may need it; one that is not resident is no error."""
+        """Free a probe's slots. No running request may need it; one that is not resident is no error."""
         if self._programs.pop(digest, None) is None:
             return
         for place, slot in list(self._slots.items()):
@@ -150,7 +150,7 @@ class ProbePool:
     ) -> tuple[dict[int, RowSettings], dict[int, RowSettings]]:
         """Settings by layer of an edit's condition, if it has one, and of the edit itself.
 
-        Requests with the same edit share them, and so do layers wherever the artifact is the same there.
+        Requests with the same edit share them, and so do layers wherever the probe is the same there.
         """
         digest, condition_digest = record["digest"], record.get("condition_digest", "")
         key = (record["fingerprint"], digest, condition_digest, report)
@@ -196,17 +196,17 @@ class ProbePool:
 
 
 SPARE_LABELS = 64
-"""Labels an artifact loaded while serving may have, unless `max_labels` says otherwise."""
+"""Labels a probe loaded while serving may have, unless `max_labels` says otherwise."""
 SPARE_SLOTS = 4
-"""Slots kept free for each of max_probes artifacts, unless `max_slots` says otherwise. An MLP probe takes
+"""Slots kept free for each of max_probes probes, unless `max_slots` says otherwise. An MLP probe takes
 three, others one, each for every layer that has tensors of its own."""
 
 
 def _program(path: str, digest: str) -> FamilyProgram:
-    artifact = Artifact.load(path)
-    if artifact.metadata.digest != digest:
+    probe = Probe.load(path)
+    if probe.metadata.digest != digest:
         raise ProbeError(f"{path} has changed since the engine was configured")
-    program: FamilyProgram = load(FAMILIES[artifact.metadata.family].program)(artifact)
+    program: FamilyProgram = load(FAMILIES[probe.metadata.family].program)(probe)
     return program
 
 
@@ -215,7 +215,7 @@ def _capacity(config: EngineConfig, configured: Sequence[SlotWeights]) -> tuple[
     needed, labels = len(configured), max((weights.num_labels for weights in configured), default=1)
     if needed > config.max_slots > 0 or labels > config.max_labels > 0:
         raise ProbeError(
-            f"the configured artifacts need {needed} slots and {labels} labels; the engine has "
+            f"the configured probes need {needed} slots and {labels} labels; the engine has "
             f"max_slots={config.max_slots or needed} and max_labels={config.max_labels or labels}"
         )
     live = bool(config.probe_dirs)

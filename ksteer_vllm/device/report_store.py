@@ -143,7 +143,7 @@ class ReportStore:
         tokens [n] int64: indices into the step's tokens; those of other requests are passed over.
         edit_index_of_token [n] int64: which of its request's edits it was. shift [n] float32: |x'-x| / |x|,
         NaN where the edit was dropped; steps [n] int32: negative where there are none. before, after [n, K]
-        float32: probabilities of the labels of the artifact with that digest, or None both.
+        float32: probabilities of the labels of the probe with that digest, or None both.
         """
         if self._tokens is None:
             return

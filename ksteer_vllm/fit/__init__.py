@@ -1,4 +1,4 @@
-"""From labelled text to an artifact: read rows, take activations from the vLLM engine, fit, evaluate."""
+"""From labelled text to a probe: read rows, take activations from the vLLM engine, fit, evaluate."""
 
 from ksteer_vllm.data.rows import ContrastPair, DataError, LabelledRow, labels_of, read_rows, write_rows
 from ksteer_vllm.fit.activations import Activations, collect_activations

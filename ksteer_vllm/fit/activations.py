@@ -21,7 +21,7 @@ from ksteer_vllm.data.rows import DataError, LabelledRow, row_name
 from ksteer_vllm.device.capture import CAPTURE_KEY
 from ksteer_vllm.fit.shards import ShardFolder
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.probes.probe import ModelIdentity
+from ksteer_vllm.models import ModelIdentity
 
 __all__ = [
     "Activations",

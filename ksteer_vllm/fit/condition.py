@@ -21,8 +21,7 @@ from torch.nn.functional import cosine_similarity
 from ksteer_vllm.data.rows import DataError, LabelledRow, data_digest, labels_of
 from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.fit.task import FitTask, LabelledActivations
-from ksteer_vllm.probes.mlp import FoldedProbe
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["Condition", "Cut", "best_cut", "condition_table", "find_condition", "scores_of"]
 
@@ -54,31 +53,29 @@ class Condition:
     metrics: dict[str, dict[str, float]]
 
     def as_spec(self, probe: str) -> dict[str, Any]:
-        """The `condition` of a steering spec; probe: the name the artifact is loaded under."""
+        """The `condition` of a steering spec; probe: the name the probe is loaded under."""
         return {"probe": probe, "label": self.label, self.cut.side: self.cut.value}
 
 
 def find_condition(
     model: str,
     rows: Sequence[LabelledRow],
-    artifact: Artifact,
+    probe: Probe,
     label: str,
     *,
     steer: str = "",
     engine_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Condition:
-    """Choose the condition on `label` of `artifact` that finds the rows which show `steer` (default: label).
+    """Choose the condition on `label` of `probe` that finds the rows which show `steer` (default: label).
 
-    Rows the artifact was fitted on are split as they were then, so that validation and test are new to it.
-    Raises ConfigError for an artifact that does not fit the model or reads no score, DataError for the rows.
+    Rows the probe was fitted on are split as they were then, so that validation and test are new to it.
+    Raises ConfigError for a probe that does not fit the model or reads no score, DataError for the rows.
     """
-    metadata, steer = artifact.metadata, steer or label
-    if label not in artifact.labels:
-        raise ConfigError(f"label: {label[:80]!r} is not in the probe; it has: {listing(artifact.labels)}")
-    scores_of(
-        artifact, label, torch.zeros(1, metadata.model.hidden_size)
-    )  # a family without scores ends here
+    metadata, steer = probe.metadata, steer or label
+    if label not in probe.labels:
+        raise ConfigError(f"label: {label[:80]!r} is not in the probe; it has: {listing(probe.labels)}")
+    scores_of(probe, label, torch.zeros(1, metadata.model.hidden_size))  # a family without scores ends here
     labels_of(rows, [steer])
     same_rows = metadata.training.get("data_digest") == data_digest(rows)
     drawn = {name: metadata.training[name] for name in _SPLIT if name in metadata.training}
@@ -86,7 +83,7 @@ def find_condition(
         model,
         rows,
         "condition",
-        labels=artifact.labels if same_rows else [steer],
+        labels=probe.labels if same_rows else [steer],
         layer=metadata.layer,
         options=drawn if same_rows else {},
         engine_options=engine_options,
@@ -103,19 +100,19 @@ def find_condition(
     for part in (choice, test):
         if shows[part.row].all() or not shows[part.row].any():
             raise DataError(f"labels: validation and test need rows with {steer!r} and rows without")
-    cut = best_cut(_scores(artifact, label, choice), shows[choice.row])
-    return Condition(label, cut, _metrics(cut, _scores(artifact, label, test), test, shows))
+    cut = best_cut(_scores(probe, label, choice), shows[choice.row])
+    return Condition(label, cut, _metrics(cut, _scores(probe, label, test), test, shows))
 
 
 _SPLIT = ("validation_share", "test_share", "seed")
 
 
-def scores_of(artifact: Artifact, label: str, x: Tensor) -> Tensor:
+def scores_of(probe: Probe, label: str, x: Tensor) -> Tensor:
     """What a condition on `label` reads from x [N, d]: [N] float64. Raises ConfigError for other families."""
-    index, family = artifact.labels.index(label), artifact.metadata.family
-    x, tensors = x.double(), artifact.at(artifact.metadata.layer)
+    index, family = probe.labels.index(label), probe.metadata.family
+    x, tensors = x.double(), probe.at(probe.metadata.layer)
     if family == "mlp":
-        return torch.sigmoid(FoldedProbe.of(tensors).logits(x)[:, index])
+        return torch.sigmoid(probe.logits(x)[:, index])
     if family == "linear":
         z = (x - tensors["input_mean"]) / tensors["input_std"]
         return torch.sigmoid(z @ tensors["weight"][index] + tensors["bias"][index])
@@ -124,8 +121,8 @@ def scores_of(artifact: Artifact, label: str, x: Tensor) -> Tensor:
     raise ConfigError(f"condition: family {family!r} has no score; mlp, linear and vectors have one")
 
 
-def _scores(artifact: Artifact, label: str, tokens: LabelledActivations) -> Tensor:
-    return tokens.stream.map(lambda x: scores_of(artifact, label, x))
+def _scores(probe: Probe, label: str, tokens: LabelledActivations) -> Tensor:
+    return tokens.stream.map(lambda x: scores_of(probe, label, x))
 
 
 def best_cut(score: Tensor, shown: Tensor) -> Cut:

@@ -1,4 +1,4 @@
-"""What `ksteer inspect` shows of an artifact of any family."""
+"""What `ksteer inspect` shows of a probe of any family."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ksteer_vllm.errors import listing
 from ksteer_vllm.fit.heldout import report_table
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
 
 __all__ = ["describe", "metrics_tables"]
@@ -17,13 +17,13 @@ __all__ = ["describe", "metrics_tables"]
 _LABELS_SHOWN = 20
 
 
-def describe(artifact: Artifact) -> Iterator[Table]:
+def describe(probe: Probe) -> Iterator[Table]:
     """Facts, held-out metrics, norms and training, as tables to print."""
-    yield _facts(artifact)
-    yield from metrics_tables(artifact.metadata.metrics)
-    yield _norms(artifact)
-    if artifact.metadata.training:
-        yield _listed("training", {k: v for k, v in artifact.metadata.training.items() if k != "layers"})
+    yield _facts(probe)
+    yield from metrics_tables(probe.metadata.metrics)
+    yield _norms(probe)
+    if probe.metadata.training:
+        yield _listed("training", {k: v for k, v in probe.metadata.training.items() if k != "layers"})
 
 
 def metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
@@ -39,7 +39,7 @@ def metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
 
 
 def _by_layer(metrics: dict[str, Any]) -> Table:
-    """The mean AUROC at every layer of an artifact that has several."""
+    """The mean AUROC at every layer of a probe that has several."""
     table = Table(title="held-out AUROC by layer", title_justify="left")
     table.add_column("layer")
     units = [unit for unit in ("tokens", "replies") if all(unit in found for found in metrics.values())]
@@ -50,8 +50,8 @@ def _by_layer(metrics: dict[str, Any]) -> Table:
     return table
 
 
-def _facts(artifact: Artifact) -> Table:
-    metadata, model = artifact.metadata, artifact.metadata.model
+def _facts(probe: Probe) -> Table:
+    metadata, model = probe.metadata, probe.metadata.model
     blocks = listing(metadata.layers) if metadata.layers else str(metadata.layer)
     rows = {
         "family": f"{metadata.family}; methods {', '.join(FAMILIES[metadata.family].methods)}",
@@ -60,7 +60,7 @@ def _facts(artifact: Artifact) -> Table:
         "model": f"{model.name} ({model.model_type}, hidden size {model.hidden_size})",
     }
     if metadata.family == "mlp":
-        widths = [len(artifact.tensors[name]) for name in ("w1", "w2")]
+        widths = [len(probe.tensors[name]) for name in ("w1", "w2")]
         rows["hidden layers"] = f"{widths[0]} and {widths[1]}, {metadata.activation}"
     rows["default alpha"] = ", ".join(f"{m} {a:.4g}" for m, a in metadata.default_alpha.items()) or "none"
     if metadata.default_where is not None:
@@ -76,24 +76,24 @@ def _facts(artifact: Artifact) -> Table:
     return table
 
 
-def _norms(artifact: Artifact) -> Table:
+def _norms(probe: Probe) -> Table:
     """Shape and norm of every tensor, then of each label's part of those in the residual stream."""
     table = Table(title="norms", title_justify="left")
     table.add_column("tensor")
     table.add_column("shape")
     table.add_column("norm", justify="right")
-    for name, tensor in artifact.tensors.items():
+    for name, tensor in probe.tensors.items():
         table.add_row(name, _shape(tensor.shape), f"{tensor.norm():.4g}")
-    axis = 1 if artifact.metadata.layers else 0
-    for name, dimensions in FAMILIES[artifact.metadata.family].tensors.items():
+    axis = 1 if probe.metadata.layers else 0
+    for name, dimensions in FAMILIES[probe.metadata.family].tensors.items():
         if dimensions.split()[0] != "K" or "d" not in dimensions.split():
             continue
         words = name.replace("_", " ").replace("vectors", "vector").replace("directions", "direction")
-        for index, label in enumerate(artifact.labels[:_LABELS_SHOWN]):
-            part = artifact.tensors[name].select(axis, index)
+        for index, label in enumerate(probe.labels[:_LABELS_SHOWN]):
+            part = probe.tensors[name].select(axis, index)
             table.add_row(f"{words} {label}", _shape(part.shape), f"{part.norm():.4g}")
-        if len(artifact.labels) > _LABELS_SHOWN:
-            table.add_row(f"{words} …", f"{len(artifact.labels) - _LABELS_SHOWN} more", "")
+        if len(probe.labels) > _LABELS_SHOWN:
+            table.add_row(f"{words} …", f"{len(probe.labels) - _LABELS_SHOWN} more", "")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Labelled rows in, artifact out: what `ksteer fit` and `ksteer demo` both run."""
+"""Labelled rows in, probe out: what `ksteer fit` and `ksteer demo` both run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ksteer_vllm.fit.activations import model_of
 from ksteer_vllm.fit.stacking import fit_at
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.fit.train import FitPlan
-from ksteer_vllm.probes.mlp import Probe
-from ksteer_vllm.probes.probe import Artifact, ModelIdentity
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import fits
 
 __all__ = ["complete_rows", "few_threads", "fit_probe_to_rows", "fit_to_rows", "progress_bar"]
@@ -43,7 +43,7 @@ def fit_to_rows(
     folder: Path | None = None,
     engine_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
-) -> Artifact:
+) -> Probe:
     """Fit one method to labelled rows at one layer (default: 60 % depth), or at several.
 
     method: a name in `spec.families.fits()`. options: its own, by name. window: the positions read.
@@ -116,16 +116,14 @@ def fit_probe_to_rows(
     console: Console | None = None,
 ) -> Probe:
     """`fit_to_rows` of the MLP probe, its options as a `FitPlan`."""
-    return Probe.of(
-        fit_to_rows(
-            model,
-            rows,
-            labels=labels,
-            layer=layer,
-            options=plan.model_dump() if plan else None,
-            engine_options=engine_options,
-            console=console,
-        )
+    return fit_to_rows(
+        model,
+        rows,
+        labels=labels,
+        layer=layer,
+        options=plan.model_dump() if plan else None,
+        engine_options=engine_options,
+        console=console,
     )
 
 

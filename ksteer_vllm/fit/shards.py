@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ksteer_vllm.data.rows import DataError, LabelledRow, data_digest
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.probes.probe import ModelIdentity
+from ksteer_vllm.models import ModelIdentity
 
 __all__ = ["ShardFolder"]
 

@@ -1,4 +1,4 @@
-"""One method fitted at one layer or several, and kept; several give one artifact with tensors for each."""
+"""One method fitted at one layer or several, and kept; several give one probe with tensors for each."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import torch
 from ksteer_vllm.data.rows import data_digest
 from ksteer_vllm.errors import ProbeError
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import fits, load
 
 __all__ = ["fit_at", "fit_once", "is_fitted", "stack_layers"]
 
 _KEY = "fit_key"
-"""In an artifact's `training`: names everything the fit depended on."""
+"""In a probe's `training`: names everything the fit depended on."""
 
 
-def fit_at(task: FitTask, layers: Sequence[int] = ()) -> Artifact:
+def fit_at(task: FitTask, layers: Sequence[int] = ()) -> Probe:
     """Fit the task's method at its layer, or at each of several, whose activations are recorded together.
 
-    The artifact's own layer is the task's if it is among them, else the middle one. A request steers at all
+    The probe's own layer is the task's if it is among them, else the middle one. A request steers at all
     of them unless it names some.
     """
     fit = load(fits()[task.method])
     wanted = sorted(set(layers)) or [task.layer]
     if len(wanted) == 1:
-        only: Artifact = fit(replace(task, layer=wanted[0]))
+        only: Probe = fit(replace(task, layer=wanted[0]))
         return only
     reads = {replace(task, layer=layer).read_layer for layer in wanted}
     found = [
@@ -41,26 +41,26 @@ def fit_at(task: FitTask, layers: Sequence[int] = ()) -> Artifact:
     return stack_layers(found, task.layer if task.layer in wanted else wanted[len(wanted) // 2])
 
 
-def stack_layers(artifacts: Sequence[Artifact], layer: int) -> Artifact:
-    """Artifacts of one family and labels, ascending by layer, as one; layer: its own, one of theirs.
+def stack_layers(probes: Sequence[Probe], layer: int) -> Probe:
+    """Probes of one family and labels, ascending by layer, as one; layer: its own, one of theirs.
 
     Metrics and training are those at `layer`, and of every layer below `layers`.
     """
-    at = {artifact.metadata.layer: artifact for artifact in artifacts}
+    at = {probe.metadata.layer: probe for probe in probes}
     own = at[layer]
 
     def of_layers(name: str) -> Mapping[str, Any]:
-        return {str(number): getattr(artifact.metadata, name) for number, artifact in at.items()}
+        return {str(number): getattr(probe.metadata, name) for number, probe in at.items()}
 
-    return Artifact(
+    return Probe(
         own.metadata.model_validate(
             {
                 **own.metadata.model_dump(),
                 "layers": sorted(at),
                 "activation_scale": {
                     number: scale
-                    for artifact in artifacts
-                    for number, scale in artifact.metadata.activation_scale.items()
+                    for probe in probes
+                    for number, scale in probe.metadata.activation_scale.items()
                 },
                 "training": {**own.metadata.training, "layers": of_layers("training")},
                 "metrics": {**own.metadata.metrics, "layers": of_layers("metrics")},
@@ -73,15 +73,15 @@ def stack_layers(artifacts: Sequence[Artifact], layer: int) -> Artifact:
 def fit_once(task: FitTask, folder: Path, layers: Sequence[int] = ()) -> Path:
     """`fit_at`, saved to the folder; not again where that has been done. Returns the folder."""
     if not is_fitted(task, folder, layers):
-        artifact = fit_at(task, layers)
-        artifact.with_metadata(training={**artifact.metadata.training, _KEY: _key(task, layers)}).save(folder)
+        probe = fit_at(task, layers)
+        probe.with_metadata(training={**probe.metadata.training, _KEY: _key(task, layers)}).save(folder)
     return folder
 
 
 def is_fitted(task: FitTask, folder: Path, layers: Sequence[int] = ()) -> bool:
-    """Whether the folder holds the artifact of this very fit."""
+    """Whether the folder holds the probe of this very fit."""
     try:
-        return Artifact.load(folder).metadata.training.get(_KEY) == _key(task, layers)
+        return Probe.load(folder).metadata.training.get(_KEY) == _key(task, layers)
     except ProbeError:
         return False
 

@@ -1,10 +1,10 @@
 """What a fit is given: one `FitTask`, the same for every method, so that comparing methods compares methods.
 
-A fit is a function `fit(task: FitTask) -> Artifact` in `ksteer_vllm/fit/methods/<name>.py`, named in
+A fit is a function `fit(task: FitTask) -> Probe` in `ksteer_vllm/fit/methods/<name>.py`, named in
 `spec.families.FAMILIES`. It reads its options with `task.plan(MyPlan)`, where `MyPlan` is a subclass
 of `SplitPlan` with this method's own fields and defaults; it takes rows, targets and the split from the
 task, and activations from `task.activations()` if it needs them (no engine starts otherwise); it ends with
-`task.artifact(...)`.
+`task.probe(...)`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from ksteer_vllm.errors import ConfigError, listing
 from ksteer_vllm.fit.activations import Activations, Recorder, collect_activations, default_layer, model_of
 from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.probes.probe import Artifact, ModelIdentity, ProbeMetadata
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.metadata import ProbeMetadata
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["FitTask", "LabelledActivations", "SplitPlan", "activation_scale"]
 
@@ -229,7 +231,7 @@ class FitTask:
         return found.of_rows(parts["train"]), found.of_rows(parts["test"])
 
     def provenance(self, window: Window | None = None, *, recorded: bool = True) -> dict[str, Any]:
-        """Where the artifact comes from: method, model, data, positions and versions; plain JSON.
+        """Where the probe comes from: method, model, data, positions and versions; plain JSON.
 
         window: what was recorded; None: the task's. recorded: False for fits that record nothing.
         """
@@ -256,7 +258,7 @@ class FitTask:
         source = self.provenance(window, recorded=recorded)
         return {**plan.model_dump(mode="json"), **source, "split": sizes}
 
-    def artifact(
+    def probe(
         self,
         family: str,
         tensors: Mapping[str, Tensor],
@@ -265,8 +267,8 @@ class FitTask:
         metrics: Mapping[str, Any] | None = None,
         scale: float | None = None,
         **metadata: Any,
-    ) -> Artifact:
-        """The checked artifact, tensors as float32 on the CPU.
+    ) -> Probe:
+        """The checked probe, tensors as float32 on the CPU.
 
         training: `training()` and what else the fit did. scale: mean of |x - mean(x)| over the training
         vectors, see `activation_scale`. metadata: further fields of `ProbeMetadata`.
@@ -274,7 +276,7 @@ class FitTask:
         fields: dict[str, Any] = {"activation_scale": {self.layer: scale} if scale else {}, **metadata}
         if self.compat is not None:
             fields["settings"] = {**fields.get("settings", {}), "compat": self.compat}
-        return Artifact(
+        return Probe(
             ProbeMetadata(
                 family=family,
                 labels=self.labels,

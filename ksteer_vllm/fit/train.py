@@ -18,8 +18,9 @@ from ksteer_vllm.data.split import SplitPlan, check_labels, split_conversations
 from ksteer_vllm.fit.heldout import evaluate, evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, label_vectors, standardisation
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.probes.mlp import Probe
-from ksteer_vllm.probes.probe import ModelIdentity, ProbeMetadata
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.metadata import ProbeMetadata
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["POOL_BYTES", "FitPlan", "FittedNetwork", "fit_probe", "train_network"]
 
@@ -178,18 +179,18 @@ def _probe(
     network: nn.Sequential, metadata: ProbeMetadata, mean: Tensor, std: Tensor, vectors: Tensor
 ) -> Probe:
     first, second, third = (module for module in network if isinstance(module, nn.Linear))
-    return Probe(
-        metadata=metadata,
-        w1=first.weight.detach(),
-        b1=first.bias.detach(),
-        w2=second.weight.detach(),
-        b2=second.bias.detach(),
-        w3=third.weight.detach(),
-        b3=third.bias.detach(),
-        input_mean=mean,
-        input_std=std,
-        label_vectors=vectors,
-    )
+    tensors = {
+        "w1": first.weight,
+        "b1": first.bias,
+        "w2": second.weight,
+        "b2": second.bias,
+        "w3": third.weight,
+        "b3": third.bias,
+        "input_mean": mean,
+        "input_std": std,
+        "label_vectors": vectors,
+    }
+    return Probe(metadata, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
 def _network(hidden_size: int, width: int, num_labels: int, generator: torch.Generator) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""The engine core's part in loading and unloading artifacts: it knows every request that has not finished.
+"""The engine core's part in loading and unloading probes: it knows every request that has not finished.
 
 Both functions do something only where steering is enabled; elsewhere nobody calls the worker methods, and no
 request is admitted.
@@ -21,7 +21,7 @@ Function = Callable[..., Any]
 def collective_rpc(original: Function) -> Function:
     """Wrap `EngineCore.collective_rpc(method, timeout, args, kwargs)`: [answer of each worker].
 
-    Unloading an artifact that is needed answers [{"ok": False, "why": "in use"}] and asks no worker.
+    Unloading a probe that is needed answers [{"ok": False, "why": "in use"}] and asks no worker.
     """
 
     def rpc(self: Any, method: Any, timeout: float | None = None, args: Any = (), kwargs: Any = None) -> Any:
@@ -47,20 +47,20 @@ def collective_rpc(original: Function) -> Function:
 def preprocess_add_request(original: Function) -> Function:
     """Wrap `EngineCore.preprocess_add_request(request)`, whose errors vLLM gives to that request alone.
 
-    Runs on the thread that receives requests; the set of resident artifacts is replaced, never changed.
+    Runs on the thread that receives requests; the set of resident probes is replaced, never changed.
     """
 
     def preprocess(self: Any, request: Any) -> Any:
         needed = set(_digests(request.sampling_params))
         if needed and not needed <= _resident(self):
-            raise RuntimeError(f"request {request.request_id} needs an artifact that is no longer loaded")
+            raise RuntimeError(f"request {request.request_id} needs a probe that is no longer loaded")
         return original(self, request)
 
     return preprocess
 
 
 def _digests(params: Any) -> Iterator[str]:
-    """The artifacts that an admitted request's edits and conditions need."""
+    """The probes that an admitted request's edits and conditions need."""
     admitted = admitted_args(params)
     for record in admitted[1]["edits"] if admitted is not None else ():
         yield record["digest"]

@@ -24,7 +24,8 @@ from ksteer_vllm.host.changes import RETRY_AFTER, ask, changing, write
 from ksteer_vllm.host.every_worker import LOAD, RESIDENT
 from ksteer_vllm.host.retirement import Retirement
 from ksteer_vllm.host.settings import model_identity
-from ksteer_vllm.probes.probe import Artifact, ProbeMetadata
+from ksteer_vllm.probes.metadata import ProbeMetadata
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.presets import check_name, check_preset
 from ksteer_vllm.telemetry import events, metrics
 
@@ -85,10 +86,10 @@ class Lifecycle:
     async def load(
         self, name: str, folder: str, *, digest: str | None = None, replace: bool = False
     ) -> tuple[ProbeMetadata, bool]:
-        """Load the artifact in a folder of the operator's directories under a name.
+        """Load the probe in a folder of the operator's directories under a name.
 
         digest: what the folder must hold. replace: the name may be taken; requests in flight finish on what
-        it was. Returns the artifact's metadata and whether it replaced one.
+        it was. Returns the probe's metadata and whether it replaced one.
         """
         try:
             metadata, replaced = await self._to_the_end(self._load(name, folder, digest, replace))
@@ -146,7 +147,7 @@ class Lifecycle:
     async def _bring(
         self, path: Path, folder: str, digest: str, catalog: Catalog, following: Catalog
     ) -> None:
-        """Load an artifact into every worker and publish the catalog that names it, or neither."""
+        """Load a probe into every worker and publish the catalog that names it, or neither."""
         try:
             answers = await ask(self._engine_core, LOAD, str(path), digest)
             if refused := [answer for answer in answers if not answer["ok"]]:
@@ -158,13 +159,13 @@ class Lifecycle:
             raise
 
     def _checked(self, name: str, folder: str, path: Path, digest: str | None) -> ProbeMetadata:
-        """The metadata of an artifact that fits this engine. Reads the folder; messages name no path."""
+        """The metadata of a probe that fits this engine. Reads the folder; messages name no path."""
         try:
-            artifact = Artifact.load(path)
-            check_fit(name, artifact, self._live.config, self._identity)
+            probe = Probe.load(path)
+            check_fit(name, probe, self._live.config, self._identity)
         except ProbeError as error:
             raise LifecycleError(400, "folder", _without_path(str(error), path, folder)) from None
-        metadata = artifact.metadata
+        metadata = probe.metadata
         if digest is not None and digest != metadata.digest:
             raise LifecycleError(
                 400, "digest", f"digest: expected {digest[:80]!r}, folder {folder!r} has {metadata.digest!r}"

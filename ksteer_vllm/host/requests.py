@@ -196,7 +196,7 @@ class Admission:
         return registry.default
 
     def labels(self, record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-        """digest -> labels of the artifacts an admitted request uses; record: what admission wrote of it."""
+        """digest -> labels of the probes an admitted request uses; record: what admission wrote of it."""
         assert self.live is not None
         return self.live.labels(record["edits"])
 

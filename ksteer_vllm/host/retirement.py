@@ -1,7 +1,7 @@
-"""Unloading artifacts that no name refers to any more, once no request can need them.
+"""Unloading probes that no name refers to any more, once no request can need them.
 
 Each front end says up to which generation of the catalog nothing it admitted is on its way to an engine: its
-admissions have ended, and a barrier sent after them through its own sockets has been answered. An artifact
+admissions have ended, and a barrier sent after them through its own sockets has been answered. A probe
 that lost its name in a generation all have passed is needed by no request but those in a scheduler, and that
 the engine core knows (`host.engine_core`).
 """
@@ -21,7 +21,7 @@ from ksteer_vllm.host.every_worker import BARRIER, UNLOAD
 __all__ = ["Retirement"]
 
 PAUSE = 0.2
-"""Seconds between two looks at whether the catalog has changed, or an artifact can go."""
+"""Seconds between two looks at whether the catalog has changed, or a probe can go."""
 FAILURE_PAUSE = 10.0
 
 logger = logging.getLogger("vllm.ksteer")

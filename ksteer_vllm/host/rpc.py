@@ -1,4 +1,4 @@
-"""Worker methods for `collective_rpc`: artifacts, counters, captured activations and steering reports.
+"""Worker methods for `collective_rpc`: probes, counters, captured activations and steering reports.
 
 Those a server calls return what went wrong and raise nothing: where vLLM's executor meets an exception, it
 leaves the other workers' answers in their queues and takes them for those of the next call.
@@ -20,16 +20,16 @@ logger = logging.getLogger("vllm.ksteer")
 
 
 def ksteer_load(worker: Any, path: str, digest: str) -> dict[str, Any]:
-    """Load an artifact. {"ok": True}, or why not: "full" (no free slots), "artifact" or "failed" (out of
+    """Load a probe. {"ok": True}, or why not: "full" (no free slots), "probe" or "failed" (out of
     memory, say), and a message."""
     try:
         worker_state(worker).pool.load(path, digest)
     except PoolFullError as error:
         return {"ok": False, "why": "full", "message": str(error)}
     except ProbeError as error:
-        return {"ok": False, "why": "artifact", "message": str(error)}
+        return {"ok": False, "why": "probe", "message": str(error)}
     except Exception as error:
-        logger.exception("an artifact could not be loaded")
+        logger.exception("a probe could not be loaded")
         return {
             "ok": False,
             "why": "failed",
@@ -39,7 +39,7 @@ def ksteer_load(worker: Any, path: str, digest: str) -> dict[str, Any]:
 
 
 def ksteer_unload(worker: Any, digest: str) -> dict[str, Any]:
-    """Drop an artifact; the engine core sees to it that no request needs it (`host.engine_core`).
+    """Drop a probe; the engine core sees to it that no request needs it (`host.engine_core`).
 
     Reports that a device still holds of the step before are brought in first: what the slots hold says whose
     labels they are of.
@@ -49,7 +49,7 @@ def ksteer_unload(worker: Any, digest: str) -> dict[str, Any]:
         state.collect_reports()
         state.pool.unload(digest)
     except Exception as error:
-        logger.exception("an artifact could not be unloaded")
+        logger.exception("a probe could not be unloaded")
         return {"ok": False, "why": "failed", "message": type(error).__name__}
     return {"ok": True}
 

@@ -308,7 +308,7 @@ FRONT_END: tuple[Patch, ...] = (
     Patch(
         ("vllm.v1.engine.async_llm:AsyncLLM.add_request",),
         _async_add_request,
-        why="an artifact is unloaded only when no admission that found it is still on its way to the engine",
+        why="a probe is unloaded only when no admission that found it is still on its way to the engine",
         delete_when="vLLM lets plugins follow a request from admission to its end",
     ),
     Patch(
@@ -338,13 +338,13 @@ FRONT_END: tuple[Patch, ...] = (
     Patch(
         ("vllm.v1.engine.core:EngineCore.collective_rpc",),
         engine_core.collective_rpc,
-        why="knows which artifacts are resident, and unloads none that a request in the scheduler needs",
+        why="knows which probes are resident, and unloads none that a request in the scheduler needs",
         delete_when="vLLM lets plugins follow a request from admission to its end",
     ),
     Patch(
         ("vllm.v1.engine.core:EngineCore.preprocess_add_request",),
         engine_core.preprocess_add_request,
-        why="a request whose artifact is not resident fails by itself; in a worker it would stop the engine",
+        why="a request whose probe is not resident fails by itself; in a worker it would stop the engine",
         delete_when="as above",
     ),
     Patch(

@@ -11,7 +11,7 @@ from vllm import envs
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.probes.probe import ModelIdentity
+from ksteer_vllm.models import ModelIdentity
 
 __all__ = [
     "engine_config",

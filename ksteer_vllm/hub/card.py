@@ -10,21 +10,19 @@ from typing import Any
 
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["model_card", "public_report", "published", "suite_text"]
 
 _ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def model_card(repo_id: str, artifacts: Mapping[str, Artifact], *, suite: bool) -> str:
-    """README.md with the hub's YAML header. artifacts: by folder, '' for the only one."""
-    first = next(iter(artifacts.values())).metadata
-    families = sorted({artifact.metadata.family for artifact in artifacts.values()})
-    what = "Steering artifacts of several methods" if suite else f"A steering artifact (`{first.family}`)"
-    layers = sorted(
-        {layer for it in artifacts.values() for layer in it.metadata.layers or (it.metadata.layer,)}
-    )
+def model_card(repo_id: str, probes: Mapping[str, Probe], *, suite: bool) -> str:
+    """README.md with the hub's YAML header. probes: by folder, '' for the only one."""
+    first = next(iter(probes.values())).metadata
+    families = sorted({probe.metadata.family for probe in probes.values()})
+    what = "Steering probes of several methods" if suite else f"A steering probe (`{first.family}`)"
+    layers = sorted({layer for it in probes.values() for layer in it.metadata.layers or (it.metadata.layer,)})
     header = [
         "library_name: ksteer-vllm",
         "tags:",
@@ -45,14 +43,14 @@ def model_card(repo_id: str, artifacts: Mapping[str, Artifact], *, suite: bool) 
         "",
         "| folder | family | method of the fit | layer | default strength | held out | digest |",
         "|---|---|---|---|---|---|---|",
-        *(_row(name, artifact) for name, artifact in artifacts.items()),
+        *(_row(name, probe) for name, probe in probes.items()),
         "",
         "```",
         f"ksteer pull {repo_id} --out steering",
         "```",
         "",
         "```python",
-        *_usage(artifacts, first.labels[0]),
+        *_usage(probes, first.labels[0]),
         "```",
         "",
         "No code, no pickle: tensors are safetensors, the rest is JSON, Markdown and figures. A folder's "
@@ -62,7 +60,7 @@ def model_card(repo_id: str, artifacts: Mapping[str, Artifact], *, suite: bool) 
 
 
 def _fitted(training: Mapping[str, Any]) -> list[str]:
-    """Of one artifact's provenance what holds for all."""
+    """Of one probe's provenance what holds for all."""
     found = []
     if "data_digest" in training:
         found.append(f"- fitted to {training.get('rows', '?')} rows, data digest `{training['data_digest']}`")
@@ -73,8 +71,8 @@ def _fitted(training: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _row(name: str, artifact: Artifact) -> str:
-    metadata = artifact.metadata
+def _row(name: str, probe: Probe) -> str:
+    metadata = probe.metadata
     alpha = ", ".join(f"{method} {value:.4g}" for method, value in metadata.default_alpha.items())
     mean = metadata.metrics.get("tokens", {}).get("mean", {}) if isinstance(metadata.metrics, dict) else {}
     shown = ", ".join(f"{key} {value:.3f}" for key, value in mean.items() if isinstance(value, float))
@@ -84,30 +82,30 @@ def _row(name: str, artifact: Artifact) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _usage(artifacts: Mapping[str, Artifact], label: str) -> list[str]:
-    name = next(iter(artifacts))
-    model = artifacts[name].metadata.model.name
-    probes = {name or "steering": f"steering/{name}".rstrip("/")}
+def _usage(probes: Mapping[str, Probe], label: str) -> list[str]:
+    name = next(iter(probes))
+    model = probes[name].metadata.model.name
+    folders = {name or "steering": f"steering/{name}".rstrip("/")}
     spec = {"probe": name or "steering", "target": [label]}
     return [
         "import ksteer_vllm",
         "from vllm import LLM, SamplingParams",
         "",
-        f"llm = LLM({json.dumps(model)}, additional_config=ksteer_vllm.enable(probes={json.dumps(probes)}))",
+        f"llm = LLM({json.dumps(model)}, additional_config=ksteer_vllm.enable(probes={json.dumps(folders)}))",
         f"spec = ksteer_vllm.SteeringSpec.parse({json.dumps(spec, ensure_ascii=False)})",
         "params = SamplingParams(extra_args=spec.extra_args())",
     ]
 
 
-def published(artifacts: dict[str, Artifact], base_model: str | None) -> dict[str, Artifact]:
-    """The artifacts with the model's name as others may use it; the name is in no digest."""
+def published(probes: dict[str, Probe], base_model: str | None) -> dict[str, Probe]:
+    """The probes with the model's name as others may use it; the name is in no digest."""
     found = {}
-    for name, artifact in artifacts.items():
-        model = artifact.metadata.model
+    for name, probe in probes.items():
+        model = probe.metadata.model
         public = _public_model(model.name, base_model)
-        found[name] = artifact.with_metadata(
+        found[name] = probe.with_metadata(
             model=model.model_copy(update={"name": public}),
-            training=_public_training(artifact.metadata.training, model.name, public),
+            training=_public_training(probe.metadata.training, model.name, public),
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Artifact folders and suites to and from the Hugging Face hub, or any server with its API.
+"""Probe folders and suites to and from the Hugging Face hub, or any server with its API.
 
 Only files of ours travel, in both directions: `probe.json`, `probe.safetensors`, `suite.json`, and of the
 report folders `report.md`, `results.json` and figures. None of them is code or a pickle. Paths of the machine
@@ -21,19 +21,20 @@ from typing import Any
 from ksteer_vllm.bench.suite import SUITE_FILE, Suite
 from ksteer_vllm.errors import ConfigError, ProbeError, listing
 from ksteer_vllm.hub.card import model_card, public_report, published, suite_text
-from ksteer_vllm.probes.probe import METADATA_FILE, WEIGHTS_FILE, Artifact
+from ksteer_vllm.probes.metadata import METADATA_FILE, WEIGHTS_FILE
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["Pulled", "pull", "push"]
 
 CARD = "README.md"
-_ARTIFACT = (METADATA_FILE, WEIGHTS_FILE)
+_PROBE = (METADATA_FILE, WEIGHTS_FILE)
 _REPORT = ("report.md", "results.json")
 _NAME = re.compile(r"[\w][\w .-]*")
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull put in place. revision: the commit; digests: artifact folder ('' for the only one) -> its
+    """What a pull put in place. revision: the commit; digests: probe folder ('' for the only one) -> its
     digest."""
 
     folder: Path
@@ -52,7 +53,7 @@ def push(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> str:
-    """Upload an artifact folder or a suite in one commit, with a model card. Returns the commit's address.
+    """Upload a probe folder or a suite in one commit, with a model card. Returns the commit's address.
 
     private: of a repository that is made now; one that exists stays as it is. revision: a branch, made if it
     is not there; default: main. base_model: the model's name on the hub, where the folder has a local path.
@@ -61,17 +62,17 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     folder = Path(folder)
-    artifacts, suite = _checked(folder)
-    public = published(artifacts, base_model)
+    probes, suite = _checked(folder)
+    public = published(probes, base_model)
     files: dict[str, bytes | str] = {
         CARD: model_card(repo_id, public, suite=suite is not None).encode(),
     }
     for name in _local(folder):
         report = name.rpartition("/")[2] in _REPORT
         files[name] = public_report(folder / name, base_model) if report else str(folder / name)
-    for name, artifact in public.items():
-        if artifact.metadata != artifacts[name].metadata:
-            files[_in(name, METADATA_FILE)] = _metadata_text(artifact)
+    for name, probe in public.items():
+        if probe.metadata != probes[name].metadata:
+            files[_in(name, METADATA_FILE)] = _metadata_text(probe)
     if suite is not None:
         files[SUITE_FILE] = suite_text(suite, next(iter(public.values())).metadata.model.name)
     api = HfApi(endpoint=endpoint, token=token, library_name="ksteer-vllm")
@@ -82,7 +83,7 @@ def push(
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()],
-            commit_message=message or f"Add {listing(sorted(name or folder.name for name in artifacts))}",
+            commit_message=message or f"Add {listing(sorted(name or folder.name for name in probes))}",
             revision=revision,
         )
     return str(commit.commit_url)
@@ -97,9 +98,9 @@ def pull(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> Pulled:
-    """Download an artifact folder or a suite into `out`, which must not hold anything yet.
+    """Download a probe folder or a suite into `out`, which must not hold anything yet.
 
-    revision: a branch, a tag or a commit. digest: what the only artifact's digest must be. Raises ProbeError
+    revision: a branch, a tag or a commit. digest: what the only probe's digest must be. Raises ProbeError
     if a file does not match its digest, ConfigError for what the hub refuses and for a repository of
     something else.
     """
@@ -124,11 +125,11 @@ def pull(
             (checked / name).parent.mkdir(exist_ok=True)
             shutil.move(arrived / name, checked / name)
         try:
-            artifacts, _ = _checked(checked)
+            probes, _ = _checked(checked)
         except (ProbeError, ConfigError) as error:
             text = str(error).replace(f"{checked}/", "").replace(str(checked), "it")
             raise type(error)(f"{repo_id} at {commit[:12]}: {text}; nothing was kept") from None
-        found = {name: artifact.metadata.digest for name, artifact in artifacts.items()}
+        found = {name: probe.metadata.digest for name, probe in probes.items()}
         if digest is not None and list(found.values()) != [digest]:
             raise ProbeError(
                 f"{repo_id} at {commit[:12]}: expected the digest {digest}, found {listing(found.values())}; "
@@ -178,45 +179,45 @@ def _put_in_place(checked: Path, place: Path) -> None:
         raise
 
 
-def _checked(folder: Path) -> tuple[dict[str, Artifact], Suite | None]:
-    """Every artifact by its folder ('' for `folder` itself), digests checked; the suite, if it is one."""
+def _checked(folder: Path) -> tuple[dict[str, Probe], Suite | None]:
+    """Every probe by its folder ('' for `folder` itself), digests checked; the suite, if it is one."""
     if (folder / METADATA_FILE).is_file():
-        return {"": Artifact.load(folder)}, None
+        return {"": Probe.load(folder)}, None
     if not (folder / SUITE_FILE).is_file():
         raise ConfigError(f"{folder}: holds neither {METADATA_FILE} nor {SUITE_FILE}")
     suite = Suite.open(folder)
-    artifacts = dict(suite.artifacts)
+    probes = dict(suite.probes)
     if suite.evaluation is not None:
-        artifacts["evaluation"] = suite.evaluation
-    if not artifacts:
-        raise ConfigError(f"{folder}: a suite without artifacts")
-    return artifacts, suite
+        probes["evaluation"] = suite.evaluation
+    if not probes:
+        raise ConfigError(f"{folder}: a suite without probes")
+    return probes, suite
 
 
 def _ours(names: Iterable[str]) -> list[str]:
     """Of the paths in a folder or a repository, with /, those of the files that travel, the card apart."""
     found = set(names)
     if METADATA_FILE in found:
-        return [name for name in _ARTIFACT if name in found]
+        return [name for name in _PROBE if name in found]
     return sorted(name for name in found if name == SUITE_FILE or _of_a_suite(name))
 
 
 def _of_a_suite(name: str) -> bool:
     """Whether it is FOLDER/FILE, both plain names, and FILE one of ours."""
     parts = name.split("/")
-    wanted = parts[-1] in (*_ARTIFACT, *_REPORT) or parts[-1].endswith(".png")
+    wanted = parts[-1] in (*_PROBE, *_REPORT) or parts[-1].endswith(".png")
     return wanted and len(parts) == 2 and all(_NAME.fullmatch(part) for part in parts)
 
 
 def _local(folder: Path) -> list[str]:
     """`_ours` of the files in a folder; links in its subfolders do not count."""
-    top = [folder / name for name in (*_ARTIFACT, SUITE_FILE)]
+    top = [folder / name for name in (*_PROBE, SUITE_FILE)]
     below = [path for path in folder.glob("*/*") if not path.is_symlink()]
     return _ours(path.relative_to(folder).as_posix() for path in (*top, *below) if path.is_file())
 
 
-def _metadata_text(artifact: Artifact) -> bytes:
-    return (artifact.metadata.model_dump_json(indent=2) + "\n").encode()
+def _metadata_text(probe: Probe) -> bytes:
+    return (probe.metadata.model_dump_json(indent=2) + "\n").encode()
 
 
 def _in(name: str, file: str) -> str:

@@ -19,7 +19,7 @@ class SteeringConfig(BaseModel):
     """Where the classifier is trained and where it steers.
 
     train_layer: decoder block, from 0; default: 60 % of the depth. Its output is read (with compat its input)
-    and, unless steer_layers says otherwise, its output is steered. steering_strength: default: the artifact's
+    and, unless steer_layers says otherwise, its output is steered. steering_strength: default: the probe's
     own, with compat 1. layer_strengths: layer -> strength, before steering_strength; steered layers only.
     """
 

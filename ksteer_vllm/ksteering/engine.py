@@ -15,18 +15,18 @@ from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 __all__ = ["PROBE", "Engine"]
 
 PROBE = "steering"
-"""The artifact's name in specs."""
+"""The probe's name in specs."""
 
 
 class Engine:
-    """One model that steers with one artifact, every layer open.
+    """One model that steers with one probe, every layer open.
 
     width: max_width of the engine. options: further arguments of `vllm.LLM`.
     """
 
-    def __init__(self, model: str, artifact: Path, width: int, options: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, probe: Path, width: int, options: Mapping[str, Any]) -> None:
         self.model = model
-        self.artifact = artifact
+        self.probe = probe
         self.width = width
         self.options = dict(options)
 
@@ -39,7 +39,7 @@ class Engine:
         if current_platform.is_cpu():
             # vLLM's CPU sampler stops at a seeded request whose prompt comes in chunks
             options.setdefault("enable_chunked_prefill", False)
-        steering = enable(probes={PROBE: self.artifact}, layers="all", max_width=self.width)
+        steering = enable(probes={PROBE: self.probe}, layers="all", max_width=self.width)
         return LLM(self.model, additional_config=steering, **options)
 
     def length_of(self, prompt: Prompt) -> int:

@@ -10,7 +10,7 @@ from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.fit.pipeline import fit_to_rows
 from ksteer_vllm.fit.presets import preset_of
 from ksteer_vllm.ksteering.config import TrainerConfig
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +30,8 @@ def fit_classifier(
     seed: int,
     engine_options: Mapping[str, Any],
     console: Console | None,
-) -> Artifact:
-    """An artifact of family mlp or linear.
+) -> Probe:
+    """A probe of family mlp or linear.
 
     positions: default: the reply's tokens if every row has a reply and there is no compat, else the prompt's
     last.

@@ -8,7 +8,7 @@ from typing import Any
 from ksteer_vllm.errors import SpecError, listing
 from ksteer_vllm.ksteering.config import SteeringConfig
 from ksteer_vllm.ksteering.engine import PROBE
-from ksteer_vllm.probes.probe import ProbeMetadata
+from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.spec.spec import SteeringSpec
 
@@ -83,9 +83,9 @@ def _method(edit: Mapping[str, Any]) -> str:
 
 
 def _default_strength(metadata: ProbeMetadata, edit: Mapping[str, Any], layer: int) -> dict[str, Any]:
-    """alpha and unit of a layer; empty where the artifact has a strength of the method.
+    """alpha and unit of a layer; empty where the probe has a strength of the method.
 
-    A layer without a scale takes that of the artifact's own layer as a raw strength, which is that long only
+    A layer without a scale takes that of the probe's own layer as a raw strength, which is that long only
     where the direction has length 1. Without that scale, too, the engine refuses the unit by name.
     """
     method, scale = _method(edit), metadata.activation_scale.get(metadata.layer)

@@ -24,7 +24,7 @@ from ksteer_vllm.ksteering.engine import PROBE, Engine
 from ksteer_vllm.ksteering.fitting import fit_classifier
 from ksteer_vllm.ksteering.specs import spec_of
 from ksteer_vllm.ksteering.sweep import AlphaSweep, sweep
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.compat import PIP_0_1_2
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class KSteering:
         self.eval_prompts: list[Prompt] = []
         self._chat = chat
         self._console = console
-        self._artifact: Artifact | None = None
+        self._probe: Probe | None = None
         self._engine: Engine | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -107,7 +107,7 @@ class KSteering:
         if max_samples is not None:
             rows = random.Random(42).sample(rows, min(max_samples, len(rows)))
         self.close()
-        artifact = fit_classifier(
+        probe = fit_classifier(
             self.model_name,
             rows,
             chosen,
@@ -119,7 +119,7 @@ class KSteering:
             engine_options=self.engine_options,
             console=self._console,
         )
-        return self._steer_with(artifact)
+        return self._steer_with(probe)
 
     def get_steered_output(
         self,
@@ -221,21 +221,21 @@ class KSteering:
     def spec(
         self, target_labels: Sequence[str], avoid_labels: Sequence[str] = (), **options: Any
     ) -> dict[str, Any]:
-        """The spec of one request, for an engine with this artifact as "steering": see `specs.spec_of`."""
+        """The spec of one request, for an engine with this probe as "steering": see `specs.spec_of`."""
         return spec_of(
-            self.artifact.metadata, self.steering_config, self.compat, target_labels, avoid_labels, **options
+            self.probe.metadata, self.steering_config, self.compat, target_labels, avoid_labels, **options
         )
 
     @property
-    def artifact(self) -> Artifact:
+    def probe(self) -> Probe:
         """What was fitted or loaded. Raises ConfigError before that."""
-        if self._artifact is None:
+        if self._probe is None:
             raise ConfigError("nothing to steer with yet: call fit() first, or KSteering.load()")
-        return self._artifact
+        return self._probe
 
     @property
     def unique_labels(self) -> list[str]:
-        return list(self.artifact.labels)
+        return list(self.probe.labels)
 
     @cached_property
     def uses_chat(self) -> bool:
@@ -252,15 +252,15 @@ class KSteering:
         return self._running.llm
 
     def save(self, folder: str | Path) -> Path:
-        """Write the artifact folder, with the configured strength as its default. Returns it.
+        """Write the probe folder, with the configured strength as its default. Returns it.
 
         Requests with compat do not use that default: configure the strength again after `load`.
         """
-        strength, artifact = self.steering_config.steering_strength, self.artifact
+        strength, probe = self.steering_config.steering_strength, self.probe
         if strength is not None:
-            defaults = {**artifact.metadata.default_alpha, "gradient": strength}
-            artifact = artifact.with_metadata(default_alpha=defaults)
-        return artifact.save(folder)
+            defaults = {**probe.metadata.default_alpha, "gradient": strength}
+            probe = probe.with_metadata(default_alpha=defaults)
+        return probe.save(folder)
 
     @classmethod
     def load(
@@ -272,21 +272,19 @@ class KSteering:
         revision: str | None = None,
         **options: Any,
     ) -> Self:
-        """Steer with an artifact folder of family mlp or linear; repo_id: what to pull into `folder` first.
+        """Steer with a probe folder of family mlp or linear; repo_id: what to pull into `folder` first.
 
-        model_name: default: the artifact's. options: as of the class. Raises ProbeError or ConfigError.
+        model_name: default: the probe's. options: as of the class. Raises ProbeError or ConfigError.
         """
         if repo_id is not None:
             from ksteer_vllm.hub.transfer import pull
 
             pull(repo_id, folder, revision=revision)
-        artifact = Artifact.load(folder)
-        if artifact.metadata.family not in ("mlp", "linear"):
-            raise ProbeError(
-                f"{folder}: of family {artifact.metadata.family!r}; KSteering takes mlp and linear"
-            )
-        options.setdefault("compat", artifact.metadata.settings.get("compat"))
-        return cls(model_name or artifact.metadata.model.name, **options)._steer_with(artifact)
+        probe = Probe.load(folder)
+        if probe.metadata.family not in ("mlp", "linear"):
+            raise ProbeError(f"{folder}: of family {probe.metadata.family!r}; KSteering takes mlp and linear")
+        options.setdefault("compat", probe.metadata.settings.get("compat"))
+        return cls(model_name or probe.metadata.model.name, **options)._steer_with(probe)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """`save`, then `ksteer_vllm.hub.transfer.push`; options: its own. Returns the commit's address."""
@@ -308,18 +306,18 @@ class KSteering:
     ) -> None:
         self.close()
 
-    def _steer_with(self, artifact: Artifact) -> Self:
+    def _steer_with(self, probe: Probe) -> Self:
         self.close()
         self._folder = tempfile.TemporaryDirectory(prefix="ksteer-")
-        folder = artifact.save(self._folder.name)
-        self._artifact = Artifact.load(folder)
-        width = room_for({PROBE: artifact})["max_width"]
+        folder = probe.save(self._folder.name)
+        self._probe = Probe.load(folder)
+        width = room_for({PROBE: probe})["max_width"]
         self._engine = Engine(self.model_name, folder, width, self.engine_options)
         return self
 
     @property
     def _running(self) -> Engine:
-        _ = self.artifact
+        _ = self.probe
         assert self._engine is not None
         return self._engine
 

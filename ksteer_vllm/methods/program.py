@@ -1,4 +1,4 @@
-"""What a family's program file provides: the slots of an artifact, and a request's row at each layer.
+"""What a family's program file provides: the slots of a probe, and a request's row at each layer.
 
 Everything here is float64 on the CPU; the tables round once. The operator is `ksteer_kernels`':
 p = basis x, s = program(p), x' = x - basis^T s.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ksteer_kernels import Flag, Program, RowSettings, SlotWeights
 from ksteer_vllm.errors import SpecError
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["FamilyProgram", "PlannedRow", "logit"]
 
@@ -34,16 +34,16 @@ class PlannedRow:
 
 
 class FamilyProgram(ABC):
-    """One artifact's slots and rows. A family implements `slots_at` and `row`, and `condition` if a
+    """One probe's slots and rows. A family implements `slots_at` and `row`, and `condition` if a
     condition can be put on its labels."""
 
-    def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
-        self.metadata = artifact.metadata
-        self.index = {label: k for k, label in enumerate(artifact.labels)}
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.metadata = probe.metadata
+        self.index = {label: k for k, label in enumerate(probe.labels)}
 
     def slots(self) -> dict[str, SlotWeights]:
-        """Every slot by key. An artifact with tensors of their own for some layers has slots for each."""
+        """Every slot by key. A probe with tensors of their own for some layers has slots for each."""
         layers = self.metadata.layers or (None,)
         return {
             _key(name, layer): weights
@@ -68,8 +68,8 @@ class FamilyProgram(ABC):
         return bool(self.metadata.layers) or edit.get("unit") == "normalised"
 
     def tensors(self, layer: int | None) -> dict[str, Tensor]:
-        """The artifact's tensors at a layer, float64."""
-        return self.artifact.at(self.metadata.layer if layer is None else layer)
+        """The probe's tensors at a layer, float64."""
+        return self.probe.at(self.metadata.layer if layer is None else layer)
 
     @abstractmethod
     def slots_at(self, tensors: Mapping[str, Tensor]) -> dict[str, SlotWeights]:

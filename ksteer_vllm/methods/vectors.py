@@ -32,7 +32,7 @@ class VectorsProgram(FamilyProgram):
 
 
 CONTROL_SEED = 0x6B737465
-"""Far from the small seeds of fits: the control of a random artifact must not be the artifact again."""
+"""Far from the small seeds of fits: the control of a random probe must not be the probe again."""
 
 
 def matched_random(vectors: Tensor, seed: int = CONTROL_SEED) -> Tensor:

@@ -7,119 +7,32 @@ of methods needs, and their shapes, is said in `ksteer_vllm.spec.families`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ksteer_kernels.reference.mlp import MLPWeights, probe_logits
 from ksteer_vllm.errors import ProbeError, listing
 from ksteer_vllm.probes.files import read_regular, replace_files
+from ksteer_vllm.probes.fold import fold
+from ksteer_vllm.probes.metadata import METADATA_FILE, WEIGHTS_FILE, ProbeMetadata, digest_of, read_metadata
 from ksteer_vllm.spec.families import FAMILIES
-from ksteer_vllm.spec.where import Where
 
-__all__ = ["METADATA_FILE", "WEIGHTS_FILE", "Artifact", "ModelIdentity", "ProbeMetadata"]
+__all__ = ["Probe"]
 
-WEIGHTS_FILE = "probe.safetensors"
-METADATA_FILE = "probe.json"
-
-MAX_METADATA_BYTES = 2**24
 MAX_WEIGHTS_BYTES = 2**33
-"""Far beyond what a fit writes; a folder that holds more is damaged or hostile."""
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class ModelIdentity(BaseModel):
-    """The language model an artifact was fitted on; all but `name` must match the engine's model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    model_type: str
-    hidden_size: Annotated[int, Field(gt=0)]
-    num_layers: Annotated[int, Field(gt=0)]
-
-
-class ProbeMetadata(BaseModel):
-    """The contents of `probe.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = 1
-    family: Annotated[str, Field(description="a family of `ksteer_vllm.spec.families.FAMILIES`")] = "mlp"
-    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
-    layer: Annotated[int, Field(ge=0, description="0-based decoder block")]
-    layers: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...],
-        Field(description="decoder blocks with tensors of their own (first dimension); empty: one for all"),
-    ] = ()
-    site: Literal["output"] = "output"
-    activation: Literal["relu"] = "relu"
-    model: ModelIdentity
-    default_alpha: Annotated[dict[str, Finite], Field(description="method -> alpha")] = {}
-    default_where: Annotated[
-        dict[str, Any] | None, Field(description="where-clause of requests that give none")
-    ] = None
-    default_layers: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...],
-        Field(description="layers of requests that give none; empty: all it has tensors for"),
-    ] = ()
-    activation_scale: Annotated[
-        dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
-        Field(description="layer -> mean of |x - mean(x)| over the fitting data: the normalised unit"),
-    ] = {}
-    settings: Annotated[dict[str, Any], Field(description="what else changes what the tensors do")] = {}
-    training: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
-    digest: str = ""
-
-    @field_validator("default_where")
-    @classmethod
-    def _a_where_clause(cls, clause: dict[str, Any] | None) -> dict[str, Any] | None:
-        if clause is not None:
-            try:
-                Where.model_validate(clause)
-            except ValidationError as error:
-                raise ValueError(
-                    error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-                ) from None
-        return clause
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ProbeMetadata:
-        if self.family not in FAMILIES:
-            raise ValueError(f"family: unknown {self.family[:80]!r}; known: {', '.join(FAMILIES)}")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels: a label is named twice")
-        for layer in (self.layer, *self.layers, *self.activation_scale):
-            if layer >= self.model.num_layers:
-                raise ValueError(f"layer: {layer} of a model with {self.model.num_layers} layers")
-        if self.layers and (list(self.layers) != sorted(set(self.layers)) or self.layer not in self.layers):
-            raise ValueError("layers: expected ascending, distinct layers that include `layer`")
-        unavailable = self.settings.get("unavailable", [])
-        if not isinstance(unavailable, list) or not all(isinstance(name, str) for name in unavailable):
-            raise ValueError("settings.unavailable: expected a list of methods")
-        methods = FAMILIES[self.family].methods
-        if absent := sorted(set(self.default_layers) - set(self.layers or (self.layer,))):
-            raise ValueError(f"default_layers: no tensors for layer {absent[0]}")
-        unknown = sorted(m for m in self.default_alpha if m not in methods or "alpha" not in methods[m].takes)
-        if unknown:
-            raise ValueError(
-                f"default_alpha: family {self.family!r} has no method {unknown[0]!r} with an alpha"
-            )
-        return self
+"""Far beyond what a fit writes; a file that holds more is damaged or hostile."""
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Probe:
     """Checked tensors (float32, on the CPU) and metadata of any family.
 
     tensors: as `FAMILIES[family].tensors` says; with metadata.layers, each has one more, first dimension.
@@ -150,13 +63,15 @@ class Artifact:
                 )
             if not torch.isfinite(tensor).all():
                 raise ProbeError(f"{name}: has values that are not finite")
+            if name == "input_std" and not (tensor > 0).all():
+                raise ProbeError("input_std: must be > 0 everywhere")
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self.metadata.labels
 
     def at(self, layer: int) -> dict[str, Tensor]:
-        """The tensors used at a layer, float64. ProbeError if the artifact has none for it."""
+        """The tensors used at a layer, float64. ProbeError if the probe has none for it."""
         if not self.metadata.layers:
             return {name: tensor.double() for name, tensor in self.tensors.items()}
         if layer not in self.metadata.layers:
@@ -164,13 +79,13 @@ class Artifact:
         index = self.metadata.layers.index(layer)
         return {name: tensor[index].double() for name, tensor in self.tensors.items()}
 
-    def with_metadata(self, **changes: Any) -> Artifact:
+    def with_metadata(self, **changes: Any) -> Probe:
         """A copy with some metadata fields replaced (say `default_alpha`)."""
         fields = {**self.metadata.model_dump(), **changes}
         return replace(self, metadata=ProbeMetadata.model_validate(fields))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder, replacing an artifact that is there. Returns it.
+        """Write the folder, replacing a probe that is there. Returns it.
 
         An OSError (the disk is full, say) leaves what was there as it was.
         """
@@ -182,13 +97,13 @@ class Artifact:
                 for name, tensor in self.tensors.items()
             }
         )
-        metadata = self.metadata.model_copy(update={"digest": _digest(weights, self.metadata)})
+        metadata = self.metadata.model_copy(update={"digest": digest_of(weights, self.metadata)})
         text = json.dumps(metadata.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
         replace_files(folder, {WEIGHTS_FILE: weights, METADATA_FILE: text.encode()})
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> Artifact:
+    def load(cls, folder: str | Path) -> Probe:
         """Read and check a folder. Raises ProbeError, saying what is wrong and where.
 
         Whatever the folder holds, no more than MAX_METADATA_BYTES and MAX_WEIGHTS_BYTES are read.
@@ -199,7 +114,7 @@ class Artifact:
             weights = read_regular(folder / WEIGHTS_FILE, MAX_WEIGHTS_BYTES)
         except OSError as error:
             raise ProbeError(f"{folder / WEIGHTS_FILE}: {error.strerror or error}") from None
-        if _digest(weights, metadata) != metadata.digest:
+        if digest_of(weights, metadata) != metadata.digest:
             raise ProbeError(
                 f"{folder}: the digest in {METADATA_FILE} does not match the contents of {WEIGHTS_FILE}"
             )
@@ -215,36 +130,28 @@ class Artifact:
     @staticmethod
     def load_metadata(folder: str | Path) -> ProbeMetadata:
         """Only `probe.json`. Raises ProbeError."""
-        path = Path(folder) / METADATA_FILE
-        try:
-            text = read_regular(path, MAX_METADATA_BYTES).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise ProbeError(f"{path}: {reason}; a probe folder is what `ksteer fit` writes") from None
-        try:
-            return ProbeMetadata.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise ProbeError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+        return read_metadata(folder)
+
+    def logits(self, x: Tensor, layer: int | None = None) -> Tensor:
+        """Label logits of residual-stream vectors, of a probe of family `mlp`.
+
+        Args:
+            x: [..., d], float32 or float64.
+            layer: whose tensors, of a probe that has some for several layers; None: its own.
+
+        Returns:
+            [..., K] in x's dtype.
+
+        Raises:
+            ProbeError: for another family, or a layer it has no tensors for.
+        """
+        if self.metadata.family != "mlp":
+            raise ProbeError(f"logits: of family 'mlp', this is {self.metadata.family!r}")
+        folded = fold(self.at(self.metadata.layer if layer is None else layer))
+        return probe_logits(x, MLPWeights(*(tensor.to(x) for tensor in vars(folded).values())))
 
 
 def _as_float(name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         raise ProbeError(f"{name[:80]}: holds {str(tensor.dtype).removeprefix('torch.')}, expected floats")
     return tensor.float()
-
-
-_MEANING = ("schema_version", "labels", "layer", "site", "activation", "model")
-_MEANING_IF_SET = ("family", "layers", "default_where", "activation_scale", "settings")
-
-
-def _digest(weights: bytes, metadata: ProbeMetadata) -> str:
-    """SHA-256 of the weights file and of the metadata that changes what the weights do."""
-    fields = metadata.model_dump(mode="json")
-    defaults = {name: ProbeMetadata.model_fields[name].default for name in _MEANING_IF_SET}
-    meaning = {name: fields[name] for name in _MEANING}
-    meaning |= {name: fields[name] for name in _MEANING_IF_SET if getattr(metadata, name) != defaults[name]}
-    meaning["model"].pop("name")
-    canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(weights + b"\0" + canonical.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""One edit: one artifact, one method, what to move towards and away from, where and how far."""
+"""One edit: one probe, one method, what to move towards and away from, where and how far."""
 
 from __future__ import annotations
 
@@ -103,16 +103,16 @@ class Edit(_Model):
     another.
     """
 
-    probe: Annotated[Name, Field(description="name of a loaded artifact")]
+    probe: Annotated[Name, Field(description="name of a loaded probe")]
     method: Annotated[
         Literal[METHODS] | None,  # type: ignore[valid-type]  # the registry's names, not written out here
-        Field(description="default: the first of the artifact's family that takes what is given"),
+        Field(description="default: the first of the probe's family that takes what is given"),
     ] = None
     target: Annotated[LabelWeights, Field(description="labels to move towards")] = {}
     avoid: Annotated[LabelWeights, Field(description="labels to move away from")] = {}
     values: Annotated[FeatureValues, Field(description="clamp: feature -> activation")] = {}
     alpha: Annotated[
-        Number | None, Field(description="strength; 0 a no-op but for ace; default: the artifact's")
+        Number | None, Field(description="strength; 0 a no-op but for ace; default: the probe's")
     ] = None
     num_steps: Annotated[StrictInt, Field(ge=1, description="gradient steps per token and layer")] = 8
     step_decay: Annotated[
@@ -134,7 +134,7 @@ class Edit(_Model):
     ] = None
     layers: Annotated[
         tuple[Annotated[StrictInt, Field(ge=0)], ...] | None,
-        Field(description="0-based decoder blocks; default: the artifact's own"),
+        Field(description="0-based decoder blocks; default: the probe's own"),
     ] = None
     where: WhereClause | None = None
     condition: Condition | None = None
@@ -160,7 +160,7 @@ class Edit(_Model):
         if layers is None:
             return None
         if not layers:
-            raise ValueError("empty list; leave the field out for the artifact's own layers")
+            raise ValueError("empty list; leave the field out for the probe's own layers")
         if len(layers) > MAX_LAYERS:
             raise ValueError(f"at most {MAX_LAYERS} layers, got {len(layers)}")
         if len(set(layers)) != len(layers):

@@ -1,4 +1,4 @@
-"""Every steering method, one entry per family: what its artifact holds, what a request may say, where its
+"""Every steering method, one entry per family: what its probe holds, what a request may say, where its
 program and its fits are. Pure: no torch, no vLLM; programs and fits are imported when they are needed.
 
 A method is added by one program file (`ksteer_vllm/methods/`), its reference
@@ -20,7 +20,7 @@ class Use:
     """One method of a family.
 
     takes: the optional spec fields it reads, beside those every method has (layers, where, fade, cap,
-    preserve_norm, condition). default_alpha: of requests that give none; None: the artifact's own.
+    preserve_norm, condition). default_alpha: of requests that give none; None: the probe's own.
     """
 
     takes: frozenset[str]
@@ -29,7 +29,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Family:
-    """Methods that share one kind of artifact.
+    """Methods that share one kind of probe.
 
     tensors: name -> dimensions: K labels, d hidden_size, a number as it is, any other letter a free size.
     program: module:function that gives the family's slots and rows, see `ksteer_vllm.methods.program`.

@@ -14,7 +14,7 @@ _NAMES = ("where", "probe")
 
 def fingerprint(edit: Mapping[str, Any], digest: str, condition_digest: str = "") -> str:
     """SHA-256 of what an edit does to a steered token: the canonical edit without its where-clause and
-    names, and the artifacts' digests. Two requests with the same fingerprint change a token in the same way;
+    names, and the probes' digests. Two requests with the same fingerprint change a token in the same way;
     the windows enter the cache keys block by block (`block_key`)."""
     fields = {field: value for field, value in edit.items() if field not in _NAMES}
     if "condition" in fields:

@@ -32,7 +32,7 @@ _UNKNOWN = ("values", "loss", "until", "unit", "cap", "preserve_norm", "fade", "
 
 
 def as_ordinary_edit(edit: Edit) -> Edit:
-    """The edit with the package's defaults filled in, its strength among them: an artifact's default_alpha is
+    """The edit with the package's defaults filled in, its strength among them: a probe's default_alpha is
     for another edit. Raises SpecError for what the package cannot do."""
     assert edit.compat is not None
     version = edit.compat.version

@@ -1,6 +1,6 @@
 """The steering spec: what one request asks for, validated field by field.
 
-Pure: no vLLM, no torch. What needs an engine (is the artifact loaded, is the layer open) is checked in
+Pure: no vLLM, no torch. What needs an engine (is the probe loaded, is the layer open) is checked in
 `ksteer_vllm.admission.registry`.
 """
 
@@ -34,7 +34,7 @@ class SteeringSpec(Edit):
     """
 
     # Wider than an Edit's: a spec with a stack names no probe of its own; `check` sees to the rest.
-    probe: Annotated[Name | None, Field(description="name of a loaded artifact")] = None  # type: ignore[assignment]
+    probe: Annotated[Name | None, Field(description="name of a loaded probe")] = None  # type: ignore[assignment]
     stack: Annotated[
         tuple[Edit, ...] | None,
         Field(min_length=1, max_length=MAX_STACK, description="several edits, in order, instead of one"),

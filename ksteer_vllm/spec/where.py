@@ -95,7 +95,7 @@ class Where(BaseModel):
 
 
 GENERATION = Where(generation=(0, None))
-"""Every generated token: the where-clause of an edit that has none, nor its artifact."""
+"""Every generated token: the where-clause of an edit that has none, nor its probe."""
 
 _WORDS: dict[str, dict[str, Window]] = {
     "prompt": {"prompt": (0, None)},

@@ -96,9 +96,9 @@ def _make() -> Metrics:
         relative_shift=histogram(
             "relative_shift", "Mean |x' - x| / |x| of a reported edit at a layer, over its tokens", _SHIFTS
         ),
-        resident_probes=gauge("resident_probes", "Artifacts on the devices"),
+        resident_probes=gauge("resident_probes", "Probes on the devices"),
         resident_bytes=gauge("resident_bytes", "Bytes of device tables, of all workers"),
-        probe_slots=gauge("probe_slots", "Device slots for artifacts, of one worker", "state"),
+        probe_slots=gauge("probe_slots", "Device slots for probes, of one worker", "state"),
         prepare_seconds=counter(
             "prepare_seconds", "Host time of preparing steps, of the slowest worker of each engine"
         ),

@@ -38,7 +38,7 @@ class Fired:
 
 @dataclass
 class Bench:
-    """One verification under way. plans: an edit per layer and artifact. tell: called with what is done."""
+    """One verification under way. plans: an edit per layer and probe. tell: called with what is done."""
 
     subject: Subject
     facts: Facts

@@ -20,7 +20,7 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class EditPlan:
-    """One artifact's edit at one layer towards one label, with the strength found so far."""
+    """One probe's edit at one layer towards one label, with the strength found so far."""
 
     card: Card
     layer: int
@@ -66,7 +66,7 @@ class EditPlan:
 
 
 def plan_edit(card: Card, layer: int, max_steps: int) -> EditPlan | None:
-    """The artifact's first method that takes a target and a strength; None if it has none."""
+    """The probe's first method that takes a target and a strength; None if it has none."""
     for method in card.methods:
         use = FAMILIES[card.family].methods.get(method)
         if use is None or not {"target", "alpha"} <= use.takes:
@@ -83,15 +83,15 @@ Definition = Callable[[Mapping[str, Tensor], Tensor, int, EditPlan], Tensor]
 def edited(plan: EditPlan, x: Tensor) -> Tensor | None:
     """x' [n, d] of x [n, d] float64 at the plan's layer; None for a method that is not defined here."""
     definition = _DEFINITIONS.get((plan.card.family, plan.method))
-    if definition is None or plan.card.artifact is None:
+    if definition is None or plan.card.probe is None:
         return None
-    artifact = plan.card.artifact
-    return definition(artifact.at(plan.layer), x, artifact.labels.index(plan.label), plan)
+    probe = plan.card.probe
+    return definition(probe.at(plan.layer), x, probe.labels.index(plan.label), plan)
 
 
 def _gradient(t: Mapping[str, Tensor], x: Tensor, k: int, plan: EditPlan) -> Tensor:
     w1 = t["w1"] / t["input_std"]
-    probe = mlp.ProbeWeights(w1, t["b1"] - w1 @ t["input_mean"], t["w2"], t["b2"], t["w3"], t["b3"])
+    probe = mlp.MLPWeights(w1, t["b1"] - w1 @ t["input_mean"], t["w2"], t["b2"], t["w3"], t["b3"])
     towards = torch.zeros(len(t["b3"]), dtype=x.dtype)
     towards[k] = -1.0
     return mlp.gradient_steps(x, probe, towards, alpha=plan.alpha, num_steps=plan.num_steps or 1)[0]

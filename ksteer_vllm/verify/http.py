@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.verify.subject import Answer, Ask, Card, Facts, Refused, Unreachable
 
 __all__ = ["HTTPSubject"]
@@ -99,10 +99,10 @@ class HTTPSubject:
         self._client.close()
 
     def _card(self, card: Mapping[str, Any]) -> Card:
-        artifact = None
+        probe = None
         if folder := self._probes.get(card["name"]):
-            artifact = Artifact.load(folder)
-            if artifact.metadata.digest != card["digest"]:
+            probe = Probe.load(folder)
+            if probe.metadata.digest != card["digest"]:
                 raise ConfigError(f"probe {card['name']!r}: {folder} is not what the server has loaded")
         layers = tuple(card["layers"])
         return Card(
@@ -114,7 +114,7 @@ class HTTPSubject:
             own_layer=next(iter(card.get("default_layers") or layers), 0),
             methods=tuple(card["methods"]),
             default_alpha=card.get("default_alpha") or {},
-            artifact=artifact,
+            probe=probe,
         )
 
     def _tokens(self) -> tuple[int, ...]:

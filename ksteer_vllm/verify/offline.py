@@ -13,7 +13,9 @@ import ksteer_vllm
 from ksteer_vllm.fit.activations import shut_down
 from ksteer_vllm.host.inspection import engine_facts
 from ksteer_vllm.methods.program import FamilyProgram
-from ksteer_vllm.probes.probe import Artifact, ModelIdentity, ProbeMetadata
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.metadata import ProbeMetadata
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.verify.subject import Answer, Ask, Card, Facts, Refused
 
@@ -24,11 +26,11 @@ RANDOM_WIDTH = 32
 
 
 class OfflineSubject:
-    """A `vllm.LLM` with steering enabled. artifacts: those it was started with, by name."""
+    """A `vllm.LLM` with steering enabled. probes: those it was started with, by name."""
 
-    def __init__(self, llm: Any, artifacts: Mapping[str, Artifact]) -> None:
+    def __init__(self, llm: Any, probes: Mapping[str, Probe]) -> None:
         self._llm = llm
-        self._artifacts = dict(artifacts)
+        self._probes = dict(probes)
 
     def facts(self) -> Facts:
         found = engine_facts(self._llm)
@@ -40,7 +42,7 @@ class OfflineSubject:
             weights=found.model,
             num_layers=found.num_layers,
             open_layers=tuple(registry.open_layers),
-            cards=tuple(card_of(name, artifact) for name, artifact in self._artifacts.items()),
+            cards=tuple(card_of(name, probe) for name, probe in self._probes.items()),
             tokens=tuple(range(min(10, found.vocabulary // 2), min(found.vocabulary, 4000))),
             max_model_len=found.max_model_len,
             reports=registry.config.reports,
@@ -95,9 +97,9 @@ def _answer(output: Any, began: float, ended: float) -> Answer:
     )
 
 
-def card_of(name: str, artifact: Artifact) -> Card:
+def card_of(name: str, probe: Probe) -> Card:
     """What a server's `GET /v1/ksteer/probes/NAME` says, from the folder."""
-    metadata = artifact.metadata
+    metadata = probe.metadata
     unavailable = metadata.settings.get("unavailable", ())
     return Card(
         name=name,
@@ -108,7 +110,7 @@ def card_of(name: str, artifact: Artifact) -> Card:
         own_layer=metadata.layer,
         methods=tuple(m for m in FAMILIES[metadata.family].methods if m not in unavailable),
         default_alpha=metadata.default_alpha,
-        artifact=artifact,
+        probe=probe,
     )
 
 
@@ -121,22 +123,22 @@ def start_offline(
     """An engine with these probes. Raises ProbeError or ConfigError as vLLM's start-up does with steering."""
     from vllm import LLM
 
-    artifacts = {name: Artifact.load(folder) for name, folder in probes.items()}
+    loaded = {name: Probe.load(folder) for name, folder in probes.items()}
     enabled = ksteer_vllm.enable(
         probes=probes,
         layers=layers,  # type: ignore[arg-type]
-        max_probes=max(8, len(artifacts)),
-        max_width=max([256, *map(_width, artifacts.values())]),
+        max_probes=max(8, len(loaded)),
+        max_width=max([256, *map(_width, loaded.values())]),
     )
-    return OfflineSubject(LLM(model, additional_config=enabled, **engine_options), artifacts)
+    return OfflineSubject(LLM(model, additional_config=enabled, **engine_options), loaded)
 
 
-def _width(artifact: Artifact) -> int:
-    program: FamilyProgram = load(FAMILIES[artifact.metadata.family].program)(artifact)
+def _width(probe: Probe) -> int:
+    program: FamilyProgram = load(FAMILIES[probe.metadata.family].program)(probe)
     return max(weights.width for weights in program.slots().values())
 
 
-def random_probe(model: str, **source: Any) -> Artifact:
+def random_probe(model: str, **source: Any) -> Probe:
     """A probe of the model's shape with random weights: enough to see whether and where edits act.
 
     source: revision, trust_remote_code, as of vLLM.
@@ -168,4 +170,4 @@ def random_probe(model: str, **source: Any) -> Artifact:
         "input_std": torch.ones(d),
         "label_vectors": normal(len(labels), d),
     }
-    return Artifact(metadata, tensors)
+    return Probe(metadata, tensors)

@@ -20,7 +20,7 @@ __all__ = ["Oracle"]
 class Oracle:
     """A model folder (or name) in float32 on the CPU; edits in float64.
 
-    It shares no code with the engine but the artifact's tensors and the methods' definitions. num_layers: of
+    It shares no code with the engine but the probe's tensors and the methods' definitions. num_layers: of
     its decoder. Raises OSError if there is no such model, DecoderNotFoundError if its blocks are not
     found, MemoryError if its weights do not fit, and what transformers raises.
     """

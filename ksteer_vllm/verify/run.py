@@ -182,7 +182,7 @@ def _brief(error: Exception) -> str:
 def _oracle(bench: Bench, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> Oracle | None:
     """The oracle, or None with a finding that says why."""
     lacks = [] if weights else ["a folder of the model's weights (--model-folder)"]
-    if all(plan.card.artifact is None for plan in bench.plans):
+    if all(plan.card.probe is None for plan in bench.plans):
         lacks.append("the probes' folders (--probe NAME=FOLDER)")
     reason = f"an oracle on the same weights needs {' and '.join(lacks)}" if lacks else ""
     if not with_oracle:

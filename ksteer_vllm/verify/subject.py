@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["Answer", "Ask", "Card", "Facts", "Refused", "Subject", "Unreachable"]
 
@@ -50,9 +50,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Card:
-    """One loaded artifact. layers: those it has tensors of its own for, empty: one set for all.
+    """One loaded probe. layers: those it has tensors of its own for, empty: one set for all.
 
-    methods: those it has, the default first. artifact: its tensors, where a copy of the folder is at hand.
+    methods: those it has, the default first. probe: its tensors, where a copy of the folder is at hand.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Card:
     own_layer: int
     methods: tuple[str, ...]
     default_alpha: Mapping[str, float]
-    artifact: Artifact | None = None
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import SteeringSpec
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
-from tests.support.artifacts import write_artifacts
 from tests.support.compare import assert_all_same
 from tests.support.engines import generate, generate_one, start_engine
+from tests.support.folders import write_probes
 from tests.support.oracle import Oracle
 
 WARM: dict[str, Any] = {"probe": "mlp", "target": ["warm"], "avoid": ["cold"]}
@@ -116,15 +116,15 @@ CASES = {**METHODS, **OPTIONS}
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_artifacts(tmp_path_factory.mktemp("artifacts"))
+def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_probes(tmp_path_factory.mktemp("probes"))
 
 
 @pytest.fixture(scope="module")
-def methods_engine(llama: Path, artifacts: dict[str, Path]) -> Any:
+def methods_engine(llama: Path, probes: dict[str, Path]) -> Any:
     return start_engine(
         llama,
-        artifacts,
+        probes,
         steering={"layers": "all", "max_probes": 16, "max_stages": 3},
         max_num_seqs=len(CASES) + 1,
         max_num_batched_tokens=2048,
@@ -133,8 +133,8 @@ def methods_engine(llama: Path, artifacts: dict[str, Path]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def oracle(llama: Path, artifacts: dict[str, Path]) -> Oracle:
-    return Oracle(llama, {name: Artifact.load(folder) for name, folder in artifacts.items()})
+def oracle(llama: Path, probes: dict[str, Path]) -> Oracle:
+    return Oracle(llama, {name: Probe.load(folder) for name, folder in probes.items()})
 
 
 def test_every_method_of_every_family_has_a_case() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import Probe, SteeringSpec
-from tests.support.artifacts import write_artifacts
 from tests.support.compare import TOLERANCE, VISIBLE, assert_same, exact
 from tests.support.engines import generate, generate_one, start_engine
+from tests.support.folders import write_probes
 from tests.support.oracle import Oracle
 
 BFLOAT16_TOLERANCE = 0.25
@@ -74,7 +74,7 @@ def test_huge_values_of_every_method_reach_nobody_else(
     asked = prompts(len(HUGE_METHODS) + 1, 40)
     llm = start_engine(
         llama,
-        write_artifacts(tmp_path),
+        write_probes(tmp_path),
         steering={"layers": "all", "max_probes": 16, "max_stages": 3},
         dtype=dtype,
         num_gpu_blocks_override=2 * len(asked) + 2,
@@ -164,7 +164,8 @@ def test_huge_probe_weights(llama: Path, tmp_path: Path, prompts: Callable[..., 
     from tests.support.probes import random_probe
 
     probe = random_probe(width=16)
-    big = replace(probe, w1=probe.w1 * 1e18, w2=probe.w2 * 1e18, w3=probe.w3 * 1e18)
+    huge = {name: probe.tensors[name] * 1e18 for name in ("w1", "w2", "w3")}
+    big = replace(probe, tensors={**probe.tensors, **huge})
     big.save(tmp_path)
     llm = start_engine(llama, {"tones": tmp_path}, steering={"layers": "all"}, num_gpu_blocks_override=9)
     prompt, other = prompts(2, 40)

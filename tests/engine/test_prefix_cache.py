@@ -171,7 +171,7 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         _stack({**GRADIENT, "condition": WHEN}),
         _stack({**GRADIENT, "condition": {**WHEN, "label": "sad"}}),
     ),
-    "another artifact": (
+    "another probe": (
         _stack({**GRADIENT, "condition": {**WHEN, "label": "sad"}}),
         _stack({**GRADIENT, "condition": {**WHEN, "probe": "tones", "label": "warm"}}),
     ),

@@ -10,9 +10,9 @@ import pytest
 
 import ksteer_vllm
 from tests.engine.test_methods import CASES
-from tests.support.artifacts import write_artifacts
 from tests.support.compare import assert_all_same
 from tests.support.engines import generate, start_engine, wants_v2_runner
+from tests.support.folders import write_probes
 
 pytestmark = pytest.mark.skipif(not wants_v2_runner(), reason="needs Triton's interpreter from the start")
 
@@ -24,7 +24,7 @@ CHOSEN = ("gradient", "reflect", "add, vectors", "ace", "sae, clamp", "softmin",
 @pytest.fixture(scope="module")
 def engines(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same engine with either backend."""
-    folders = write_artifacts(tmp_path_factory.mktemp("artifacts"))
+    folders = write_probes(tmp_path_factory.mktemp("probes"))
     return {
         kernels: start_engine(
             llama,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ksteer_kernels import Activation, Flag, Loss, ProbeTables, Program, RowSettings, SlotWeights
 from ksteer_kernels.reference import ace, bounds, loreft, lorest, mlp, sae, vectors
-from ksteer_kernels.reference.mlp import ProbeWeights
+from ksteer_kernels.reference.mlp import MLPWeights
 
 INF = float("inf")
 
@@ -30,7 +30,7 @@ class Edit:
     settings: RowSettings
     truth: Callable[[Tensor, float], tuple[Tensor, Tensor | None]] | None = None
     opens: Callable[[Tensor], Tensor] | None = None
-    probe: ProbeWeights | None = None
+    probe: MLPWeights | None = None
 
     def bounded(self, cap: float = INF, preserve: bool = False) -> Edit:
         """The same edit with a cap, with its norm preserved."""
@@ -104,19 +104,17 @@ class Maker:
         return c
 
 
-def double(probe: ProbeWeights) -> ProbeWeights:
-    return ProbeWeights(*(getattr(probe, name).double() for name in ("w1", "b1", "w2", "b2", "w3", "b3")))
+def double(probe: MLPWeights) -> MLPWeights:
+    return MLPWeights(*(getattr(probe, name).double() for name in ("w1", "b1", "w2", "b2", "w3", "b3")))
 
 
-def make_probe(
-    h1: int, h2: int, num_labels: int, hidden_size: int, generator: torch.Generator
-) -> ProbeWeights:
+def make_probe(h1: int, h2: int, num_labels: int, hidden_size: int, generator: torch.Generator) -> MLPWeights:
     """A random probe of ordinary scale in float32."""
 
     def normal(*shape: int, scale: float) -> Tensor:
         return torch.randn(shape, generator=generator) * scale
 
-    return ProbeWeights(
+    return MLPWeights(
         w1=normal(h1, hidden_size, scale=hidden_size**-0.5),
         b1=normal(h1, scale=0.3),
         w2=normal(h2, h1, scale=(2 / h1) ** 0.5),
@@ -126,7 +124,7 @@ def make_probe(
     )
 
 
-def slot_weights(probe: ProbeWeights) -> SlotWeights:
+def slot_weights(probe: MLPWeights) -> SlotWeights:
     return SlotWeights(
         basis=probe.w1,
         bias=probe.b1,
@@ -137,10 +135,10 @@ def slot_weights(probe: ProbeWeights) -> SlotWeights:
     )
 
 
-def load_probe(maker: Maker, widths: tuple[int, int] = (24, 17)) -> tuple[int, ProbeWeights]:
+def load_probe(maker: Maker, widths: tuple[int, int] = (24, 17)) -> tuple[int, MLPWeights]:
     """A probe in a slot, and what the slot holds in float64; the same one for the same widths."""
 
-    def make() -> tuple[int, ProbeWeights]:
+    def make() -> tuple[int, MLPWeights]:
         probe = make_probe(*widths, maker.num_labels, maker.hidden_size, maker.generator)
         probe = replace(probe, w1=probe.w1.to(maker.probes.basis.dtype).float())
         return maker.load(slot_weights(probe)), double(probe)
@@ -153,7 +151,7 @@ def faded(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], tuple
     return lambda x, gain: (x + gain * (change(x) - x), None)
 
 
-def gradient(slot: int, probe: ProbeWeights, c: Tensor, **changes: object) -> Edit:
+def gradient(slot: int, probe: MLPWeights, c: Tensor, **changes: object) -> Edit:
     """Gradient steps; changes are fields of RowSettings."""
     defaults = RowSettings(
         slot,
@@ -210,7 +208,7 @@ def reflect_edits(maker: Maker, widths: tuple[int, int] = (24, 17)) -> list[Edit
     return [reflection(slot, probe, c, factor) for factor in (2.0, 1.0)]
 
 
-def reflection(slot: int, probe: ProbeWeights, c: Tensor, factor: float) -> Edit:
+def reflection(slot: int, probe: MLPWeights, c: Tensor, factor: float) -> Edit:
     settings = RowSettings(
         slot,
         Program.REFLECT,

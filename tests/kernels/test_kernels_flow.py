@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ksteer_kernels.flow import flow
-from ksteer_kernels.reference.mlp import ProbeWeights, loss_gradient, steering_loss
+from ksteer_kernels.reference.mlp import MLPWeights, loss_gradient, steering_loss
 
 EULER_STEPS = 20_000
 EULER_TOLERANCE = 1.5e-3
@@ -26,7 +26,7 @@ def build(widths, hidden_size=HIDDEN_SIZE, num_tokens=11, seed=0):
         return (torch.randn(shape, generator=generator) * scale).double()
 
     h1, h2 = widths
-    probe = ProbeWeights(
+    probe = MLPWeights(
         w1=normal(h1, hidden_size, scale=hidden_size**-0.5),
         b1=normal(h1, scale=0.3),
         w2=normal(h2, h1, scale=(2 / h1) ** 0.5),
@@ -51,7 +51,7 @@ def distance(end, result, start):
 def hand_probe(w1, b1, w2, b2, w3):
     """One label; nested lists."""
     w1, b1, w2, b2, w3 = (torch.tensor(value, dtype=torch.float64) for value in (w1, b1, w2, b2, w3))
-    return ProbeWeights(w1, b1, w2, b2, w3[None], torch.zeros(1, dtype=torch.float64))
+    return MLPWeights(w1, b1, w2, b2, w3[None], torch.zeros(1, dtype=torch.float64))
 
 
 def points(*values):

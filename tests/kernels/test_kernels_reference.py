@@ -170,7 +170,7 @@ def test_hidden_space_reflection(widths, factor):
     assert relative(in_hidden_space(x, edit, weights)[0], expected, x) < EDIT_TOLERANCE[torch.float64]
     # Using z1 in place of W1 x is the mistake this guards against.
     settings = token_settings(edit.settings, len(x), weights.width, 5)
-    biased = host_slot(slot_weights(mlp.ProbeWeights(probe.w1, 0 * probe.b1, *list_of(probe)[2:])))
+    biased = host_slot(slot_weights(mlp.MLPWeights(probe.w1, 0 * probe.b1, *list_of(probe)[2:])))
     s, _ = run_program(Program.REFLECT, x @ probe.w1.T + probe.b1, biased, settings)
     assert relative(x - s @ probe.w1, expected, x) > 1e-4
 
@@ -192,7 +192,7 @@ def test_reflection_keeps_the_norm_and_projection_removes_the_component():
 @pytest.mark.parametrize("flags", [Flag(0), Flag.NORMALISED])
 def test_no_gradient_no_edit(flags):
     probe, x, c = build((64, 64), 5)
-    dead = mlp.ProbeWeights(*list_of(probe)[:3], probe.b2 - 1e6, probe.w3, probe.b3)
+    dead = mlp.MLPWeights(*list_of(probe)[:3], probe.b2 - 1e6, probe.w3, probe.b3)
     for edit in (gradient(0, dead, c, num_steps=3, flags=flags), reflection(0, dead, c, 2.0)):
         assert torch.equal(edit.truth(x, 1.0)[0], x)
         assert torch.equal(in_hidden_space(x, edit, slot_weights(dead))[0], x)

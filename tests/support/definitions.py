@@ -1,4 +1,4 @@
-"""Every method's edit of some tokens at a layer, from the artifact as fitted, by the references."""
+"""Every method's edit of some tokens at a layer, from the probe as fitted, by the references."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 
 from ksteer_kernels.reference import ace, bounds, loreft, lorest, mat, mlp, orbit, sae, vectors
 from ksteer_vllm.methods.vectors import matched_random
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.edit import Edit, Hinge
 
 Tensors = Mapping[str, Tensor]
 
 
 def apply_edit(
-    artifacts: Mapping[str, Artifact], edit: Edit, x: Tensor, layer: int, generation_index: Tensor
+    probes: Mapping[str, Probe], edit: Edit, x: Tensor, layer: int, generation_index: Tensor
 ) -> tuple[Tensor, float]:
     """(x' [n, d], distance to the nearest kink) of x [n, d] float64; generation_index: [n], negative in the
     prompt. With a fade every token is worked out on its own, since each has its own strength."""
-    artifact = artifacts[edit.probe]
+    probe = probes[edit.probe]
     edited, nearest = [], math.inf
     for token, index in zip(x, generation_index.tolist(), strict=True):
         left = 1.0 if edit.fade is None else max(0.0, 1 - max(index, 0) / edit.fade)
         row = token[None]
-        is_open, gap = _is_open(artifacts, edit, row, layer)
+        is_open, gap = _is_open(probes, edit, row, layer)
         nearest = min(nearest, gap)
         after = row
         if left > 0 and is_open:
-            after, gap = _edited(artifact, edit, row, layer, left)
+            after, gap = _edited(probe, edit, row, layer, left)
             nearest = min(nearest, gap)
             if edit.cap is not None:
                 after = bounds.cap(row, after, edit.cap)
@@ -43,7 +43,7 @@ def apply_edit(
 
 @dataclass(frozen=True)
 class _Asked:
-    """One edit of x [n, d] at a layer: the artifact's tensors t, c over its labels (+ avoid, - target), the
+    """One edit of x [n, d] at a layer: the probe's tensors t, c over its labels (+ avoid, - target), the
     strength, the length of a normalised step or None, and what a fade leaves."""
 
     t: Tensors
@@ -62,8 +62,8 @@ class _Asked:
 Edited = tuple[Tensor, float]
 
 
-def _edited(artifact: Artifact, edit: Edit, x: Tensor, layer: int, left: float) -> Edited:
-    metadata = artifact.metadata
+def _edited(probe: Probe, edit: Edit, x: Tensor, layer: int, left: float) -> Edited:
+    metadata = probe.metadata
     labels = list(metadata.labels)
     c = torch.zeros(len(labels), dtype=torch.float64)
     for side, sign in ((edit.avoid, 1.0), (edit.target, -1.0)):
@@ -71,14 +71,14 @@ def _edited(artifact: Artifact, edit: Edit, x: Tensor, layer: int, left: float) 
             c[labels.index(label)] = sign * weight
     unit = metadata.activation_scale[layer] if edit.unit == "normalised" else None
     alpha = edit.alpha if edit.alpha is not None else metadata.default_alpha.get(edit.method or "", 1.0)
-    asked = _Asked(artifact.at(layer), edit, x, c, labels, alpha, unit, left)
+    asked = _Asked(probe.at(layer), edit, x, c, labels, alpha, unit, left)
     return _FAMILIES[metadata.family](asked)
 
 
-def folded(t: Tensors) -> mlp.ProbeWeights:
+def folded(t: Tensors) -> mlp.MLPWeights:
     """The probe on the raw residual stream, float64."""
     w1 = t["w1"] / t["input_std"]
-    return mlp.ProbeWeights(w1, t["b1"] - w1 @ t["input_mean"], t["w2"], t["b2"], t["w3"], t["b3"])
+    return mlp.MLPWeights(w1, t["b1"] - w1 @ t["input_mean"], t["w2"], t["b2"], t["w3"], t["b3"])
 
 
 def _mlp(a: _Asked) -> Edited:
@@ -200,15 +200,15 @@ _FAMILIES: dict[str, Callable[[_Asked], Edited]] = {
 }
 
 
-def _is_open(artifacts: Mapping[str, Artifact], edit: Edit, x: Tensor, layer: int) -> tuple[bool, float]:
+def _is_open(probes: Mapping[str, Probe], edit: Edit, x: Tensor, layer: int) -> tuple[bool, float]:
     """(whether the condition lets the token x [1, d] be edited, distance to the threshold)."""
     if edit.condition is None:
         return True, math.inf
-    artifact = artifacts[edit.condition.probe]
-    k, t = artifact.labels.index(edit.condition.label), artifact.at(layer)
-    if artifact.metadata.family == "mlp":
+    probe = probes[edit.condition.probe]
+    k, t = probe.labels.index(edit.condition.label), probe.at(layer)
+    if probe.metadata.family == "mlp":
         value = float(torch.sigmoid(mlp.probe_logits(x, folded(t))[0, k]))
-    elif artifact.metadata.family == "linear":
+    elif probe.metadata.family == "linear":
         standard = (x - t["input_mean"]) / t["input_std"]
         value = float(torch.sigmoid(standard @ t["weight"][k] + t["bias"][k]))
     else:
@@ -222,7 +222,7 @@ def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def _kink_distance(x: Tensor, probe: mlp.ProbeWeights) -> float:
+def _kink_distance(x: Tensor, probe: mlp.MLPWeights) -> float:
     z1 = x @ probe.w1.T + probe.b1
     z2 = torch.relu(z1) @ probe.w2.T + probe.b2
     return min(float(z1.abs().min()), float(z2.abs().min()))

@@ -1,6 +1,6 @@
 """The oracle: Hugging Face transformers with forward hooks that run `ksteer_kernels.reference`.
 
-Shares no code with the plugin beyond the definitions: artifacts' tensors unfolded by hand, windows applied to
+Shares no code with the plugin beyond the definitions: probes' tensors unfolded by hand, windows applied to
 absolute positions, the whole sequence in one forward pass, the edit in float64.
 """
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ksteer_vllm import Probe, SteeringSpec
-from ksteer_vllm.probes.probe import Artifact
 from ksteer_vllm.spec.edit import Edit
 from tests.support.compare import TOLERANCE, VISIBLE
 from tests.support.definitions import apply_edit
@@ -26,9 +25,9 @@ oracle."""
 
 
 class Oracle:
-    """One tiny model of transformers and the artifacts requests may name."""
+    """One tiny model of transformers and the probes requests may name."""
 
-    def __init__(self, model: Path, probes: Mapping[str, Probe | Artifact]) -> None:
+    def __init__(self, model: Path, probes: Mapping[str, Probe]) -> None:
         import transformers
         from vllm.config import set_current_vllm_config
         from vllm.engine.arg_utils import EngineArgs
@@ -38,9 +37,7 @@ class Oracle:
             self.model = transformers.AutoModelForCausalLM.from_pretrained(
                 model, dtype=torch.float32, attn_implementation="eager"
             ).eval()
-        self.probes = {
-            name: probe.artifact() if isinstance(probe, Probe) else probe for name, probe in probes.items()
-        }
+        self.probes = dict(probes)
         inner = self.model.transformer if hasattr(self.model, "transformer") else self.model.model
         inner.do_not_compile = True
         self.layers = inner.h if hasattr(inner, "h") else inner.layers

@@ -30,22 +30,18 @@ def random_probe(
         return torch.randn(shape, generator=generator) * scale
 
     h1, h2 = width, max(1, width - 5)
-    return Probe(
-        metadata=ProbeMetadata(
-            labels=labels,
-            layer=layer,
-            model=ModelIdentity(
-                name="tiny", model_type=model_type, hidden_size=hidden_size, num_layers=num_layers
-            ),
-            **metadata,
-        ),
-        w1=normal(h1, hidden_size, scale=hidden_size**-0.5),
-        b1=normal(h1, scale=0.3),
-        w2=normal(h2, h1, scale=h1**-0.5),
-        b2=normal(h2, scale=0.3),
-        w3=normal(len(labels), h2, scale=h2**-0.5),
-        b3=normal(len(labels), scale=0.3),
-        input_mean=normal(hidden_size, scale=0.2),
-        input_std=normal(hidden_size).abs() * 0.3 + 0.4,
-        label_vectors=normal(len(labels), hidden_size),
+    identity = ModelIdentity(
+        name="tiny", model_type=model_type, hidden_size=hidden_size, num_layers=num_layers
     )
+    tensors = {
+        "w1": normal(h1, hidden_size, scale=hidden_size**-0.5),
+        "b1": normal(h1, scale=0.3),
+        "w2": normal(h2, h1, scale=h1**-0.5),
+        "b2": normal(h2, scale=0.3),
+        "w3": normal(len(labels), h2, scale=h2**-0.5),
+        "b3": normal(len(labels), scale=0.3),
+        "input_mean": normal(hidden_size, scale=0.2),
+        "input_std": normal(hidden_size).abs() * 0.3 + 0.4,
+        "label_vectors": normal(len(labels), hidden_size),
+    }
+    return Probe(ProbeMetadata(labels=labels, layer=layer, model=identity, **metadata), tensors)

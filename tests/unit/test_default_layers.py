@@ -1,4 +1,4 @@
-"""An artifact with tensors for several layers may name those of requests that give none."""
+"""A probe with tensors for several layers may name those of requests that give none."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.probes.probe import Artifact
-from tests.support.artifacts import random_artifact
+from ksteer_vllm.probes.probe import Probe
+from tests.support.folders import random_family_probe
 
 
-def per_layer(**metadata: Any) -> Artifact:
-    base = random_artifact("vectors")
+def per_layer(**metadata: Any) -> Probe:
+    base = random_family_probe("vectors")
     fields = {"layers": (1, 3), **metadata}
     tensors = {"vectors": torch.stack([base.tensors["vectors"]] * 2)}
-    return Artifact(
+    return Probe(
         base.with_metadata().metadata.model_validate({**base.metadata.model_dump(), **fields}), tensors
     )
 
 
 def layers_of(folder: Path, **spec: Any) -> list[int]:
     config = resolve_config(
-        EngineConfig.parse({"probes": {"v": str(folder)}}), Artifact.load_metadata(folder).model
+        EngineConfig.parse({"probes": {"v": str(folder)}}), Probe.load_metadata(folder).model
     )
     admitted = Registry.from_config(config).admit({"probe": "v", "target": ["warm"], "alpha": 1.0, **spec})
     found: list[int] = admitted.edits[0].canonical["layers"]
@@ -42,7 +42,7 @@ def test_requests_without_layers_use_the_default_ones(tmp_path: Path) -> None:
 
 def test_the_digest_does_not_depend_on_defaults(tmp_path: Path) -> None:
     folders = [per_layer(default_layers=layers).save(tmp_path / str(len(layers))) for layers in ((), (3,))]
-    assert len({Artifact.load_metadata(folder).digest for folder in folders}) == 1
+    assert len({Probe.load_metadata(folder).digest for folder in folders}) == 1
 
 
 def test_a_default_layer_needs_tensors() -> None:

@@ -81,7 +81,7 @@ def test_what_a_condition_says_enters_the_fingerprint(change: dict[str, Any]) ->
     assert digest(condition={**WHEN, **change}) != digest(condition=WHEN)
 
 
-def test_a_conditions_artifact_enters_by_its_digest_not_by_its_name() -> None:
+def test_a_conditions_probe_enters_by_its_digest_not_by_its_name() -> None:
     gated, renamed = (
         SteeringSpec.parse({**BASE, "condition": {**WHEN, "probe": name}}).canonical()
         for name in ("gate", "x")

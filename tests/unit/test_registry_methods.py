@@ -1,4 +1,4 @@
-"""Admission with artifacts of every family: defaults, conditions, stacks, and what each refusal says."""
+"""Admission with probes of every family: defaults, conditions, stacks, and what each refusal says."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ksteer_vllm import ModelIdentity, ProbeError, SpecError
 from ksteer_vllm.admission.registry import AdmittedEdit, Registry
 from ksteer_vllm.admission.resolve import check_fit, resolve_config
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
-from tests.support.artifacts import FAMILY_NAMES, SCALE, random_artifact, write_artifacts
+from tests.support.folders import FAMILY_NAMES, SCALE, random_family_probe, write_probes
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 
 MODEL = ModelIdentity(name="served", model_type="llama", hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
@@ -24,15 +24,15 @@ PROMPT = {"prompt": [0, None]}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every family, `control` with tensors at layers 1 and 3, and a few with settings of their own."""
-    root = tmp_path_factory.mktemp("artifacts")
+    root = tmp_path_factory.mktemp("probes")
     made = {
-        "unscaled": random_artifact("vectors", activation_scale={}),
-        "half scaled": random_artifact("vectors", activation_scale={1: 2.0}),
-        "reading": random_artifact("vectors", default_where=PROMPT, default_alpha={"add": 0.7}),
-        "no ace": random_artifact("ace", settings={"unavailable": ["ace"]}),
-        "nothing": random_artifact("loreft", settings={"unavailable": ["loreft"]}),
+        "unscaled": random_family_probe("vectors", activation_scale={}),
+        "half scaled": random_family_probe("vectors", activation_scale={1: 2.0}),
+        "reading": random_family_probe("vectors", default_where=PROMPT, default_alpha={"add": 0.7}),
+        "no ace": random_family_probe("ace", settings={"unavailable": ["ace"]}),
+        "nothing": random_family_probe("loreft", settings={"unavailable": ["loreft"]}),
     }
-    return write_artifacts(root) | {name: artifact.save(root / name) for name, artifact in made.items()}
+    return write_probes(root) | {name: probe.save(root / name) for name, probe in made.items()}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_first_method_of_the_family_is_the_default(registry: Registry, famil
         ({"probe": "reading", "target": ["warm"], "alpha": 0.1, "unit": "normalised"}, 0.1),
     ],
 )
-def test_alpha_is_the_requests_or_the_artifacts_or_the_methods(
+def test_alpha_is_the_requests_or_the_probes_or_the_methods(
     registry: Registry, spec: Any, alpha: float
 ) -> None:
     assert only(registry, spec).canonical["alpha"] == alpha
@@ -93,7 +93,7 @@ def test_methods_without_an_alpha_have_none(registry: Registry) -> None:
     }
 
 
-def test_where_is_the_requests_or_the_artifacts_or_generation(registry: Registry) -> None:
+def test_where_is_the_requests_or_the_probes_or_generation(registry: Registry) -> None:
     def where(name: str, **fields: Any) -> Any:
         return only(registry, {"probe": name, "target": ["warm"], "alpha": 1, **fields}).canonical["where"]
 
@@ -102,16 +102,16 @@ def test_where_is_the_requests_or_the_artifacts_or_generation(registry: Registry
     assert where("reading", where="both") == {"generation": [0, None], "prompt": [0, None]}
 
 
-def test_an_artifact_with_tensors_by_layer_is_used_at_all_of_them(registry: Registry) -> None:
+def test_a_probe_with_tensors_by_layer_is_used_at_all_of_them(registry: Registry) -> None:
     spec = {"probe": "control", "target": ["warm"], "alpha": 1}
     assert only(registry, spec).canonical["layers"] == [1, 3]
     assert only(registry, {**spec, "layers": [3]}).canonical["layers"] == [3]
 
 
-def test_a_where_clause_of_an_artifact_is_checked_when_it_is_read() -> None:
+def test_a_where_clause_of_a_probe_is_checked_when_it_is_read() -> None:
     for clause in ({"reply": [0, 1]}, {"prompt": [3, 3]}, {}):
         with pytest.raises(ValueError, match="default_where"):
-            random_artifact("vectors", default_where=clause)
+            random_family_probe("vectors", default_where=clause)
 
 
 def condition(**changes: Any) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def test_a_cosine_may_be_any_number_from_minus_one_to_one(registry: Registry, bo
         assert only(registry, spec).canonical["condition"][side] == bound
 
 
-def test_a_conditions_artifact_is_part_of_the_fingerprint(folders: dict[str, Path]) -> None:
+def test_a_conditions_probe_is_part_of_the_fingerprint(folders: dict[str, Path]) -> None:
     registry = registry_of({**folders, "again": folders["mlp"], "other": folders["linear"]})
     prints = {name: only(registry, condition(probe=name)).fingerprint for name in ("mlp", "again", "other")}
     assert prints["mlp"] == prints["again"]
@@ -255,15 +255,15 @@ def test_every_edit_of_a_stack_is_admitted_for_itself(registry: Registry) -> Non
 @pytest.mark.parametrize(
     ("family", "width"), [("vectors", 3), ("loreft", 18), ("lorest", 12), ("sae", 6), ("mlp", 48)]
 )
-def test_an_artifact_must_fit_the_tables(family: str, width: int) -> None:
+def test_a_probe_must_fit_the_tables(family: str, width: int) -> None:
     """Three labels of rank three: LoReFT holds R and W, LoReST Q and b, a dictionary both its sides."""
-    artifact: Artifact = random_artifact(family)
-    check_fit("it", artifact, EngineConfig(max_width=width), MODEL)
+    probe: Probe = random_family_probe(family)
+    check_fit("it", probe, EngineConfig(max_width=width), MODEL)
     with pytest.raises(ProbeError, match=f"'it' is {width} wide; .* at most max_width={width - 1}"):
-        check_fit("it", artifact, EngineConfig(max_width=width - 1), MODEL)
+        check_fit("it", probe, EngineConfig(max_width=width - 1), MODEL)
 
 
-def test_open_layers_are_those_of_every_artifact(folders: dict[str, Path]) -> None:
+def test_open_layers_are_those_of_every_probe(folders: dict[str, Path]) -> None:
     config = EngineConfig.parse({"probes": {name: folders[name] for name in ("control", "wide")}})
     assert resolve_config(config, MODEL).layers == (1, 2, 3)
     assert set(SCALE) == {0, 1, 2, 3}

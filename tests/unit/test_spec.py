@@ -31,8 +31,8 @@ def test_defaults() -> None:
     spec = SteeringSpec(probe="p", target=["a"])
     assert (spec.num_steps, spec.step_decay, spec.loss, spec.unit) == (8, 1.0, "mean", "raw")
     assert (spec.preserve_norm, spec.report, spec.values) == (False, False, {})
-    left_to_the_artifact = (spec.method, spec.alpha, spec.layers, spec.where)
-    assert (*left_to_the_artifact, spec.until, spec.cap, spec.fade, spec.condition, spec.stack) == (None,) * 9
+    left_to_the_probe = (spec.method, spec.alpha, spec.layers, spec.where)
+    assert (*left_to_the_probe, spec.until, spec.cap, spec.fade, spec.condition, spec.stack) == (None,) * 9
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels.flow.path import HiddenField, Path
-from ksteer_kernels.reference.mlp import ProbeWeights
+from ksteer_kernels.reference.mlp import MLPWeights
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FlowResult:
 
 def flow(
     x: Tensor,
-    probe: ProbeWeights,
+    probe: MLPWeights,
     label_weights: Tensor,
     *,
     budget: float,

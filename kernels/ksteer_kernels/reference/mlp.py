@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class ProbeWeights:
+class MLPWeights:
     """A two-hidden-layer ReLU probe: f(x) = W3 relu(W2 relu(W1 x + b1) + b2) + b3.
 
     w1 [h1, d], b1 [h1], w2 [h2, h1], b2 [h2], w3 [K, h2], b3 [K].
@@ -28,19 +28,19 @@ class ProbeWeights:
     b3: Tensor
 
 
-def probe_logits(x: Tensor, probe: ProbeWeights) -> Tensor:
+def probe_logits(x: Tensor, probe: MLPWeights) -> Tensor:
     """Label logits f(x) [n, K] of x [n, d]."""
     h1 = torch.relu(x @ probe.w1.T + probe.b1)
     h2 = torch.relu(h1 @ probe.w2.T + probe.b2)
     return h2 @ probe.w3.T + probe.b3
 
 
-def steering_loss(x: Tensor, probe: ProbeWeights, label_weights: Tensor) -> Tensor:
+def steering_loss(x: Tensor, probe: MLPWeights, label_weights: Tensor) -> Tensor:
     """L(x) = c . f(x) [n]; c [K] is +1/|avoid| on avoid labels and -1/|target| on target labels."""
     return probe_logits(x, probe) @ label_weights
 
 
-def loss_gradient(x: Tensor, probe: ProbeWeights, label_weights: Tensor) -> Tensor:
+def loss_gradient(x: Tensor, probe: MLPWeights, label_weights: Tensor) -> Tensor:
     """Gradient of `steering_loss` with respect to x, [n, d]; a ReLU at exactly 0 passes nothing.
 
     label_weights: [K], or [n, K] with each token's own.
@@ -74,7 +74,7 @@ def logit_gradient(
 
 def gradient_steps(
     x: Tensor,
-    probe: ProbeWeights,
+    probe: MLPWeights,
     label_weights: Tensor,
     *,
     alpha: float,
@@ -109,7 +109,7 @@ def gradient_steps(
     return x, taken
 
 
-def reflect(x: Tensor, probe: ProbeWeights, label_weights: Tensor, *, factor: float) -> Tensor:
+def reflect(x: Tensor, probe: MLPWeights, label_weights: Tensor, *, factor: float) -> Tensor:
     """x - factor (x.v)/(v.v) v with v = grad of c . f at x; factor 2 reflects, 1 removes the component.
 
     For Algorithm 2 label_weights is the mean over the avoid labels. Where v is zero x is returned as it is.

@@ -31,9 +31,9 @@ __all__ = ["SweepRequest", "sweep_folder"]
 class SweepRequest:
     """One sweep of a suite, or of a probe folder with `data`.
 
-    variants: names of variants or of artifacts; none: all but random directions, which take the strength of
+    variants: names of variants or of probes; none: all but random directions, which take the strength of
     the vectors they are the control of. plan: fields of `SweepPlan`; sizes empty: 1, 2 and 3, as far as there
-    are labels. judge: empty: the data's own. rule: which strength `write` puts into the artifacts.
+    are labels. judge: empty: the data's own. rule: which strength `write` puts into the probes.
     """
 
     folder: Path
@@ -61,11 +61,11 @@ def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
     plan = SweepPlan.of({**request.plan, "sizes": _sizes(request.plan.get("sizes", ()), subject.labels)})
     judge = _judge(request, subject, plan)
     check_plan(subject, plan, judge)
-    used = {variant.artifact for variant in subject.variants}
+    used = {variant.probe for variant in subject.variants}
     layers = {at for v in subject.variants for at in subject.layers_of(v, plan.layers) if at is not None}
-    layers |= {subject.artifacts[name].metadata.layer for name in used}
+    layers |= {subject.probes[name].metadata.layer for name in used}
     with (
-        few_threads(subject.artifacts[min(used)].metadata.model),
+        few_threads(subject.probes[min(used)].metadata.model),
         Bench(
             subject.model,
             {name: subject.paths[name] for name in sorted(used)},
@@ -83,14 +83,14 @@ def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
     if (subject.folder / CALIBRATION / "results.json").exists():
         calibration, dropped = _with_earlier(calibration, whole)
         notes += dropped
-    written = write_defaults(subject, calibration, rule=request.rule, artifacts=used) if request.write else {}
+    written = write_defaults(subject, calibration, rule=request.rule, probes=used) if request.write else {}
     path = write_report(
         report,
         calibration,
         written,
         notes=notes,
         model=subject.model,
-        artifacts=calibration.digests,
+        probes=calibration.digests,
         sampling={"temperature": request.temperature, "max_tokens": request.max_tokens},
         plan=plan.model_dump(mode="json"),
     )
@@ -117,7 +117,7 @@ def _subject(request: SweepRequest) -> Subject:
     from ksteer_vllm.data.opening import open_task
 
     judge = _judge_name(request)
-    return Subject.of_artifact(request.folder, open_task(request.data), model=request.model, judge=judge)
+    return Subject.of_probe(request.folder, open_task(request.data), model=request.model, judge=judge)
 
 
 def _judge_name(request: SweepRequest) -> str:

@@ -26,16 +26,16 @@ def merged(
 ) -> tuple[Calibration, list[str]]:
     """`found` with the cells that `earlier` has of other variants, and in words which were dropped and why.
 
-    known: all variants there are, in their order. digests: of the artifacts there are now. Kept is what was
-    calibrated in the same way on an artifact that is still the same.
+    known: all variants there are, in their order. digests: of the probes there are now. Kept is what was
+    calibrated in the same way on a probe that is still the same.
     """
     swept = {variant.name for variant in found.variants}
     others = [variant for variant in earlier.variants if variant.name not in swept]
     reason = _difference(found, earlier)
     kept, notes = [], []
     for variant in others:
-        changed = digests.get(variant.artifact) != earlier.digests.get(variant.artifact)
-        why = reason or ("its artifact was fitted again, or is gone" if changed else "")
+        changed = digests.get(variant.probe) != earlier.digests.get(variant.probe)
+        why = reason or ("its probe was fitted again, or is gone" if changed else "")
         if not why and variant not in known:
             why = "there is no such variant any more"
         if why:
@@ -49,7 +49,7 @@ def merged(
     whole = found.model_copy(
         update={
             "variants": tuple(sorted([*found.variants, *kept], key=lambda variant: order[variant.name])),
-            "digests": found.digests | {variant.artifact: digests[variant.artifact] for variant in kept},
+            "digests": found.digests | {variant.probe: digests[variant.probe] for variant in kept},
             "layers": {**found.layers, **layers},
             "cells": tuple(sorted(cells, key=lambda cell: (cell.size, order[cell.variant]))),
         }

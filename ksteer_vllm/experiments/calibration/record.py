@@ -44,7 +44,7 @@ class Point(_Model):
 
 
 class Cell(_Model):
-    """One variant, at combinations of one size, at one layer (None: the artifact's own).
+    """One variant, at combinations of one size, at one layer (None: the probe's own).
 
     points: ascending. best, largest_coherent: strengths, None if no strength tried was within the budget.
     bracketed: a larger strength than largest_coherent was tried and was not within the budget.
@@ -66,8 +66,8 @@ class Cell(_Model):
 class Calibration(_Model):
     """Every cell, and by which rules its strengths were chosen.
 
-    digests: of the artifacts, and the evaluation probe's, by name, as they were steered with. temperature,
-    max_tokens: of the replies. layers: variant -> the layer chosen for it, None for the artifact's own.
+    digests: of the probes, and the evaluation probe's, by name, as they were steered with. temperature,
+    max_tokens: of the replies. layers: variant -> the layer chosen for it, None for the probe's own.
     """
 
     variants: tuple[Variant, ...]
@@ -83,7 +83,7 @@ class Calibration(_Model):
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
-        """That of a suite's or an artifact's folder. Raises ConfigError, naming `ksteer sweep`."""
+        """That of a suite's or a probe's folder. Raises ConfigError, naming `ksteer sweep`."""
         path = Path(folder) / CALIBRATION / "results.json"
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -97,7 +97,7 @@ class Calibration(_Model):
             ) from None
 
     def check(self, digests: Mapping[str, str]) -> None:
-        """Raise ConfigError if an artifact is not the one that was calibrated. digests: by name; artifacts
+        """Raise ConfigError if a probe is not the one that was calibrated. digests: by name; probes
         that were not calibrated have nothing to differ from."""
         differing = [name for name in digests if self.digests.get(name, digests[name]) != digests[name]]
         if differing:
@@ -130,7 +130,7 @@ class Calibration(_Model):
         )
 
     def layer(self, variant: str) -> int | None:
-        """The layer the variant's strengths are for; None: the artifact's own."""
+        """The layer the variant's strengths are for; None: the probe's own."""
         return self.layers.get(variant)
 
     def as_json(self) -> dict[str, Any]:

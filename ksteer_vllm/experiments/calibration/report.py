@@ -60,7 +60,7 @@ def write_report(
 ) -> Path:
     """report.md, results.json and a figure for every size. Returns the report's path.
 
-    report: an empty folder's, opened when the sweep began. written: what `write_defaults` gave the artifacts.
+    report: an empty folder's, opened when the sweep began. written: what `write_defaults` gave the probes.
     notes: what the reader has to know. source: provenance.
     """
     rule = calibration.coherence
@@ -77,7 +77,7 @@ def write_report(
     report.table(calibration_frame(calibration), caption="Strength by variant and number of target labels")
     if written:
         report.text(
-            "Written into the artifacts, for requests without a strength: "
+            "Written into the probes, for requests without a strength: "
             + "; ".join(f"{name}: {_written(changes)}" for name, changes in written.items())
         )
     for size in sorted({cell.size for cell in calibration.cells}):

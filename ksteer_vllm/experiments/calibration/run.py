@@ -32,7 +32,7 @@ _PILOTS = 2
 
 
 class SweepPlan(BaseModel):
-    """sizes: of the combinations. strengths: of the first grid. layers: to try; empty: each artifact's own.
+    """sizes: of the combinations. strengths: of the first grid. layers: to try; empty: each probe's own.
 
     prompts: calibration prompts per single label; larger combinations share as many requests. rounds: of
     bisection, each one more batched generation.
@@ -83,7 +83,7 @@ def run_sweep(
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Calibrate every variant of the subject on a bench that holds its artifacts. Raises as `check_plan`."""
+    """Calibrate every variant of the subject on a bench that holds its probes. Raises as `check_plan`."""
     check_plan(subject, plan, judge)
     sweep = _Sweep(subject, plan, bench, judge, journal, progress)
     cells = sweep.cells()

@@ -1,4 +1,4 @@
-"""What is calibrated: the variants of a suite, or the methods of one artifact folder."""
+"""What is calibrated: the variants of a suite, or the methods of one probe folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from ksteer_vllm.bench.suite import EVALUATION, SUITE_FILE, Suite
 from ksteer_vllm.bench.variants import Variant, variants_of
 from ksteer_vllm.data.rows import Prompt
 from ksteer_vllm.errors import ConfigError, listing
-from ksteer_vllm.probes.probe import METADATA_FILE, Artifact
+from ksteer_vllm.probes.metadata import METADATA_FILE
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _FITTED_TO = (
 
 @dataclass(frozen=True)
 class Subject:
-    """folder: where the calibration goes. paths, artifacts: by name. reader: the evaluation probe.
+    """folder: where the calibration goes. paths, probes: by name. reader: the evaluation probe.
 
     prompts: the calibration prompts. task: its name. judge: the one that suits the data. variants: those to
     calibrate. notes: what a reader of the results has to know.
@@ -39,8 +40,8 @@ class Subject:
     folder: Path
     model: str
     paths: Mapping[str, Path]
-    artifacts: Mapping[str, Artifact]
-    reader: Artifact | None
+    probes: Mapping[str, Probe]
+    reader: Probe | None
     labels: tuple[str, ...]
     prompts: tuple[Prompt, ...]
     judge: str
@@ -51,17 +52,17 @@ class Subject:
 
     @classmethod
     def of_suite(cls, folder: str | Path) -> Subject:
-        """Raises ConfigError if the folder is no suite, or one without artifacts or prompts."""
+        """Raises ConfigError if the folder is no suite, or one without probes or prompts."""
         suite = Suite.open(folder)
         if not suite.paths:
             raise ConfigError(
-                f"{folder}: holds no artifact; fit some with `ksteer fit --method all --out {folder}`"
+                f"{folder}: holds no probe; fit some with `ksteer fit --method all --out {folder}`"
             )
         return cls(
             suite.folder,
             suite.file.model,
             suite.paths,
-            suite.artifacts,
+            suite.probes,
             suite.evaluation,
             suite.file.labels,
             tuple(suite.file.prompts.get("calibration", ())),
@@ -72,47 +73,47 @@ class Subject:
         )
 
     @classmethod
-    def of_artifact(
+    def of_probe(
         cls, folder: str | Path, dataset: TaskDataset, *, model: str = "", judge: str = ""
     ) -> Subject:
-        """One artifact folder, on the calibration prompts of a task.
+        """One probe folder, on the calibration prompts of a task.
 
         model: default: as it was given to the fit. judge: default: the task's. Raises ProbeError,
         ConfigError.
         """
         folder = Path(folder)
-        artifact = Artifact.load(folder)
+        probe = Probe.load(folder)
         judge = judge or dataset.judge
         if judge == "probe":
             raise ConfigError(
                 "judge: a probe cannot be the judge of itself; take `--judge openai` with `--judge-url`, or "
                 "a suite (`ksteer fit --method all`), which has an evaluation probe"
             )
-        name, family = folder.resolve().name, artifact.metadata.family
-        unavailable = artifact.metadata.settings.get("unavailable", ())
+        name, family = folder.resolve().name, probe.metadata.family
+        unavailable = probe.metadata.settings.get("unavailable", ())
         variants = tuple(
-            Variant(name=method, artifact=name, family=family, method=method)
+            Variant(name=method, probe=name, family=family, method=method)
             for method, use in FAMILIES[family].methods.items()
             if "alpha" in use.takes and method not in unavailable
         )
         return cls(
             folder,
-            model or artifact.metadata.model.name,
+            model or probe.metadata.model.name,
             {name: folder},
-            {name: artifact},
+            {name: probe},
             None,
-            artifact.labels,
+            probe.labels,
             tuple(dataset.partition(0).prompts["calibration"]),
             judge,
             {},
             variants,
             dataset.name,
-            (_FITTED_TO,) if _may_be_fitted_to(artifact, dataset) else (),
+            (_FITTED_TO,) if _may_be_fitted_to(probe, dataset) else (),
         )
 
     @staticmethod
     def is_suite(folder: str | Path) -> bool:
-        """Raises ConfigError for a folder that is neither a suite nor an artifact."""
+        """Raises ConfigError for a folder that is neither a suite nor a probe."""
         folder = Path(folder)
         if (folder / SUITE_FILE).exists():
             return True
@@ -124,44 +125,44 @@ class Subject:
         )
 
     def only(self, names: Sequence[str]) -> Subject:
-        """With the variants that are named, by their own name or their artifact's.
+        """With the variants that are named, by their own name or their probe's.
 
         None named: all but random directions. Raises ConfigError for a name that none has, or if that leaves
         nothing to calibrate.
         """
         chosen = [variant for variant in self.variants if variant.method != RANDOM]
         if names:
-            known = {variant.name for variant in self.variants} | set(self.artifacts)
+            known = {variant.name for variant in self.variants} | set(self.probes)
             if unknown := [name for name in names if name not in known]:
                 there_are = listing((variant.name for variant in self.variants), 40)
                 raise ConfigError(f"variants: unknown {listing(map(repr, unknown))}; there are: {there_are}")
-            chosen = [v for v in self.variants if v.name in names or (v in chosen and v.artifact in names)]
+            chosen = [v for v in self.variants if v.name in names or (v in chosen and v.probe in names)]
         if not chosen:
             there_are = listing((variant.name for variant in self.variants), 40)
             raise ConfigError(
-                f"variants: {listing(map(repr, names or self.artifacts))} has none to calibrate; there are: "
+                f"variants: {listing(map(repr, names or self.probes))} has none to calibrate; there are: "
                 f"{there_are}"
             )
         return replace(self, variants=tuple(chosen))
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of the variants' artifacts, and of the evaluation probe, by name."""
-        used = {variant.artifact: self.artifacts[variant.artifact] for variant in self.variants}
+        """Of the variants' probes, and of the evaluation probe, by name."""
+        used = {variant.probe: self.probes[variant.probe] for variant in self.variants}
         reader = {EVALUATION: self.reader} if self.reader is not None else {}
         return {name: found.metadata.digest for name, found in {**used, **reader}.items()}
 
     def layers_of(self, variant: Variant, wanted: Sequence[int]) -> tuple[int | None, ...]:
-        """The layers to try a variant at; None: the artifact's only one.
+        """The layers to try a variant at; None: the probe's only one.
 
         wanted: empty for its main layer. Raises ConfigError for one it was not fitted at.
         """
-        metadata = self.artifacts[variant.artifact].metadata
+        metadata = self.probes[variant.probe].metadata
         has = metadata.layers or (metadata.layer,)
         absent = [layer for layer in wanted if layer not in has]
         if absent:
             raise ConfigError(
-                f"layers: {variant.artifact!r} was fitted at {listing(has, 100)}, not at {listing(absent)}; "
+                f"layers: {variant.probe!r} was fitted at {listing(has, 100)}, not at {listing(absent)}; "
                 f"fit it with `--layers {','.join(map(str, wanted))}`"
             )
         if wanted:
@@ -169,6 +170,6 @@ class Subject:
         return (metadata.layer,) if metadata.layers else (None,)
 
 
-def _may_be_fitted_to(artifact: Artifact, dataset: TaskDataset) -> bool:
-    """Whether prompts taken from the task's rows are among those of the artifact's own data."""
-    return not dataset.prompts and artifact.metadata.training.get("data_digest") == dataset.digest
+def _may_be_fitted_to(probe: Probe, dataset: TaskDataset) -> bool:
+    """Whether prompts taken from the task's rows are among those of the probe's own data."""
+    return not dataset.prompts and probe.metadata.training.get("data_digest") == dataset.digest

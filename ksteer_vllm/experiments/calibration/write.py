@@ -1,4 +1,4 @@
-"""Calibrated strengths into the artifacts, so that requests without a strength use them."""
+"""Calibrated strengths into the probes, so that requests without a strength use them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.experiments.calibration.record import Calibration, Rule
 from ksteer_vllm.experiments.calibration.subject import Subject
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.edit import Edit
 from ksteer_vllm.spec.families import FAMILIES
 
@@ -20,35 +20,35 @@ def write_defaults(
     calibration: Calibration,
     *,
     rule: Rule = "best",
-    artifacts: Collection[str] | None = None,
+    probes: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Give every artifact the strengths of its variants for their smallest combinations, and, where a layer
+    """Give every probe the strengths of its variants for their smallest combinations, and, where a layer
     was chosen, one layer that all of them are for: that of the family's first method with a strength.
 
     Only variants that are a request with the method's default settings count, or amount to one. A method
-    that has no strength within the budget there loses the one it had. artifacts: names; None: all. Returns
-    what was changed, by artifact: default_alpha, default_layers, and as `removed` the methods without.
+    that has no strength within the budget there loses the one it had. probes: names; None: all. Returns
+    what was changed, by probe: default_alpha, default_layers, and as `removed` the methods without.
     """
     written = {}
-    for name in dict.fromkeys(variant.artifact for variant in calibration.variants):
-        variants = [v for v in calibration.variants if v.artifact == name and _factor(v) is not None]
-        if variants and (artifacts is None or name in artifacts):
-            artifact = Artifact.load(subject.paths[name])
-            if changes := _changes(artifact, variants, calibration, rule):
-                alphas = {**artifact.metadata.default_alpha, **changes["default_alpha"]}
+    for name in dict.fromkeys(variant.probe for variant in calibration.variants):
+        variants = [v for v in calibration.variants if v.probe == name and _factor(v) is not None]
+        if variants and (probes is None or name in probes):
+            probe = Probe.load(subject.paths[name])
+            if changes := _changes(probe, variants, calibration, rule):
+                alphas = {**probe.metadata.default_alpha, **changes["default_alpha"]}
                 kept = {method: alpha for method, alpha in alphas.items() if method not in changes["removed"]}
                 layers = {"default_layers": changes["default_layers"]} if "default_layers" in changes else {}
-                artifact.with_metadata(default_alpha=kept, **layers).save(subject.paths[name])
+                probe.with_metadata(default_alpha=kept, **layers).save(subject.paths[name])
                 written[name] = changes
     return written
 
 
 def _changes(
-    artifact: Artifact, variants: Sequence[Variant], calibration: Calibration, rule: Rule
+    probe: Probe, variants: Sequence[Variant], calibration: Calibration, rule: Rule
 ) -> dict[str, Any]:
-    methods = list(FAMILIES[artifact.metadata.family].methods)
+    methods = list(FAMILIES[probe.metadata.family].methods)
     ordered = sorted(variants, key=lambda variant: methods.index(variant.method))
-    own = artifact.metadata.layer
+    own = probe.metadata.layer
 
     def strength(variant: Variant, layer: int | None) -> float | None:
         return _strength(calibration, variant, own if layer is None else layer, own, rule)
@@ -57,7 +57,7 @@ def _changes(
     layer = next((at for variant, at in chosen if strength(variant, at) is not None), chosen[0][1])
     alphas = {v.method: alpha for v in ordered if (alpha := strength(v, layer)) is not None}
     removed = [
-        v.method for v in ordered if v.method in artifact.metadata.default_alpha and v.method not in alphas
+        v.method for v in ordered if v.method in probe.metadata.default_alpha and v.method not in alphas
     ]
     if not alphas and not removed:
         return {}

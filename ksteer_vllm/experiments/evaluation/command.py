@@ -33,7 +33,7 @@ _SHOWN = ("on_target", "success", "coherent", "nll", "shift", "kl")
 def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Evaluation:
     """Evaluate a calibrated suite and leave the report in SUITE/results.
 
-    Raises ConfigError for a folder that is no suite or is not calibrated, for artifacts that are not those
+    Raises ConfigError for a folder that is no suite or is not calibrated, for probes that are not those
     that were calibrated, or a plan that does not fit.
     """
     suite = Suite.open(folder)
@@ -42,8 +42,8 @@ def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Eval
     combinations(suite.file.labels, plan.sizes if "sizes" in plan.model_fields_set else ())
     plan = planned(plan, calibration)
     settings, without = calibrated_settings(_variants(suite, calibration, plan), calibration, plan)
-    gone = [v.name for v in calibration.variants if v.artifact not in suite.paths]
-    without += [f"{name} (its artifact is gone)" for name in gone]
+    gone = [v.name for v in calibration.variants if v.probe not in suite.paths]
+    without += [f"{name} (its probe is gone)" for name in gone]
     results = folder / RESULTS
     options = _judge_options(suite, plan, results)
     found = evaluate_suite(
@@ -64,7 +64,7 @@ def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Eval
 def _variants(suite: Suite, calibration: Calibration, plan: EvaluationPlan) -> list[Any]:
     """The calibrated ones, then the suite's others: the random control needs no strength of its own, the
     rest are named as left out."""
-    calibrated = [variant for variant in calibration.variants if variant.artifact in suite.paths]
+    calibrated = [variant for variant in calibration.variants if variant.probe in suite.paths]
     known = {variant.name for variant in calibrated}
     others = [variant for variant in variants_of(suite.paths) if variant.name not in known]
     return chosen_variants([*calibrated, *others], plan.variants)
@@ -72,7 +72,7 @@ def _variants(suite: Suite, calibration: Calibration, plan: EvaluationPlan) -> l
 
 def _digests(suite: Suite) -> dict[str, str]:
     read = {EVALUATION: suite.evaluation} if suite.evaluation is not None else {}
-    return {name: artifact.metadata.digest for name, artifact in {**suite.artifacts, **read}.items()}
+    return {name: probe.metadata.digest for name, probe in {**suite.probes, **read}.items()}
 
 
 def _judge_options(suite: Suite, plan: EvaluationPlan, results: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Reader:
     """Runs texts under specs on a bench, whose engine's `max_logprobs` must allow for the vocabulary up to
     `EXACT_UP_TO` tokens, else for `TOP_TOKENS`.
 
-    on_prompt: artifacts whose edits act on the prompt by default (`default_where`); theirs stay there.
+    on_prompt: probes whose edits act on the prompt by default (`default_where`); theirs stay there.
     """
 
     def __init__(self, bench: Bench, on_prompt: Collection[str] = ()) -> None:

@@ -61,12 +61,12 @@ def evaluate_suite(
     if not settings:
         raise ConfigError("variants: none has a calibrated strength; run `ksteer sweep` on the suite first")
     targets = combinations(file.labels, plan.sizes)
-    used = sorted({setting.variant.artifact for setting in settings})
+    used = sorted({setting.variant.probe for setting in settings})
     options = {**file.engine_options, "max_logprobs": max(EXACT_UP_TO, TOP_TOKENS)}
     with progress_bar(console) as progress:
         judge = _judge(suite, plan, progress)
         with (
-            few_threads(suite.artifacts[used[0]].metadata.model),
+            few_threads(suite.probes[used[0]].metadata.model),
             Bench(
                 file.model,
                 {name: suite.paths[name] for name in used},
@@ -143,8 +143,8 @@ class _Run:
                 "task": self.suite.file.task,
                 "suite": str(self.suite.folder),
                 "digests": {
-                    name: self.suite.artifacts[name].metadata.digest
-                    for name in sorted({s.variant.artifact for s in self.settings})
+                    name: self.suite.probes[name].metadata.digest
+                    for name in sorted({s.variant.probe for s in self.settings})
                 },
                 "evaluation_probe": self.suite.evaluation.metadata.digest if self.suite.evaluation else None,
                 "plan": plan.model_dump(mode="json", exclude={"judge_options"}),
@@ -166,9 +166,7 @@ class _Run:
         return [[next(replies) for _ in group] for group in groups]
 
     def _displacement(self, unsteered: Sequence[Reply]) -> tuple[Displacement, bool]:
-        on_prompt = [
-            name for name, artifact in self.suite.artifacts.items() if artifact.metadata.default_where
-        ]
+        on_prompt = [name for name, probe in self.suite.probes.items() if probe.metadata.default_where]
         reader = Reader(self.bench, on_prompt)
         texts = [text for reply in unsteered if (text := reader.text(reply)) is not None][: self.plan.texts]
         if not texts:

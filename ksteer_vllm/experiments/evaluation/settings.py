@@ -16,7 +16,7 @@ __all__ = ["Setting", "asks_of", "step_settings", "unsteered_asks"]
 
 @dataclass(frozen=True)
 class Setting:
-    """A variant and its strength for every size of combinations. layer: None for the artifact's own."""
+    """A variant and its strength for every size of combinations. layer: None for the probe's own."""
 
     variant: Variant
     alpha: Mapping[int, float]

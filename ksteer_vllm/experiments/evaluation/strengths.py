@@ -14,15 +14,15 @@ __all__ = ["calibrated_settings", "chosen_variants", "planned"]
 
 
 def chosen_variants(variants: Sequence[Variant], wanted: Sequence[str]) -> list[Variant]:
-    """Those named, by their own name or their artifact's; all if nothing is named.
+    """Those named, by their own name or their probe's; all if nothing is named.
 
     Raises ConfigError for a name that none has.
     """
-    known = {variant.name for variant in variants} | {variant.artifact for variant in variants}
+    known = {variant.name for variant in variants} | {variant.probe for variant in variants}
     if unknown := [name for name in wanted if name not in known]:
         names = listing((variant.name for variant in variants), 40)
         raise ConfigError(f"variants: unknown {listing(map(repr, unknown))}; there are: {names}")
-    return [v for v in variants if not wanted or v.name in wanted or v.artifact in wanted]
+    return [v for v in variants if not wanted or v.name in wanted or v.probe in wanted]
 
 
 def planned(plan: EvaluationPlan, calibration: Calibration) -> EvaluationPlan:
@@ -80,7 +80,7 @@ def _strength_of(variant: Variant, calibration: Calibration) -> str | None:
     calibrated = {cell.variant for cell in calibration.cells}
     if variant.method == "random":
         for other in calibration.variants:
-            same = (other.artifact, other.settings) == (variant.artifact, variant.settings)
+            same = (other.probe, other.settings) == (variant.probe, variant.settings)
             if same and other.method == "add" and other.name in calibrated:
                 return other.name
     return variant.name if variant.name in calibrated else None

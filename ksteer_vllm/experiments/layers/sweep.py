@@ -35,7 +35,7 @@ from ksteer_vllm.fit.activations import Recorder, default_layer, model_of
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +55,8 @@ _JUDGES = ("reader", "probe")
 _CELL = ("method", "layer", "strength")
 _READ = ("mlp", "linear", "caa")
 _VARIANTS = (
-    Variant(name=K_STEERING, artifact="mlp", family="mlp", method="gradient", settings={"num_steps": STEPS}),
-    Variant(name=CAA, artifact="caa", family="vectors", method="add"),
+    Variant(name=K_STEERING, probe="mlp", family="mlp", method="gradient", settings={"num_steps": STEPS}),
+    Variant(name=CAA, probe="caa", family="vectors", method="add"),
 )
 
 
@@ -151,11 +151,11 @@ def sweep_layers(
         with few_threads(task.identity):
             paths = _fit_all(task, reader, layers, folder)
         asks = _asks(prompts, labels, layers, plan)
-        evaluation = Artifact.load(paths.pop(EVALUATION))
+        evaluation = Probe.load(paths.pop(EVALUATION))
         with (
             Bench(
                 model,
-                {variant.artifact: paths[variant.artifact] for variant in _VARIANTS},
+                {variant.probe: paths[variant.probe] for variant in _VARIANTS},
                 reader=evaluation,
                 layers=layers,
                 engine_options=engine_options,
@@ -168,7 +168,7 @@ def sweep_layers(
                 bench, prompts, Verdicts(judge), seed=plan.seed, journal=journal, progress=progress
             )
             replies = bench.run(asks, journal=journal, progress=progress, description="steering every layer")
-    reading = _reading({name: Artifact.load(path) for name, path in paths.items()}, layers)
+    reading = _reading({name: Probe.load(path) for name, path in paths.items()}, layers)
     steering = _steering(replies, rule, judge)
     return LayerSweep(
         reading,
@@ -196,17 +196,17 @@ def _some(rows: Sequence[LabelledRow], plan: LayerPlan) -> list[LabelledRow]:
 
 
 def _fit_all(task: FitTask, reader: FitTask, layers: Sequence[int], folder: Path) -> dict[str, Path]:
-    """Method -> folder of its artifact with tensors for every layer, and the evaluation probe's.
+    """Method -> folder of its probe with tensors for every layer, and the evaluation probe's.
 
     All are recorded by one engine; the shards are gone when everything is fitted.
     """
-    artifacts, shards = folder / "artifacts", folder / ACTIVATIONS
+    probes, shards = folder / "probes", folder / ACTIVATIONS
     with Recorder(task.model, layers, engine_options=task.engine_options, progress=task.progress) as recorder:
         steering = replace(task, recorder=recorder, folder=shards / "steering")
         evaluation = replace(reader, recorder=recorder, folder=shards / "evaluation")
-        paths = {name: fit_once(replace(steering, method=name), artifacts / name, layers) for name in _READ}
+        paths = {name: fit_once(replace(steering, method=name), probes / name, layers) for name in _READ}
         at = min(layers, key=lambda layer: abs(layer - task.layer))
-        paths[EVALUATION] = fit_once(replace(evaluation, layer=at), artifacts / EVALUATION)
+        paths[EVALUATION] = fit_once(replace(evaluation, layer=at), probes / EVALUATION)
     shutil.rmtree(shards, ignore_errors=True)
     return paths
 
@@ -233,14 +233,14 @@ def _asks(
     return asks
 
 
-def _reading(artifacts: Mapping[str, Artifact], layers: Sequence[int]) -> pd.DataFrame:
+def _reading(probes: Mapping[str, Probe], layers: Sequence[int]) -> pd.DataFrame:
     import pandas as pd
 
     found = []
-    for name, artifact in artifacts.items():
+    for name, probe in probes.items():
         for layer in layers:
-            metrics = artifact.metadata.metrics
-            here = metrics["layers"][str(layer)] if artifact.metadata.layers else metrics
+            metrics = probe.metadata.metrics
+            here = metrics["layers"][str(layer)] if probe.metadata.layers else metrics
             found.append({"layer": layer, "method": name, "auroc": here["tokens"]["mean"]["auroc"]})
     return pd.DataFrame(found)
 

@@ -79,7 +79,7 @@ def fit_suite(
     engine_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Suite:
-    """Fill the suite folder `out`; artifacts that are there, fitted to the same in the same way, are kept.
+    """Fill the suite folder `out`; probes that are there, fitted to the same in the same way, are kept.
 
     Of methods that were not named, one that the data does not suit is left out, which is reported. Raises
     DataError, ConfigError (a suite of something else in `out`), and what vLLM raises for a model it cannot

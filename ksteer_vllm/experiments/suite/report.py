@@ -17,7 +17,7 @@ from ksteer_vllm.data.positions import Window
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.fit.activations import Activations
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +38,8 @@ def write_report(
 ) -> None:
     """SUITE/fit: report.md, results.json and figures. left_out: methods that were not fitted, and why."""
     report = ReportFolder(suite.folder / "fit", f"Fit: {suite.file.task}")
-    artifacts = {**suite.artifacts, **({EVALUATION: suite.evaluation} if suite.evaluation else {})}
-    frame = metrics_frame(artifacts)
+    probes = {**suite.probes, **({EVALUATION: suite.evaluation} if suite.evaluation else {})}
+    frame = metrics_frame(probes)
     report.heading("Held-out text")
     report.text(
         "The steering methods were fitted to one half of the conversations, the evaluation probe (another "
@@ -69,7 +69,7 @@ def write_report(
             "None are at hand to draw; `--keep-activations` keeps those of a fit for the next report."
         )
     report.results = {
-        "methods": {name: artifact.metadata.metrics for name, artifact in artifacts.items()},
+        "methods": {name: probe.metadata.metrics for name, probe in probes.items()},
         "left_out": dict(left_out),
         "labels": suite.file.labels,
         "layers": suite.file.layers,
@@ -77,20 +77,20 @@ def write_report(
     report.write(
         model=suite.file.model,
         data_digest=suite.file.data_digest,
-        digests={name: artifact.metadata.digest for name, artifact in artifacts.items()},
+        digests={name: probe.metadata.digest for name, probe in probes.items()},
     )
 
 
-def metrics_frame(artifacts: Mapping[str, Artifact]) -> pd.DataFrame:
-    """A row per artifact: means over labels of its held-out metrics, missing where it has none."""
+def metrics_frame(probes: Mapping[str, Probe]) -> pd.DataFrame:
+    """A row per probe: means over labels of its held-out metrics, missing where it has none."""
     import pandas as pd
 
-    return pd.DataFrame([{"method": name, **_figures(artifact)} for name, artifact in artifacts.items()])
+    return pd.DataFrame([{"method": name, **_figures(probe)} for name, probe in probes.items()])
 
 
 def suite_table(suite: Suite) -> Table:
     """`metrics_frame` for the terminal."""
-    frame = metrics_frame({**suite.artifacts, **({EVALUATION: suite.evaluation} if suite.evaluation else {})})
+    frame = metrics_frame({**suite.probes, **({EVALUATION: suite.evaluation} if suite.evaluation else {})})
     table = Table(title="held-out text, means over labels", title_justify="left")
     for name in frame.columns:
         table.add_column(name, justify="left" if name in ("method", "family") else "right")
@@ -105,9 +105,9 @@ def _cell(value: Any) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
-def _figures(artifact: Artifact) -> dict[str, Any]:
-    metrics = artifact.metadata.metrics
-    found: dict[str, Any] = {"family": artifact.metadata.family}
+def _figures(probe: Probe) -> dict[str, Any]:
+    metrics = probe.metadata.metrics
+    found: dict[str, Any] = {"family": probe.metadata.family}
     for unit, names in (("tokens", ("auroc",)), ("replies", ("auroc", "balanced_accuracy"))):
         for name in names:
             value = metrics.get(unit, {}).get("mean", {}).get(name)

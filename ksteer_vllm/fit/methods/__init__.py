@@ -1,1 +1,1 @@
-"""One fit per method: `fit(task: FitTask) -> Artifact`; `ksteer_vllm.spec.families.FAMILIES` names them."""
+"""One fit per method: `fit(task: FitTask) -> Probe`; `ksteer_vllm.spec.families.FAMILIES` names them."""

@@ -10,19 +10,19 @@ from __future__ import annotations
 from ksteer_vllm.fit.heldout import evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_means
 from ksteer_vllm.fit.task import FitTask, SplitPlan
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["fit"]
 
 
-def fit(task: FitTask) -> Artifact:
+def fit(task: FitTask) -> Probe:
     """Means over the reply positions of the training rows; held-out metrics rank by r_k . x."""
     plan = task.plan(SplitPlan)
     train, test = task.train_and_test()
     positive, negative = label_means(train.stream, train.targets)
     directions = (positive - negative).float()
     check_directions(directions, task.labels)
-    return task.artifact(
+    return task.probe(
         "ace",
         {"directions": directions, "negatives_mean": negative},
         training=task.training(plan),

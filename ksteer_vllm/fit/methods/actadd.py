@@ -24,7 +24,7 @@ from ksteer_vllm.errors import listing
 from ksteer_vllm.fit.heldout import evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_means
 from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["ActAddPlan", "contrast_vectors", "fit"]
 
@@ -35,7 +35,7 @@ class ActAddPlan(SplitPlan):
     first: Annotated[int, Field(ge=1, description="n, the first prompt positions")] = 4
 
 
-def fit(task: FitTask) -> Artifact:
+def fit(task: FitTask) -> Probe:
     """Mean differences at the first n positions of the training rows' texts.
 
     Where a label has fewer than MIN_ROWS rows on a side, every row is used and there are no metrics.
@@ -56,7 +56,7 @@ def fit(task: FitTask) -> Artifact:
     vectors = contrast_vectors(train, task.labels)
     check_directions(vectors, task.labels)
     start = int(train.position.min())
-    return task.artifact(
+    return task.probe(
         "vectors",
         {"vectors": vectors},
         training=training,

@@ -9,18 +9,18 @@ from __future__ import annotations
 from ksteer_vllm.fit.heldout import evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors
 from ksteer_vllm.fit.task import FitTask, SplitPlan
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["fit"]
 
 
-def fit(task: FitTask) -> Artifact:
+def fit(task: FitTask) -> Probe:
     """Label vectors of the training rows; held-out metrics rank by the projection x . V_k."""
     plan = task.plan(SplitPlan)
     train, test = task.train_and_test()
     vectors = label_vectors(train.stream, train.targets)
     check_directions(vectors, task.labels)
-    return task.artifact(
+    return task.probe(
         "vectors",
         {"vectors": vectors},
         training=task.training(plan),

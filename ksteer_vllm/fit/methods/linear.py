@@ -16,7 +16,7 @@ from ksteer_vllm.fit.logistic import logistic_regression
 from ksteer_vllm.fit.statistics import activation_scale, standardisation
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.fit.task import FitTask, SplitPlan
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["LinearPlan", "fit", "regressions"]
 
@@ -28,14 +28,14 @@ class LinearPlan(SplitPlan):
     max_iter: Annotated[int, Field(ge=1, description="of the L-BFGS solver")] = 1000
 
 
-def fit(task: FitTask) -> Artifact:
+def fit(task: FitTask) -> Probe:
     """Per label the w, b that minimise sum_i log loss(w z_i + b, y_i) + l2 |w|^2 / 2 over training tokens."""
     plan = task.plan(LinearPlan)
     train, test = task.train_and_test()
     mean, std = standardisation(train.stream)
     weight, bias, iterations = regressions(train.stream.standardised(mean, std), train.targets, plan)
     logits = test.stream.map(lambda x: (x - mean) / std @ weight.T + bias)
-    return task.artifact(
+    return task.probe(
         "linear",
         {"weight": weight, "bias": bias, "input_mean": mean, "input_std": std},
         training={**task.training(plan), "iterations": iterations},

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from ksteer_vllm.fit.edit_training import Edit, EditPlan, fit_edits, orthonormal_rows
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["LoReFT", "LoReFTPlan", "fit"]
 
@@ -42,8 +42,8 @@ class LoReFT(Edit):
         return x + (linear(x, self.weight - rotation) + self.bias) @ rotation
 
 
-def fit(task: FitTask) -> Artifact:
-    """An artifact of family `loreft`; no engine starts. Raises DataError, ConfigError."""
+def fit(task: FitTask) -> Probe:
+    """A probe of family `loreft`; no engine starts. Raises DataError, ConfigError."""
     plan = task.plan(LoReFTPlan)
     fitted = fit_edits(task, plan, lambda size, scale, generator: LoReFT(size, plan.rank, scale, generator))
     tensors = {
@@ -51,4 +51,4 @@ def fit(task: FitTask) -> Artifact:
         "weight": torch.stack([edit.weight for edit in fitted.edits]),
         "bias": torch.stack([edit.bias for edit in fitted.edits]),
     }
-    return task.artifact("loreft", tensors, training=fitted.training, metrics=fitted.metrics)
+    return task.probe("loreft", tensors, training=fitted.training, metrics=fitted.metrics)

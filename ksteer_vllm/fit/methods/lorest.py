@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ksteer_vllm.fit.edit_training import Edit, EditPlan, fit_edits, orthonormal_rows
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["LoReST", "LoReSTPlan", "fit"]
 
@@ -76,8 +76,8 @@ class LoReST(Edit):
         return torch.sigmoid((self.logit + noise) / self.temperature)
 
 
-def fit(task: FitTask) -> Artifact:
-    """An artifact of family `lorest`; no engine starts. Raises DataError, ConfigError."""
+def fit(task: FitTask) -> Probe:
+    """A probe of family `lorest`; no engine starts. Raises DataError, ConfigError."""
     plan = task.plan(LoReSTPlan)
     fitted = fit_edits(task, plan, lambda size, scale, generator: LoReST(size, plan, scale, generator))
     tensors = {
@@ -85,4 +85,4 @@ def fit(task: FitTask) -> Artifact:
         "removed": torch.stack([edit.removed for edit in fitted.edits]),
         "bias": torch.stack([edit.bias for edit in fitted.edits]),
     }
-    return task.artifact("lorest", tensors, training=fitted.training, metrics=fitted.metrics)
+    return task.probe("lorest", tensors, training=fitted.training, metrics=fitted.metrics)

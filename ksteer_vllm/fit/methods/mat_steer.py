@@ -27,7 +27,7 @@ from ksteer_vllm.data.rows import DataError
 from ksteer_vllm.fit.heldout import evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors, standardisation
 from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["GatedVectors", "MATPlan", "fit", "squared_mmd"]
 
@@ -63,7 +63,7 @@ class GatedVectors(nn.Module):
         return torch.sigmoid((z * self.gate_weight[:, None]).sum(-1) + self.gate_bias[:, None])
 
 
-def fit(task: FitTask) -> Artifact:
+def fit(task: FitTask) -> Probe:
     """Vectors and gates from the training rows, kept where the validation rows' objective is lowest.
 
     Held-out metrics: the discrepancy before and after, and how the closed gates rank tokens by label.
@@ -88,7 +88,7 @@ def fit(task: FitTask) -> Artifact:
         label: {"unsteered": a, "steered": b}
         for label, a, b in zip(task.labels, before.tolist(), after.tolist(), strict=True)
     }
-    return task.artifact(
+    return task.probe(
         "mat",
         {"vectors": vectors, "gate_weight": weight, "gate_bias": bias},
         training={**task.training(plan), "best_step": best},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.fit.train import FitPlan, fit_probe
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["fit"]
 
 
-def fit(task: FitTask) -> Artifact:
+def fit(task: FitTask) -> Probe:
     """Train the probe, see `ksteer_vllm.fit.train`; it also holds CAA's vectors, for method `add`."""
     plan = task.plan(FitPlan)
     _ = task.parts  # refuses too few rows before an engine starts
@@ -29,4 +29,4 @@ def fit(task: FitTask) -> Artifact:
     )
     if task.compat is not None:
         probe = probe.with_metadata(settings={"compat": task.compat})
-    return probe.artifact()
+    return probe

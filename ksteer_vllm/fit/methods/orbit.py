@@ -32,7 +32,7 @@ from ksteer_vllm.fit.statistics import (
 )
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.fit.task import FitTask, SplitPlan
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["ORBITPlan", "fit"]
 
@@ -51,7 +51,7 @@ class ORBITPlan(SplitPlan):
     max_iter: Annotated[int, Field(ge=1, description="of the gates' L-BFGS solver")] = 1000
 
 
-def fit(task: FitTask) -> Artifact:
+def fit(task: FitTask) -> Probe:
     """Planes, angles and gates from the training rows; held-out metrics read labels off the closed gates."""
     plan = task.plan(ORBITPlan)
     if plan.directions > task.identity.hidden_size:
@@ -64,7 +64,7 @@ def fit(task: FitTask) -> Artifact:
     )
     weight, bias = _gates(train.stream, train.targets, plan)
     covered = _covered(plane, angle, absent, shown).tolist()
-    return task.artifact(
+    return task.probe(
         "orbit",
         {"plane": plane, "angle": angle, "gate_weight": weight, "gate_bias": bias},
         training=task.training(plan),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootModel
 from pydantic.json_schema import JsonSchemaValue
 
-from ksteer_vllm.probes.probe import ProbeMetadata
+from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.spec.spec import SteeringSpec
 
 __all__ = [
@@ -101,7 +101,7 @@ class Status(BaseModel):
 
 
 class ProbeCard(BaseModel):
-    """A loaded probe (or any other artifact)."""
+    """A loaded probe (or any other probe)."""
 
     name: str
     digest: str
@@ -116,7 +116,7 @@ class ProbeCard(BaseModel):
 
     @classmethod
     def of(cls, name: str, probe: ProbeMetadata) -> ProbeCard:
-        """The card of an artifact under a name."""
+        """The card of a probe under a name."""
         from ksteer_vllm.spec.families import FAMILIES
 
         unavailable = probe.settings.get("unavailable", ())

@@ -34,7 +34,7 @@ class _Seen:
 
 
 def check_firing(bench: Bench) -> None:
-    """One request per (layer, artifact), its strength scaled until the shift is of ordinary size."""
+    """One request per (layer, probe), its strength scaled until the shift is of ordinary size."""
     bench.short_prompt = bench.prompt(SHORT)
     plain = bench.short_plain = bench.alone(bench.ask(bench.short_prompt, max_tokens=GENERATED))
     done: dict[str, Fired] = {}
@@ -162,7 +162,7 @@ def _judge_records(bench: Bench) -> None:
         if len(bare) == len(bench.fired) or bare:
             cause = _cause(bench, bare)
         elif still and not wrong:
-            cause = "the edit is dropped or zero: the artifact's weights, or activations that are not finite"
+            cause = "the edit is dropped or zero: the probe's weights, or activations that are not finite"
         else:
             bench.edits_others = any("not asked for" in text for text in wrong.values())
             cause = (

@@ -106,17 +106,16 @@ def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
 def _defined(fired: Fired) -> bool:
     import torch
 
-    artifact = fired.plan.card.artifact
-    if artifact is None:
+    probe = fired.plan.card.probe
+    if probe is None:
         return False
     return (
-        edited(fired.plan, torch.ones(1, artifact.metadata.model.hidden_size, dtype=torch.float64))
-        is not None
+        edited(fired.plan, torch.ones(1, probe.metadata.model.hidden_size, dtype=torch.float64)) is not None
     )
 
 
 def _distances(oracle: Oracle, prompt: Sequence[int], fired: Fired) -> dict[int, float]:
-    """Layer -> how far the answer is from the same edit hooked there; those the artifact cannot be used at
+    """Layer -> how far the answer is from the same edit hooked there; those the probe cannot be used at
     are computed with the tensors of its own."""
     return {
         layer: oracle.apart(prompt, fired.answer, fired.plan, STEERED, layer)

@@ -69,7 +69,7 @@ def _inside(answer: Answer, others: Sequence[Answer]) -> bool:
 
 
 def check_alpha_zero(bench: Bench) -> None:
-    """Every artifact at strength 0, where that means no edit."""
+    """Every probe at strength 0, where that means no edit."""
     name, plain = "alpha 0 is plain", bench.short_plain
     plans = {fired.plan.card.name: fired.plan for fired in bench.fired if fired.plan.method != "ace"}
     if not plans or plain is None:

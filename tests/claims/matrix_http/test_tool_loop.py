@@ -31,7 +31,7 @@ class AdmittingEngine:
         from ksteer_vllm.admission.resolve import resolve_config
         from ksteer_vllm.config import EngineConfig
         from ksteer_vllm.host.requests import Admission
-        from ksteer_vllm.probes.probe import ModelIdentity
+        from ksteer_vllm.models import ModelIdentity
 
         model = ModelIdentity(name="tiny", model_type="llama", hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
         config = resolve_config(EngineConfig.parse({"probes": {"tones": str(probe)}}), model)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.load.stage import Stage, prepare, steering_flags
 from tests.server.http.serving import Server, serve
-from tests.support.artifacts import random_artifact
+from tests.support.folders import random_family_probe
 
 API_KEY = "key-of-the-second-replica"
 ADMIN_KEY = "admin-key-of-the-second-replica"
@@ -22,7 +22,7 @@ ADMIN_KEY = "admin-key-of-the-second-replica"
 class Deployment:
     """A plain server, and two replicas of one with steering.
 
-    Both can load `churn-a`. Only the first has `churn-b`; `uneven` is another artifact on each. The second
+    Both can load `churn-a`. Only the first has `churn-b`; `uneven` is another probe on each. The second
     asks for an API key, and for an admin key where something changes; their files are `api_key` and
     `admin_key`.
     """
@@ -47,7 +47,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     other = replace(stage, probe_dir=root / "loadable-of-the-second")
     shutil.copytree(stage.probe_dir / "churn-a", other.probe_dir / "churn-a")
     for seed, probe_dir in enumerate((stage.probe_dir, other.probe_dir), start=200):
-        random_artifact("mlp", width=24, seed=seed).save(probe_dir / "uneven")
+        random_family_probe("mlp", width=24, seed=seed).save(probe_dir / "uneven")
     keys = {"api": root / "api-key", "admin": root / "admin-key"}
     keys["api"].write_text(API_KEY + "\n")
     keys["admin"].write_text(ADMIN_KEY + "\n")

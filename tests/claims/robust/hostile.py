@@ -1,4 +1,4 @@
-"""Specs an attacker would send: valid ones for the test artifacts, and mutations of them, as strategies."""
+"""Specs an attacker would send: valid ones for the test probes, and mutations of them, as strategies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ksteer_vllm.spec.families import FAMILIES
-from tests.support.artifacts import FAMILY_NAMES
+from tests.support.folders import FAMILY_NAMES
 from tests.support.probes import LABELS
 
 PROBES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
@@ -17,7 +17,7 @@ PROBES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     "wide": ("mlp", ("glad", "sad", "mad"), (0, 1, 2, 3)),
     "control": ("vectors", LABELS, (1, 3)),
 }
-"""What `tests.support.artifacts.write_artifacts` writes: name -> (family, labels, layers it has)."""
+"""What `tests.support.folders.write_probes` writes: name -> (family, labels, layers it has)."""
 
 SHORT = [
     "", " ", "\0", "\x00warm", "warm\0", "WARM", "warm ", "none", "null", "../../etc/passwd", "..", "/",
@@ -66,7 +66,7 @@ wheres = st.sampled_from(["prompt", "generation", "both"]) | st.builds(
 
 @st.composite
 def admissible_edits(draw: st.DrawFn) -> dict[str, Any]:
-    """An edit that the test artifacts can run, or nearly."""
+    """An edit that the test probes can run, or nearly."""
     name = draw(st.sampled_from(sorted(PROBES)))
     family, labels, layers = PROBES[name]
     method = draw(st.sampled_from(sorted(FAMILIES[family].methods)))

@@ -1,4 +1,4 @@
-"""The disk is full, read-only or gone while an artifact is written: the one that was there stays whole."""
+"""The disk is full, read-only or gone while a probe is written: the one that was there stays whole."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from ksteer_vllm import ProbeError
-from ksteer_vllm.probes.probe import METADATA_FILE, WEIGHTS_FILE, Artifact
-from tests.support.artifacts import random_artifact
+from ksteer_vllm.probes.metadata import METADATA_FILE, WEIGHTS_FILE
+from ksteer_vllm.probes.probe import Probe
+from tests.support.folders import random_family_probe
 
-OLD = random_artifact("vectors", seed=1)
-NEW = random_artifact("vectors", seed=2)
+OLD = random_family_probe("vectors", seed=1)
+NEW = random_family_probe("vectors", seed=2)
 ONLY = {METADATA_FILE, WEIGHTS_FILE}
 
 
@@ -45,9 +46,9 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def assert_holds(folder: Path, artifact: Artifact) -> None:
-    found = Artifact.load(folder)
-    assert torch.equal(found.tensors["vectors"], artifact.tensors["vectors"])
+def assert_holds(folder: Path, probe: Probe) -> None:
+    found = Probe.load(folder)
+    assert torch.equal(found.tensors["vectors"], probe.tensors["vectors"])
     assert names(folder) == ONLY  # and nothing half written
 
 
@@ -60,7 +61,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("function", "nth", "number"), FAULTS)
-def test_a_failed_save_leaves_the_old_artifact(
+def test_a_failed_save_leaves_the_old_probe(
     folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, nth: int, number: int
 ) -> None:
     with monkeypatch.context() as patched:
@@ -103,7 +104,7 @@ def test_a_failed_first_save_leaves_nothing(
             NEW.save(tmp_path / "tones")
     assert not names(tmp_path / "tones")
     with pytest.raises(ProbeError):
-        Artifact.load(tmp_path / "tones")
+        Probe.load(tmp_path / "tones")
 
 
 def test_a_file_system_without_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +158,7 @@ def test_leftovers_of_a_crash_do_not_stand_in_the_way(folder: Path) -> None:
 
 CRASH = """
 import os, sys
-from ksteer_vllm.artifact import Artifact
+from ksteer_vllm.probe import Probe
 from tests.robust.test_failed_saves import NEW
 replace, calls = os.replace, iter(range(9))
 def crashing(*args, **kwargs):
@@ -171,14 +172,14 @@ NEW.save(sys.argv[1])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nth", [0, 1])
-def test_a_crash_leaves_the_old_artifact_or_one_that_is_refused(folder: Path, nth: int) -> None:
+def test_a_crash_leaves_the_old_probe_or_one_that_is_refused(folder: Path, nth: int) -> None:
     """Between the two replacements the weights are new and the digest is old."""
     done = subprocess.run([sys.executable, "-c", CRASH, str(folder), str(nth)], check=False, timeout=120)
     assert done.returncode == 9
     if nth == 0:
-        assert torch.equal(Artifact.load(folder).tensors["vectors"], OLD.tensors["vectors"])
+        assert torch.equal(Probe.load(folder).tensors["vectors"], OLD.tensors["vectors"])
     else:
         with pytest.raises(ProbeError, match="digest"):
-            Artifact.load(folder)
+            Probe.load(folder)
     NEW.save(folder)
     assert_holds(folder, NEW)

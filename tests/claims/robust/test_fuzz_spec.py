@@ -22,7 +22,7 @@ from ksteer_vllm.device.pool import ProbePool
 from ksteer_vllm.device.row_writer import RowWriter
 from ksteer_vllm.spec.spec import SteeringSpec
 from tests.claims.robust.hostile import admissible_specs, hostile_values, mutated_specs
-from tests.support.artifacts import write_artifacts
+from tests.support.folders import write_probes
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 
 MODEL = ModelIdentity(name="served", model_type="llama", hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
@@ -67,7 +67,7 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    folders = write_artifacts(tmp_path_factory.mktemp("artifacts"))
+    folders = write_probes(tmp_path_factory.mktemp("probes"))
     options: dict[str, Any] = {
         "probes": {name: str(path) for name, path in folders.items()},
         "layers": "all", "max_probes": 16, "max_stages": 4, "max_steps": 64, "presets": PRESETS,
@@ -197,7 +197,7 @@ LIMITS: dict[str, tuple[dict[str, int], Any, str, tuple[str, ...]]] = {
         "stack.1.layers",
         ("max_request_layers=3", "got 4"),
     ),
-    "layers of the artifact": (
+    "layers of the probe": (
         {"max_request_layers": 1},
         {"probe": "control", "target": ["warm"], "alpha": 1},
         "layers",

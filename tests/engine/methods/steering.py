@@ -1,4 +1,4 @@
-"""One request's edit of some vectors, from spec to device tables to kernel, for any artifact and field."""
+"""One request's edit of some vectors, from spec to device tables to kernel, for any probe and field."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ksteer_kernels import ProbeTables, RowTables, steer_
 from ksteer_vllm import SteeringSpec
 from ksteer_vllm.device.pool import RequestRows
 from ksteer_vllm.device.row_writer import RowWriter
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.spec.where import NO_END
-from tests.support.artifacts import random_artifact
+from tests.support.folders import random_family_probe
 
 HIDDEN_SIZE = 64
 LABELS = ("warm", "cold", "dry")
@@ -37,20 +37,20 @@ def vectors(count: int = 23, *, size: int = HIDDEN_SIZE, seed: int = 5) -> Tenso
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
 
 
-def artifact(family: str, **changes: Any) -> Artifact:
-    return random_artifact(family, hidden_size=HIDDEN_SIZE, labels=LABELS, seed=3, **changes)
+def probe(family: str, **changes: Any) -> Probe:
+    return random_family_probe(family, hidden_size=HIDDEN_SIZE, labels=LABELS, seed=3, **changes)
 
 
-def steered(artifact: Artifact, fields: dict[str, Any], x: Tensor, layer: int | None = None) -> Tensor:
+def steered(probe: Probe, fields: dict[str, Any], x: Tensor, layer: int | None = None) -> Tensor:
     """x' [n, d] of x [n, d] float32, by the torch backend."""
-    family, own = FAMILIES[artifact.metadata.family], artifact.metadata.layer
+    family, own = FAMILIES[probe.metadata.family], probe.metadata.layer
     method = fields.get("method", next(iter(family.methods)))
     (edit,) = SteeringSpec.parse({"probe": "it", "method": method, **fields}).edits()
-    program = load(family.program)(artifact)
+    program = load(family.program)(probe)
     slots = program.slots()
     row = program.row_at(edit.canonical(family.methods[method].takes), own if layer is None else layer)
     width = max(weights.width for weights in slots.values())
-    labels = len(artifact.labels)
+    labels = len(probe.labels)
     tables = ProbeTables.allocate(len(slots), width, labels, x.shape[1], torch.float32, "cpu")
     for slot, weights in enumerate(slots.values()):
         tables.load(slot, weights)

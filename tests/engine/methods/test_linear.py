@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.engine.methods.steering import (
     MIXES,
-    artifact,
     assert_close,
     assert_moved,
+    probe,
     steered,
     vectors,
     weights_of,
 )
-from tests.support.artifacts import SCALE
+from tests.support.folders import SCALE
 
 
-def logits(it: Artifact, x: Tensor) -> Tensor:
+def logits(it: Probe, x: Tensor) -> Tensor:
     t = it.at(1)
     return ((x.double() - t["input_mean"]) / t["input_std"]) @ t["weight"].T + t["bias"]
 
@@ -32,7 +32,7 @@ def test_it_is_gradient_descent_on_the_probe_as_trained(
     mix: dict[str, Any], num_steps: int, decay: float
 ) -> None:
     """By autograd in float64, on the standardised residual stream."""
-    it, x = artifact("linear"), vectors()
+    it, x = probe("linear"), vectors()
     expected = x.double()
     for step in range(num_steps):
         expected = expected.detach().requires_grad_()
@@ -45,7 +45,7 @@ def test_it_is_gradient_descent_on_the_probe_as_trained(
 
 
 def test_many_steps_are_one_vector() -> None:
-    it, x = artifact("linear"), vectors()
+    it, x = probe("linear"), vectors()
     steps = steered(it, {**MIXES[1], "alpha": 0.5, "num_steps": 4, "step_decay": 0.5}, x)
     at_once = steered(it, {**MIXES[1], "alpha": 0.5 * (1 + 0.5 + 0.25 + 0.125), "num_steps": 1}, x)
     assert_close(steps, at_once)
@@ -53,7 +53,7 @@ def test_many_steps_are_one_vector() -> None:
 
 
 def test_logits_go_where_they_are_sent() -> None:
-    it, x = artifact("linear"), vectors()
+    it, x = probe("linear"), vectors()
     after = logits(it, steered(it, {"target": ["warm"], "alpha": 0.5}, x))
     assert (after[:, 0] > logits(it, x)[:, 0]).all()
     after = logits(it, steered(it, {"avoid": ["warm"], "alpha": 0.5}, x))
@@ -62,7 +62,7 @@ def test_logits_go_where_they_are_sent() -> None:
 
 @pytest.mark.parametrize("mix", MIXES, ids=str)
 def test_a_normalised_step_has_the_layers_scale(mix: dict[str, Any]) -> None:
-    it, x = artifact("linear"), vectors()
+    it, x = probe("linear"), vectors()
     fields = {**mix, "alpha": 0.1, "num_steps": 3, "step_decay": 0.5, "unit": "normalised"}
     size = 0.1 * SCALE[1] * (1 + 0.5 + 0.25)
     assert_close((steered(it, fields, x) - x).norm(dim=1), torch.full((len(x),), size))
@@ -70,4 +70,4 @@ def test_a_normalised_step_has_the_layers_scale(mix: dict[str, Any]) -> None:
 
 def test_alpha_0_keeps_the_bits() -> None:
     x = vectors()
-    assert torch.equal(steered(artifact("linear"), {"target": ["warm"], "alpha": 0}, x), x)
+    assert torch.equal(steered(probe("linear"), {"target": ["warm"], "alpha": 0}, x), x)

@@ -11,9 +11,9 @@ from ksteer_kernels.reference.loreft import loreft
 from tests.engine.methods.steering import (
     LABELS,
     TARGETS,
-    artifact,
     assert_close,
     assert_moved,
+    probe,
     steered,
     vectors,
     weights_of,
@@ -23,7 +23,7 @@ from tests.engine.methods.steering import (
 @pytest.mark.parametrize("alpha", [1.0, 0.3, -1.0])
 @pytest.mark.parametrize("mix", TARGETS, ids=str)
 def test_it_is_the_weighted_sum_of_the_definitions(mix: dict[str, Any], alpha: float) -> None:
-    it, x = artifact("loreft"), vectors()
+    it, x = probe("loreft"), vectors()
     t, expected = it.at(1), x.double()
     for k, weight in enumerate(weights_of(mix)):
         after = loreft(x.double(), t["rotation"][k], t["weight"][k], t["bias"][k], alpha=alpha)
@@ -36,7 +36,7 @@ def test_it_is_the_weighted_sum_of_the_definitions(mix: dict[str, Any], alpha: f
 @pytest.mark.parametrize("label", LABELS)
 def test_at_alpha_1_the_subspace_holds_w_x_plus_b(label: str) -> None:
     """Rows of R are orthonormal: R x' = W x + b, and x' = x off the subspace."""
-    it, x = artifact("loreft"), vectors()
+    it, x = probe("loreft"), vectors()
     t, k = it.at(1), LABELS.index(label)
     rotation, weight, bias = t["rotation"][k], t["weight"][k], t["bias"][k]
     assert_close(rotation @ rotation.T, torch.eye(len(rotation)))
@@ -48,4 +48,4 @@ def test_at_alpha_1_the_subspace_holds_w_x_plus_b(label: str) -> None:
 
 def test_alpha_0_keeps_the_bits() -> None:
     x = vectors()
-    assert torch.equal(steered(artifact("loreft"), {"target": ["warm"], "alpha": 0}, x), x)
+    assert torch.equal(steered(probe("loreft"), {"target": ["warm"], "alpha": 0}, x), x)

@@ -11,9 +11,9 @@ from ksteer_kernels.reference.lorest import lorest
 from tests.engine.methods.steering import (
     LABELS,
     TARGETS,
-    artifact,
     assert_close,
     assert_moved,
+    probe,
     steered,
     vectors,
     weights_of,
@@ -23,7 +23,7 @@ from tests.engine.methods.steering import (
 @pytest.mark.parametrize("alpha", [1.0, 0.3, -1.0])
 @pytest.mark.parametrize("mix", TARGETS, ids=str)
 def test_it_is_the_weighted_sum_of_the_definitions(mix: dict[str, Any], alpha: float) -> None:
-    it, x = artifact("lorest"), vectors()
+    it, x = probe("lorest"), vectors()
     t, expected = it.at(1), x.double()
     for k, weight in enumerate(weights_of(mix)):
         after = lorest(x.double(), t["basis"][k], t["removed"][k], t["bias"][k], alpha=alpha)
@@ -36,7 +36,7 @@ def test_it_is_the_weighted_sum_of_the_definitions(mix: dict[str, Any], alpha: f
 @pytest.mark.parametrize("label", LABELS)
 def test_at_alpha_1_only_the_shift_is_left_in_the_removed_directions(label: str) -> None:
     """Q_p^T (x' - b) = 0 on the removed rows; everywhere else x' = x + b."""
-    it, x = artifact("lorest"), vectors()
+    it, x = probe("lorest"), vectors()
     t, k = it.at(1), LABELS.index(label)
     removed = t["basis"][k][t["removed"][k] > 0]
     assert 0 < len(removed) <= len(t["basis"][k])
@@ -48,4 +48,4 @@ def test_at_alpha_1_only_the_shift_is_left_in_the_removed_directions(label: str)
 
 def test_alpha_0_keeps_the_bits() -> None:
     x = vectors()
-    assert torch.equal(steered(artifact("lorest"), {"target": ["warm"], "alpha": 0}, x), x)
+    assert torch.equal(steered(probe("lorest"), {"target": ["warm"], "alpha": 0}, x), x)

@@ -11,32 +11,31 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels.reference.vectors import add
-from ksteer_vllm import Probe
 from ksteer_vllm.methods.vectors import matched_random
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.engine.methods.steering import (
     MIXES,
-    artifact,
     assert_close,
     assert_moved,
+    probe,
     steered,
     vectors,
     weights_of,
 )
-from tests.support.artifacts import SCALE
+from tests.support.folders import SCALE
 
 KINK = 2e-5
 """A ReLU input or a margin nearer than this may fall on either side in float32: such tokens are left out."""
 
 
-def trained() -> Artifact:
-    return artifact("mlp", activation_scale=SCALE)
+def trained() -> Probe:
+    return probe("mlp", activation_scale=SCALE)
 
 
 class Path:
     """x of float64 tokens as they are moved, and which of them came near no kink on the way."""
 
-    def __init__(self, it: Artifact, x: Tensor) -> None:
+    def __init__(self, it: Probe, x: Tensor) -> None:
         self.it, self.x = it, x.double()
         self.clear = torch.ones(len(x), dtype=torch.bool)
 
@@ -96,7 +95,7 @@ def test_gradient_is_descent_on_the_loss(mix: dict[str, Any], loss: Any, unit: s
 def test_logits_go_where_they_are_sent() -> None:
     """A small step changes the loss to first order by -alpha |grad|^2."""
     it, x = trained(), vectors(60)
-    probe = Probe.of(it)
+    probe = it
     before, after = probe.logits(x), probe.logits(steered(it, {**MIXES[0], "alpha": 1e-3, "num_steps": 1}, x))
     assert (after[:, 0] > before[:, 0]).all()
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ksteer_vllm import ModelIdentity, ProbeMetadata
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.engine.methods.steering import HIDDEN_SIZE, TOLERANCE, assert_close, assert_moved, steered, vectors
-from tests.support.artifacts import SCALE
+from tests.support.folders import SCALE
 
 DICTIONARY = 200
 CHOSEN = (3, 17, 60, 141, 199)
@@ -66,7 +66,7 @@ class Dictionary:
             features[:, CHOSEN[LABELS.index(label)]] = value
         return self.decode(features) + error
 
-    def artifact(self, activation: str) -> Artifact:
+    def probe(self, activation: str) -> Probe:
         """The chosen features, b_dec folded into their b_enc."""
         rows = torch.tensor(CHOSEN)
         tensors = {
@@ -80,7 +80,7 @@ class Dictionary:
             family="sae", labels=LABELS, layer=1, model=identity, activation_scale=SCALE,
             settings={"activation": activation},
         )  # fmt: skip
-        return Artifact(metadata, {name: tensor.float() for name, tensor in tensors.items()})
+        return Probe(metadata, {name: tensor.float() for name, tensor in tensors.items()})
 
     def clear(self, x: Tensor) -> Tensor:
         """[n] bool: no chosen feature near its threshold."""
@@ -105,7 +105,7 @@ def test_clamping_a_few_features_is_clamping_them_in_the_whole_dictionary(
     on = dictionary.encode(x)[:, list(CHOSEN)] > 0
     assert on.any(0).all(), "a feature that is never on tests nothing"
     assert (~on).any(0).all(), "nor does one that always is"
-    actual = steered(dictionary.artifact(activation), {"method": "clamp", "values": values}, x)
+    actual = steered(dictionary.probe(activation), {"method": "clamp", "values": values}, x)
     assert_close(actual[clear], dictionary.clamped(x, values)[clear])
     assert float((actual - x).norm(dim=1).mean()) > 0.1
 
@@ -114,7 +114,7 @@ def test_the_threshold_decides_which_features_are_on() -> None:
     """The same weights with ReLU and with JumpReLU differ on tokens between 0 and the threshold."""
     values, x = {label: 0.0 for label in LABELS}, vectors(80)
     both = [
-        steered(Dictionary.random(name).artifact(name), {"method": "clamp", "values": values}, x)
+        steered(Dictionary.random(name).probe(name), {"method": "clamp", "values": values}, x)
         for name in ("relu", "jumprelu")
     ]
     assert float((both[0] - both[1]).abs().max()) > 1000 * TOLERANCE["atol"]
@@ -125,7 +125,7 @@ def test_clamping_a_feature_to_what_it_is_keeps_x(activation: str) -> None:
     dictionary, x = Dictionary.random(activation), vectors(1)
     now = dictionary.encode(x)[0, list(CHOSEN)]
     values = dict(zip(LABELS, now.tolist(), strict=True))
-    assert_close(steered(dictionary.artifact(activation), {"method": "clamp", "values": values}, x), x)
+    assert_close(steered(dictionary.probe(activation), {"method": "clamp", "values": values}, x), x)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_add_is_the_decoders_directions(mix: dict[str, Any]) -> None:
         named = named if isinstance(named, dict) else dict.fromkeys(named, 1)
         for label, weight in named.items():
             shift = shift + sign * weight / sum(named.values()) * directions[label]
-    it = dictionary.artifact("jumprelu")
+    it = dictionary.probe("jumprelu")
     assert_close(steered(it, {**mix, "alpha": 2.0}, x), x.double() + 2 * shift)
     normalised = steered(it, {**mix, "alpha": 0.25, "unit": "normalised"}, x)
     assert_close((normalised - x).norm(dim=1), torch.full((len(x),), 0.25 * SCALE[1]))

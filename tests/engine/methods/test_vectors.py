@@ -10,23 +10,23 @@ from torch import Tensor
 
 from ksteer_kernels.reference.vectors import add
 from ksteer_vllm.methods.vectors import matched_random
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.engine.methods.steering import (
     MIXES,
-    artifact,
     assert_close,
     assert_moved,
+    probe,
     steered,
     vectors,
     weights_of,
 )
-from tests.support.artifacts import SCALE
+from tests.support.folders import SCALE
 
 
 @pytest.mark.parametrize("alpha", [0.8, -2.0])
 @pytest.mark.parametrize("mix", MIXES, ids=str)
 def test_add_is_the_definition(mix: dict[str, Any], alpha: float) -> None:
-    it, x = artifact("vectors"), vectors()
+    it, x = probe("vectors"), vectors()
     expected = add(x.double(), it.at(1)["vectors"], weights_of(mix), alpha=alpha)
     actual = steered(it, {**mix, "alpha": alpha}, x)
     assert_close(actual, expected)
@@ -37,7 +37,7 @@ def test_add_is_the_definition(mix: dict[str, Any], alpha: float) -> None:
 @pytest.mark.parametrize("mix", MIXES, ids=str)
 def test_every_token_moves_by_the_same_vector_of_the_size_asked(mix: dict[str, Any], method: str) -> None:
     """Raw: |alpha sum c V|, for the random control too. Normalised: alpha times the layer's scale."""
-    it, x = artifact("vectors"), vectors()
+    it, x = probe("vectors"), vectors()
     raw = float((weights_of(mix) @ it.at(1)["vectors"]).norm())
     for fields, size in (({"alpha": 0.5}, 0.5 * raw), ({"alpha": 0.3, "unit": "normalised"}, 0.3 * SCALE[1])):
         edit = steered(it, {**mix, **fields, "method": method}, x) - x
@@ -48,13 +48,13 @@ def test_every_token_moves_by_the_same_vector_of_the_size_asked(mix: dict[str, A
 @pytest.mark.parametrize("method", ["add", "random"])
 def test_alpha_0_keeps_the_bits(method: str) -> None:
     x = vectors()
-    assert torch.equal(steered(artifact("vectors"), {"target": ["warm"], "alpha": 0, "method": method}, x), x)
+    assert torch.equal(steered(probe("vectors"), {"target": ["warm"], "alpha": 0, "method": method}, x), x)
 
 
 def test_vectors_by_layer() -> None:
-    base, x = artifact("vectors"), vectors()
+    base, x = probe("vectors"), vectors()
     both = torch.stack([base.tensors["vectors"], -2 * base.tensors["vectors"]])
-    it = Artifact(base.metadata.model_copy(update={"layers": (1, 3)}), {"vectors": both})
+    it = Probe(base.metadata.model_copy(update={"layers": (1, 3)}), {"vectors": both})
     for layer, factor in ((1, 1), (3, -2)):
         edit = steered(it, {"target": ["dry"], "alpha": 1.5}, x, layer) - x
         assert_close(edit, 1.5 * factor * base.tensors["vectors"][2].expand_as(x))
@@ -91,7 +91,7 @@ def test_the_random_control_is_nearly_orthogonal_to_the_true_vectors(name: str) 
     assert float(cosines.abs().max()) < 5 / true.shape[1] ** 0.5
 
 
-def test_the_control_of_a_random_artifact_is_another_one() -> None:
+def test_the_control_of_a_random_probe_is_another_one() -> None:
     """`ksteer fit --method random` turns vectors in the same way, by the seed of its task."""
     true = matrices()["one label"]
     for seed in range(3):

@@ -165,7 +165,7 @@ class _Weightless:
         from dataclasses import replace
 
         facts = self._subject.facts()
-        return replace(facts, cards=tuple(replace(card, artifact=None) for card in facts.cards), weights="")
+        return replace(facts, cards=tuple(replace(card, probe=None) for card in facts.cards), weights="")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from ksteer_vllm.verify.oracle import Oracle
 from ksteer_vllm.verify.report import Finding
 from ksteer_vllm.verify.run import _check_layers
 from ksteer_vllm.verify.subject import Answer, Ask, Facts
-from tests.support.artifacts import random_artifact
+from tests.support.folders import random_family_probe
 from tests.support.models import NUM_LAYERS, make_model
 
-CARD = card_of("tones", random_artifact("mlp"))
+CARD = card_of("tones", random_family_probe("mlp"))
 EFFECT = 0.8
 ANSWER = Answer((3,), ({3: -0.5, 4: -1.0},))
 

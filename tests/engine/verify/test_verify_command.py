@@ -114,9 +114,9 @@ def test_what_a_server_does_not_have(server: Server, arguments: list[str], says:
 
 
 def test_a_copy_of_a_probe_that_is_another(server: Server, tmp_path: Path) -> None:
-    artifact = random_probe(str(MODEL_DIR))
-    artifact.tensors["b3"].add_(1.0)
-    folder = artifact.save(tmp_path / "other")
+    probe = random_probe(str(MODEL_DIR))
+    probe.tensors["b3"].add_(1.0)
+    folder = probe.save(tmp_path / "other")
     result = CliRunner().invoke(
         app, ["verify", "--url", server.url, "--api-key", KEY, "--probe", f"tones={folder}"]
     )

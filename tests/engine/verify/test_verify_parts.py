@@ -26,8 +26,8 @@ from ksteer_vllm.verify.offline import card_of
 from ksteer_vllm.verify.report import EFFECT
 from ksteer_vllm.verify.run import verify
 from ksteer_vllm.verify.subject import Answer, Ask, Facts, Unreachable
-from tests.support.artifacts import random_artifact
 from tests.support.definitions import apply_edit
+from tests.support.folders import random_family_probe
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 
 MAX_STEPS = 64
@@ -36,13 +36,13 @@ MAX_STEPS = 64
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_oracle_edits_as_the_definitions_say(family: str) -> None:
     """Float64 against the test suite's own definitions: 1e-9, their rounding."""
-    artifact = random_artifact(family, seed=3)
-    plan = plan_edit(card_of("a", artifact), 1, MAX_STEPS)
+    probe = random_family_probe(family, seed=3)
+    plan = plan_edit(card_of("a", probe), 1, MAX_STEPS)
     assert plan is not None
     plan = plan.scaled(0.3)
     x = torch.randn(5, HIDDEN_SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     edit = Edit.model_validate({**plan.spec("both"), "probe": "a"})
-    expected, _ = apply_edit({"a": artifact}, edit, x, 1, torch.arange(5))
+    expected, _ = apply_edit({"a": probe}, edit, x, 1, torch.arange(5))
     found = edited(plan, x)
     assert found is not None
     assert (expected - x).abs().max() > 1e-3
@@ -50,7 +50,7 @@ def test_the_oracle_edits_as_the_definitions_say(family: str) -> None:
 
 
 def test_an_edit_that_cannot_be_asked_for_or_is_not_defined() -> None:
-    card = card_of("a", random_artifact("mlp"))
+    card = card_of("a", random_family_probe("mlp"))
     assert plan_edit(replace(card, methods=("reflect", "project")), 1, MAX_STEPS) is None
     random = EditPlan(card, 1, card.labels[0], "random", 1.0, None)
     assert edited(random, torch.ones(1, HIDDEN_SIZE, dtype=torch.float64)) is None
@@ -87,7 +87,7 @@ def test_rounded_logits_are_known_by_their_differences() -> None:
 
 
 def facts(**changes: Any) -> Facts:
-    card = card_of("tones", random_artifact("mlp"))
+    card = card_of("tones", random_family_probe("mlp"))
     return replace(
         Facts("e", "", NUM_LAYERS, (1, 2), (card,), tuple(range(9)), 256, True, {"max_steps": 8}), **changes
     )

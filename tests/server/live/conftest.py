@@ -1,4 +1,4 @@
-"""Three artifacts in a directory, and a resolved configuration that starts with the first."""
+"""Three probes in a directory, and a resolved configuration that starts with the first."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.support.probes import random_probe
 PROBES = [random_probe(seed=seed).metadata.model_copy(update={"digest": f"{seed}" * 64}) for seed in range(4)]
 
 
-def test_a_replaced_artifact_retires_and_comes_back() -> None:
+def test_a_replaced_probe_retires_and_comes_back() -> None:
     first = Catalog(probes={"a": PROBES[0]})
     second = first.with_probe("a", PROBES[1])
     assert second.generation == 1
@@ -23,7 +23,7 @@ def test_a_replaced_artifact_retires_and_comes_back() -> None:
     assert set(third.probes) == {"a", "b"}
 
 
-def test_an_artifact_with_two_names_retires_with_the_second() -> None:
+def test_a_probe_with_two_names_retires_with_the_second() -> None:
     both = Catalog(probes={"a": PROBES[0], "b": PROBES[0]})
     assert both.without_probe("a").retiring == {}
     assert set(both.without_probe("a").without_probe("b").retiring) == {PROBES[0].digest}
@@ -33,7 +33,7 @@ def test_an_artifact_with_two_names_retires_with_the_second() -> None:
 def test_named_and_retiring_never_overlap_and_nothing_is_forgotten(
     changes: list[tuple[str, int]],
 ) -> None:
-    """-2: the workers have dropped an artifact; -1: a name is taken away; else: a name is given."""
+    """-2: the workers have dropped a probe; -1: a name is taken away; else: a name is given."""
     catalog = Catalog(probes={"a": PROBES[0]})
     resident = {PROBES[0].digest}
     for step, (name, what) in enumerate(changes, start=1):

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from benchmarks.load.watch import metrics_of, total
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.server.http.replies import COMPLETIONS, Reply, choice_of, reply_of, request_body
 from tests.server.http.serving import Server, serve
 from tests.support.compare import assert_same
@@ -122,7 +122,7 @@ def tokens(reply: Reply) -> tuple[int, ...]:
 
 
 def digest(probes: Path, folder: str) -> str:
-    return Artifact.load_metadata(probes / folder).digest
+    return Probe.load_metadata(probes / folder).digest
 
 
 def resident(server: Server) -> list[str]:
@@ -154,7 +154,7 @@ def test_a_loaded_probe_steers_from_both_api_servers_and_is_gone_from_both(
     assert loaded.status_code == 201, loaded.text
     assert loaded.json()["digest"] == digest(probes, "first")
     for _ in range(ASKS):
-        assert_same(answer(server, "tones"), start, "the same artifact under two names")
+        assert_same(answer(server, "tones"), start, "the same probe under two names")
         assert call(server, "GET", "probes/tones").status_code == 200
     assert call(server, "DELETE", "probes/tones").json()["state"] == "retired"
     for _ in range(ASKS):
@@ -184,18 +184,18 @@ def test_replacing_a_probe_is_seen_at_once_and_requests_in_flight_finish_on_the_
             assert_same(one.result(), old, "in flight at the replacement")
         for one in after:
             assert_same(one.result(), new, "after the replacement")
-    assert_same(answer(server, "one", **LONG), old, "the old artifact under its other name")
+    assert_same(answer(server, "one", **LONG), old, "the old probe under its other name")
 
 
 @pytest.mark.usefixtures("clean")
-def test_the_prefix_cache_never_mixes_an_old_and_a_new_artifact(server: Server) -> None:
+def test_the_prefix_cache_never_mixes_an_old_and_a_new_probe(server: Server) -> None:
     prompt = [5 + i % 90 for i in range(96)]
     assert load(server, "swap", "second").status_code == 201
     before = answer(server, "swap", prompt=prompt, cache_salt="a")
     assert load(server, "swap", "third", replace=True).status_code == 200
     after = answer(server, "swap", prompt=prompt, cache_salt="a")
     alone = answer(server, "swap", prompt=prompt, cache_salt="b")
-    assert_same(after, alone, "nothing of the old artifact's blocks was read")
+    assert_same(after, alone, "nothing of the old probe's blocks was read")
     assert tokens(after) != tokens(before)
 
 

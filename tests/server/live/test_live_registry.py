@@ -12,14 +12,15 @@ from ksteer_vllm.admission.live import LiveRegistry
 from ksteer_vllm.admission.registry import AdmittedEdit
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import ConfigError, SpecError
-from ksteer_vllm.probes.probe import Artifact, ProbeMetadata
+from ksteer_vllm.probes.metadata import ProbeMetadata
+from ksteer_vllm.probes.probe import Probe
 
 ConfigOf = Callable[..., EngineConfig]
 WARM = {"probe": "a", "target": ["warm"]}
 
 
 def metadata(directory: Path, name: str) -> ProbeMetadata:
-    return Artifact.load_metadata(directory / name)
+    return Probe.load_metadata(directory / name)
 
 
 def publish(live: LiveRegistry, catalog: Any) -> None:
@@ -38,7 +39,7 @@ def digest_of(live: LiveRegistry, spec: Any) -> str:
     return edits(live, spec)[0].digest
 
 
-def test_a_name_is_the_new_artifact_from_one_moment_on(config_of: ConfigOf, directory: Path) -> None:
+def test_a_name_is_the_new_probe_from_one_moment_on(config_of: ConfigOf, directory: Path) -> None:
     live = LiveRegistry(config_of())
     old = digest_of(live, WARM)
     assert old == metadata(directory, "first").digest
@@ -52,7 +53,7 @@ def test_a_name_is_the_new_artifact_from_one_moment_on(config_of: ConfigOf, dire
         live.current.admit(WARM)
 
 
-def test_the_fingerprint_follows_the_artifact_so_the_prefix_cache_cannot_mix_them(
+def test_the_fingerprint_follows_the_probe_so_the_prefix_cache_cannot_mix_them(
     config_of: ConfigOf, directory: Path
 ) -> None:
     live = LiveRegistry(config_of())

@@ -58,7 +58,7 @@ def test_everything_else_is_refused(directory: Path, name: str, status: int) -> 
 
 def test_what_a_worker_says_names_no_path(directory: Path) -> None:
     path = directory / "tones"
-    for why in ("artifact", "full"):
+    for why in ("probe", "full"):
         answer = {"ok": False, "why": why, "message": f"{path}/probe.safetensors: not a regular file"}
         refusal = _refusal(Catalog(), answer, path, "tones")
         assert "'tones'/probe.safetensors: not a regular file" in str(refusal)

@@ -1,4 +1,4 @@
-"""Artifacts coming and going in a worker's slots, and the engine core's guard before them."""
+"""Probes coming and going in a worker's slots, and the engine core's guard before them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.device.pool import PoolFullError, ProbePool
 from ksteer_vllm.errors import ProbeError
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.server.live.conftest import NAMES
 from tests.support.models import HIDDEN_SIZE
 
@@ -27,7 +27,7 @@ def pool_of(config: EngineConfig) -> ProbePool:
 
 
 def digest(directory: Path, name: str) -> str:
-    return Artifact.load_metadata(directory / name).digest
+    return Probe.load_metadata(directory / name).digest
 
 
 def weights_in(pool: ProbePool, slot: int) -> dict[str, torch.Tensor]:
@@ -38,7 +38,7 @@ def weights_in(pool: ProbePool, slot: int) -> dict[str, torch.Tensor]:
 
 
 def rows(pool: ProbePool, directory: Path, name: str) -> Any:
-    """The settings of one edit at layer 1 under an artifact, by way of a registry that knows it."""
+    """The settings of one edit at layer 1 under a probe, by way of a registry that knows it."""
     config = EngineConfig(
         probes={"a": {"path": str(directory / name), "digest": digest(directory, name)}},  # type: ignore[dict-item]
         layers=(1, 2),

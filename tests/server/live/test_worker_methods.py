@@ -1,4 +1,4 @@
-"""What a worker answers when something goes wrong in it, and what it reads before an artifact goes."""
+"""What a worker answers when something goes wrong in it, and what it reads before a probe goes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.host import rpc
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.models import HIDDEN_SIZE
 from tests.support.programs import ROOT
 
@@ -41,7 +41,7 @@ def test_no_exception_leaves_a_worker(
 ) -> None:
     """vLLM's executor would take the other ranks' answers for those of the next call."""
     worker = worker_of(config_of())
-    pool, digest = worker.ksteer_state.pool, Artifact.load_metadata(directory / "second").digest
+    pool, digest = worker.ksteer_state.pool, Probe.load_metadata(directory / "second").digest
     before, free = pool.digests, pool.num_free
 
     def out_of_memory(*_: Any) -> None:
@@ -64,7 +64,7 @@ def test_no_exception_leaves_a_worker(
 
 def unload_after_a_report(directory: Path) -> None:
     """Run as a program, with Triton's interpreter: the device still holds the last step's report when its
-    artifact is unloaded, as after a client has gone."""
+    probe is unloaded, as after a client has gone."""
     from ksteer_vllm.admission.resolve import resolve_config
     from tests.support.probes import random_probe
 
@@ -95,7 +95,7 @@ def unload_after_a_report(directory: Path) -> None:
     assert rpc.ksteer_take_reports(worker, [("gone", TOKENS)], [])[0] != b""
 
 
-def test_reports_on_the_device_are_read_before_their_artifact_goes(tmp_path: Path) -> None:
+def test_reports_on_the_device_are_read_before_their_probe_goes(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; import sys; "
         "from tests.server.live.test_worker_methods import unload_after_a_report as run; "

@@ -1,4 +1,4 @@
-"""A suite on the shipped model in moments: artifacts with random tensors of ordinary scale."""
+"""A suite on the shipped model in moments: probes with random tensors of ordinary scale."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from ksteer_vllm.data.rows import Message
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.demo.corpus import held_out_questions
 from ksteer_vllm.demo.lexicon import TONES
-from ksteer_vllm.probes.mlp import Probe
-from ksteer_vllm.probes.probe import Artifact, ModelIdentity, ProbeMetadata
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.metadata import ProbeMetadata
+from ksteer_vllm.probes.probe import Probe
 from tests.support.probes import random_probe
 
 LABELS = TONES[:3]
@@ -47,13 +48,13 @@ def probe(seed: int, width: int = 24) -> Probe:
     )
 
 
-def vectors(layers: tuple[int, ...] = ()) -> Artifact:
+def vectors(layers: tuple[int, ...] = ()) -> Probe:
     """Orthogonal directions of length 40; with layers, other ones at each."""
     generator = torch.Generator().manual_seed(3)
     drawn = torch.randn(max(1, len(layers)), HIDDEN, len(LABELS), generator=generator)
     tensors = 40 * torch.linalg.qr(drawn)[0].mT
     metadata = ProbeMetadata(family="vectors", labels=LABELS, layer=LAYER, layers=layers, model=IDENTITY)
-    return Artifact(metadata, {"vectors": tensors if layers else tensors[0]})
+    return Probe(metadata, {"vectors": tensors if layers else tensors[0]})
 
 
 def write_suite(folder: Path, *, judge: str = "probe", layers: tuple[int, ...] = ()) -> Suite:

@@ -15,7 +15,6 @@ from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.probes.mlp import Probe
 from tests.workbench.bench.small_suite import LABELS, LAYER, prompts
 
 TOLERANCE = 1e-3
@@ -58,7 +57,7 @@ def test_scores_are_those_of_transformers(replies: list[Reply], suite: Suite, be
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
     tokenizer = bench.llm.get_tokenizer()
     assert suite.evaluation is not None
-    reader = Probe.of(suite.evaluation)
+    reader = suite.evaluation
     for reply in replies:
         chat = [message.model_dump() for message in reply.ask.prompt]  # type: ignore[union-attr]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -112,7 +111,7 @@ def test_what_is_in_the_journal_is_not_run_again(bench: Bench, asks: list[Ask], 
     assert found[1].text == "kept"
 
 
-def test_an_artifact_fitted_anew_has_other_keys(bench: Bench, asks: list[Ask]) -> None:
+def test_a_probe_fitted_anew_has_other_keys(bench: Bench, asks: list[Ask]) -> None:
     steered, plain = asks[-1], asks[0]
     before = bench.key(steered), bench.key(plain)
     digests = dict(bench._digests)

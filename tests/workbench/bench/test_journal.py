@@ -9,7 +9,7 @@ from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.data.rows import Message
 from ksteer_vllm.errors import ConfigError
 
-IDENTITY = {"model": "m", "artifacts": {"mlp": "abc"}, "temperature": 1.0}
+IDENTITY = {"model": "m", "probes": {"mlp": "abc"}, "temperature": 1.0}
 
 
 def test_goes_on_where_it_was(tmp_path: Path) -> None:

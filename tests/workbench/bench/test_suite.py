@@ -31,12 +31,12 @@ def test_a_suite_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert suite.evaluation is None
 
 
-def test_artifacts_by_name_and_the_probe_that_reads_apart(tmp_path: Path) -> None:
+def test_probes_by_name_and_the_probe_that_reads_apart(tmp_path: Path) -> None:
     Suite(tmp_path, FILE).write()
     for name in ("mlp", "evaluation"):
         random_probe().save(tmp_path / name)
     suite = Suite.open(tmp_path)
-    assert list(suite.artifacts) == ["mlp"]
+    assert list(suite.probes) == ["mlp"]
     assert suite.evaluation is not None
     assert suite.evaluation.metadata.family == "mlp"
 
@@ -63,9 +63,9 @@ def test_every_variant_is_a_valid_spec_of_its_family() -> None:
         assert bool(edit.avoid) == ("avoid" in FAMILIES[variant.family].methods[variant.method].takes)
 
 
-def test_variants_are_those_whose_artifact_is_there() -> None:
+def test_variants_are_those_whose_probe_is_there() -> None:
     assert [variant.name for variant in variants_of(["caa", "ace"])] == ["CAA", "ACE", "random direction"]
-    assert variants_of(STANDARD_ARTIFACTS) == list(STANDARD)
+    assert variants_of(STANDARD_PROBES) == list(STANDARD)
 
 
-STANDARD_ARTIFACTS = {variant.artifact for variant in STANDARD}
+STANDARD_PROBES = {variant.probe for variant in STANDARD}

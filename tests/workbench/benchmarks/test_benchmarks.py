@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from benchmarks import kernel_checks, kernel_setup, run_all, steered_cost
-from benchmarks.artifacts import LABELS, edit_of, random_artifact
 from benchmarks.harness import SHAPES
 from benchmarks.host_sections import Section
+from benchmarks.random_probes import LABELS, edit_of, random_family_probe
 from benchmarks.record import Table, bootstrap_interval, paired_ratios, percentile, slug, spread, summary
 from ksteer_vllm import SteeringSpec
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 
 EVERY_METHOD = [(family, method) for family, about in FAMILIES.items() for method in about.methods]
@@ -38,18 +38,18 @@ def test_bootstrap_interval_holds_the_median():
 
 
 @pytest.mark.parametrize(("family", "method"), EVERY_METHOD)
-def test_every_method_has_an_artifact_and_a_spec(family, method, tmp_path):
-    artifact = Artifact.load(random_artifact(family, "tiny").save(tmp_path / family))
+def test_every_method_has_a_probe_and_a_spec(family, method, tmp_path):
+    probe = Probe.load(random_family_probe(family, "tiny").save(tmp_path / family))
     spec = SteeringSpec.parse(edit_of(family, method))
     (edit,) = spec.edits()
     takes = FAMILIES[family].methods[method].takes
     edit.check_method(method, takes)
-    row = load(FAMILIES[family].program)(artifact).row_at(edit.canonical(takes), artifact.metadata.layer)
+    row = load(FAMILIES[family].program)(probe).row_at(edit.canonical(takes), probe.metadata.layer)
     assert row.settings.strength != 0
 
 
 def test_subspaces_are_orthonormal():
-    rotation = random_artifact("loreft", "tiny").tensors["rotation"]
+    rotation = random_family_probe("loreft", "tiny").tensors["rotation"]
     eye = torch.eye(rotation.shape[1]).expand(len(LABELS), -1, -1)
     torch.testing.assert_close(rotation @ rotation.mT, eye, atol=1e-5, rtol=0)  # float32 QR
 

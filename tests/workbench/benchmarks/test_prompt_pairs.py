@@ -33,7 +33,8 @@ from benchmarks.pairs.measures import (  # noqa: E402
 from benchmarks.pairs.strengths import choose  # noqa: E402
 from ksteer_vllm.demo.corpus import held_out_questions, train_questions  # noqa: E402
 from ksteer_vllm.demo.reader import read  # noqa: E402
-from ksteer_vllm.probes.probe import Artifact, ModelIdentity  # noqa: E402
+from ksteer_vllm.models import ModelIdentity  # noqa: E402
+from ksteer_vllm.probes.probe import Probe  # noqa: E402
 
 CONSOLE = Console(quiet=True)
 
@@ -201,7 +202,7 @@ def test_what_is_recorded_is_the_steered_stream(tiny: Any, tmp_path: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = engine.fit_methods(tiny, tmp_path, ("caa",))["caa"]
-    vectors = Artifact.load(path).tensors["vectors"]
+    vectors = Probe.load(path).tensors["vectors"]
     pair = tiny.pairs_of("test", 2)[0]
     tokenizer, model = (kind.from_pretrained(tiny.model) for kind in (AutoTokenizer, AutoModelForCausalLM))
     index = [tiny.behaviours.index(target) for target in pair.targets]

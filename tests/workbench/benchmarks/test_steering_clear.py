@@ -15,9 +15,9 @@ from benchmarks.toy.pairs import draw_pairs, labelled
 from ksteer_vllm.fit.methods.loreft import LoReFTPlan
 from ksteer_vllm.fit.methods.lorest import LoReSTPlan
 from ksteer_vllm.fit.train import FitPlan
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.engine.methods.steering import steered
-from tests.support.artifacts import random_artifact
+from tests.support.folders import random_family_probe
 
 TOY = ToyPlan(attributes=3, values=4, block=4, hidden_size=8, width=32, blocks=2, layer=0, steps=400)
 PLANS = Plans(
@@ -116,9 +116,9 @@ def test_combination_is_the_engines(toy):
     unit = methods.natural_step(probe, count, x)
     specs = {"mlp": {"target": ["a", "b"], "alpha": m * unit / 8, "num_steps": 8, "loss": "softmin"}}
     for family, tensors in stacked.items():
-        artifact = random_artifact(family, hidden_size=x.shape[1], labels=("a", "b", "c"), seed=3)
-        artifact = Artifact(artifact.metadata, {**artifact.tensors, **_plain(tensors)})
-        expected = steered(artifact, specs.get(family, spec), x)
+        fitted = random_family_probe(family, hidden_size=x.shape[1], labels=("a", "b", "c"), seed=3)
+        fitted = Probe(fitted.metadata, {**fitted.tensors, **_plain(tensors)})
+        expected = steered(fitted, specs.get(family, spec), x)
         actual = edits[family](x, m)
         # float32 sums against float32 sums in another order; the edits themselves are of order 1.
         torch.testing.assert_close(actual, expected, rtol=0, atol=2e-4)

@@ -13,7 +13,7 @@ SHIFT_PER_ALPHA = 0.125
 
 
 class FakeBench:
-    """Coherent up to `limits[artifact]`; shows its targets from half of that on. Shift = alpha / 8."""
+    """Coherent up to `limits[probe]`; shows its targets from half of that on. Shift = alpha / 8."""
 
     temperature, max_tokens = 1.0, 40
 

@@ -1,4 +1,4 @@
-"""What a sweep of some variants leaves of an earlier one, and what it writes into the artifacts."""
+"""What a sweep of some variants leaves of an earlier one, and what it writes into the probes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ksteer_vllm.experiments.calibration.report import write_report
 from ksteer_vllm.experiments.calibration.run import SweepPlan, run_sweep
 from ksteer_vllm.experiments.calibration.subject import Subject
 from ksteer_vllm.experiments.calibration.write import write_defaults
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.bench.small_suite import write_suite
 from tests.workbench.calibration.fake_bench import FakeBench, FakeJudge
 
@@ -51,7 +51,7 @@ def test_a_calibration_knows_what_it_was_made_with(subject: Subject) -> None:
     assert (found.temperature, found.max_tokens) == (FakeBench.temperature, FakeBench.max_tokens)
     assert set(found.digests) == {"caa", EVALUATION}
     write_defaults(chosen, found)
-    now = {name: Artifact.load_metadata(path).digest for name, path in subject.paths.items()}
+    now = {name: Probe.load_metadata(path).digest for name, path in subject.paths.items()}
     found.check(now)
     found.check({**now, "mlp": "fitted again, but not calibrated"})
     with pytest.raises(ConfigError, match=r"'caa': fitted again .*`ksteer sweep` again"):
@@ -97,29 +97,29 @@ def test_another_budget_is_another_calibration(subject: Subject) -> None:
     assert "another coherence rule (budget" in notes[0]
 
 
-def test_only_the_variants_of_an_artifact_fitted_again_are_dropped(subject: Subject) -> None:
+def test_only_the_variants_of_a_probe_fitted_again_are_dropped(subject: Subject) -> None:
     earlier = sweep(subject.only(()))
     stale = earlier.model_copy(update={"digests": {**earlier.digests, "mlp": "0" * 64}})
     both, notes = combine(subject, sweep(subject.only(["K-Steering, 8 steps"])), stale)
     assert names(both) == ["K-Steering, 8 steps", "CAA"]
-    assert [note.rpartition(": ")[2] for note in notes] == ["its artifact was fitted again, or is gone"]
+    assert [note.rpartition(": ")[2] for note in notes] == ["its probe was fitted again, or is gone"]
 
 
 def test_each_variants_own_smallest_size_is_written(subject: Subject) -> None:
     chosen = subject.only(["CAA"])
     both, _ = combine(subject, sweep(chosen, sizes=(2,)), sweep(subject.only(()), sizes=(1,)))
-    written = write_defaults(chosen, both, artifacts=["caa"])
+    written = write_defaults(chosen, both, probes=["caa"])
     assert written == {"caa": {"default_alpha": {"add": both.alpha("CAA", 2)}, "removed": []}}
-    assert Artifact.load_metadata(subject.paths["mlp"]).default_alpha == {}
+    assert Probe.load_metadata(subject.paths["mlp"]).default_alpha == {}
 
 
 def test_a_method_without_a_coherent_strength_loses_the_one_it_had(subject: Subject) -> None:
     path = subject.paths["caa"]
-    Artifact.load(path).with_metadata(default_alpha={"add": 9.0, "random": 3.0}).save(path)
+    Probe.load(path).with_metadata(default_alpha={"add": 9.0, "random": 3.0}).save(path)
     found = sweep(subject.only(["CAA"]), FakeBench({"caa": 1e-9}))
     written = write_defaults(subject, found)
     assert written == {"caa": {"default_alpha": {}, "removed": ["add"]}}
-    assert Artifact.load_metadata(path).default_alpha == {"random": 3.0}
+    assert Probe.load_metadata(path).default_alpha == {"random": 3.0}
     report = write_report(
         ReportFolder(subject.folder / CALIBRATION, "Calibration"), found, written, notes=["look here"]
     )
@@ -129,7 +129,7 @@ def test_a_method_without_a_coherent_strength_loses_the_one_it_had(subject: Subj
 
 
 class Layered(FakeBench):
-    """CAA shows its target at layer 4 only, random directions at layer 1 only; `dead`: (artifact's method,
+    """CAA shows its target at layer 4 only, random directions at layer 1 only; `dead`: (probe's method,
     layer) without a coherent reply."""
 
     dead: tuple[str, int] = ("", 0)
@@ -148,10 +148,10 @@ class Layered(FakeBench):
 
 
 @pytest.mark.parametrize("dead", [("", 0), ("random", 4)])
-def test_all_methods_of_an_artifact_are_written_for_one_layer(tmp_path: Path, dead: tuple[str, int]) -> None:
+def test_all_methods_of_a_probe_are_written_for_one_layer(tmp_path: Path, dead: tuple[str, int]) -> None:
     suite = write_suite(tmp_path / "suite", layers=(1, 2, 4))
     path = suite.paths["caa"]
-    Artifact.load(path).with_metadata(default_alpha={"random": 3.0}).save(path)
+    Probe.load(path).with_metadata(default_alpha={"random": 3.0}).save(path)
     subject = replace(Subject.of_suite(suite.folder), labels=LABELS).only(["CAA", "random direction"])
     bench = Layered(LIMITS)
     bench.dead = dead
@@ -162,5 +162,5 @@ def test_all_methods_of_an_artifact_are_written_for_one_layer(tmp_path: Path, de
     at_4 = {cell.variant: cell.best for cell in found.cells if cell.layer == 4}
     wanted = {"add": at_4["CAA"]} | ({} if dead[0] else {"random": at_4["random direction"]})
     assert written["default_alpha"] == wanted
-    metadata = Artifact.load_metadata(path)
+    metadata = Probe.load_metadata(path)
     assert (metadata.default_layers, metadata.default_alpha) == ((4,), wanted)

@@ -17,7 +17,7 @@ from ksteer_vllm.experiments.calibration import command
 from ksteer_vllm.experiments.calibration.command import SweepRequest
 from ksteer_vllm.experiments.calibration.run import SweepPlan
 from ksteer_vllm.experiments.calibration.subject import Subject
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.bench.small_suite import LABELS, prompts, vectors, write_suite
 
 
@@ -33,7 +33,7 @@ def fitted_to(folder: Path, digest: str) -> Path:
 
 
 def notes(folder: Path, dataset: TaskDataset) -> Sequence[str]:
-    return Subject.of_artifact(folder, dataset, judge="openai").notes
+    return Subject.of_probe(folder, dataset, judge="openai").notes
 
 
 def test_prompts_of_the_probes_own_data_are_told_of(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_prompts_of_the_probes_own_data_are_told_of(tmp_path: Path) -> None:
 
 def test_nothing_to_calibrate_is_refused(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "suite")
-    Artifact.load(suite.paths["caa"]).save(suite.folder / "random")
+    Probe.load(suite.paths["caa"]).save(suite.folder / "random")
     with pytest.raises(ConfigError, match=r"variants: 'random' has none to calibrate; there are: K-Steer"):
         Subject.of_suite(suite.folder).only(["random"])
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ksteer_vllm.cli import app
 from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.bench.small_suite import write_suite
 
 OPTIONS = ["--variants", "CAA", "--variants", "K-Steering, 8 steps", "--sizes", "1", "--prompts", "4"]
@@ -108,4 +108,4 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_alike(tmp_path: Path) -> None:
     assert results(killed) == results(whole)
     alpha = Calibration.load(killed).alpha("CAA", 1)
     assert alpha is not None
-    assert Artifact.load_metadata(killed / "caa").default_alpha == {"add": alpha}
+    assert Probe.load_metadata(killed / "caa").default_alpha == {"add": alpha}

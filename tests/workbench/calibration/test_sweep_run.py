@@ -19,7 +19,7 @@ from ksteer_vllm.experiments.calibration.report import write_report
 from ksteer_vllm.experiments.calibration.run import SweepPlan, run_sweep
 from ksteer_vllm.experiments.calibration.subject import Subject
 from ksteer_vllm.experiments.calibration.write import write_defaults
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.bench.small_suite import write_suite
 from tests.workbench.calibration.fake_bench import SHIFT_PER_ALPHA, FakeBench, FakeJudge
 
@@ -49,7 +49,7 @@ def test_it_finds_where_each_variant_stops_being_coherent(subject: Subject) -> N
     ]  # fmt: skip
     for variant in found.variants:
         for size in (1, 2):
-            limit = LIMITS[variant.artifact]
+            limit = LIMITS[variant.probe]
             largest = found.alpha(variant.name, size, rule="largest_coherent")
             assert largest is not None
             assert limit / 2 ** (1 / 8) < largest <= limit
@@ -145,17 +145,17 @@ def test_several_layers_are_swept_and_the_better_one_is_chosen(tmp_path: Path) -
     assert found.cell("CAA", 1).layer == 4
     written = write_defaults(subject, found)
     assert written["caa"]["default_layers"] == (4,)
-    assert Artifact.load_metadata(subject.paths["caa"]).default_layers == (4,)
+    assert Probe.load_metadata(subject.paths["caa"]).default_layers == (4,)
     with pytest.raises(ConfigError, match=r"'caa' was fitted at 1, 2, 4, not at 3.*--layers 1,3"):
         subject.layers_of(subject.variants[0], (1, 3))
 
 
 def test_strengths_are_written_and_read_back(subject: Subject) -> None:
-    before = Artifact.load_metadata(subject.paths["mlp"]).digest
+    before = Probe.load_metadata(subject.paths["mlp"]).digest
     chosen = subject.only(())
     found, _ = sweep(chosen)
     written = write_defaults(chosen, found)
-    mlp = Artifact.load_metadata(subject.paths["mlp"])
+    mlp = Probe.load_metadata(subject.paths["mlp"])
     assert mlp.default_alpha == {"gradient": found.alpha("K-Steering, 8 steps", 1)}
     assert mlp.digest == before
     path = write_report(ReportFolder(subject.folder / CALIBRATION, "Calibration"), found, written, model="m")

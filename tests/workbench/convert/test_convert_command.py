@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from ksteer_vllm import ModelIdentity
 from ksteer_vllm.cli.convert import Format, convert
 from ksteer_vllm.convert import FORMATS
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.convert.sources import LAYERS, D, Loreft, write_gguf, write_pyreft
 
 app = typer.Typer()
@@ -41,12 +41,12 @@ def test_it_writes_a_folder(source: Path, tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert result.output == f"vectors of layers 1, 2, 3, labels frank, from repeng: {tmp_path / 'out'}\n"
-    artifact = Artifact.load(tmp_path / "out")
-    assert (artifact.metadata.layer, artifact.metadata.layers) == (3, (1, 2, 3))
-    assert artifact.metadata.model == ModelIdentity(
+    probe = Probe.load(tmp_path / "out")
+    assert (probe.metadata.layer, probe.metadata.layers) == (3, (1, 2, 3))
+    assert probe.metadata.model == ModelIdentity(
         name="llama", model_type="llama", hidden_size=D, num_layers=LAYERS
     )
-    assert artifact.metadata.training["converted_from"] == "repeng"
+    assert probe.metadata.training["converted_from"] == "repeng"
     assert str(tmp_path) not in (tmp_path / "out" / "probe.json").read_text()
 
 
@@ -65,7 +65,7 @@ def test_the_model_from_its_folder(source: Path, tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     result = run(source, "--out", tmp_path / "out", "--model", tmp_path / "model", "--format", "repeng")
     assert result.exit_code == 0, result.output
-    model = Artifact.load(tmp_path / "out").metadata.model
+    model = Probe.load(tmp_path / "out").metadata.model
     assert (model.model_type, model.hidden_size, model.num_layers) == ("llama", D, LAYERS)
     result = run(source, "--out", tmp_path / "out", "--model", tmp_path / "nowhere")
     assert result.exit_code == 2

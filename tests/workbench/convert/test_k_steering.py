@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ksteer_vllm import Probe, ProbeError
+from ksteer_vllm import ProbeError
 from ksteer_vllm.convert import convert, detect
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.convert.sources import (
     LAYERS,
     TOLERANCE,
@@ -87,15 +87,15 @@ def test_every_way_to_save_it(what: str, clf_type: str, tmp_path: Path) -> None:
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(values[what]))
         torch.save(values[what], tmp_path / "a.pt")
     for name in ("a.pkl", "a.pt"):
-        artifact = convert(tmp_path / name, options(labels=tuple(LABELS), layer=3), "k-steering")
-        assert (artifact.metadata.family, artifact.metadata.layer) == (clf_type, 3)
-        assert torch.allclose(_logits(artifact, streams()), classifier.net(streams()), **TOLERANCE)
+        probe = convert(tmp_path / name, options(labels=tuple(LABELS), layer=3), "k-steering")
+        assert (probe.metadata.family, probe.metadata.layer) == (clf_type, 3)
+        assert torch.allclose(_logits(probe, streams()), classifier.net(streams()), **TOLERANCE)
 
 
-def _logits(artifact: Artifact, x: Tensor) -> Tensor:
-    if artifact.metadata.family == "mlp":
-        return Probe.of(artifact).logits(x)
-    t = artifact.tensors
+def _logits(probe: Probe, x: Tensor) -> Tensor:
+    if probe.metadata.family == "mlp":
+        return probe.logits(x)
+    t = probe.tensors
     return (x - t["input_mean"]) / t["input_std"] @ t["weight"].T + t["bias"]
 
 
@@ -109,11 +109,11 @@ def test_the_package_itself(clf_type: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     trainer = trainer_module.ActivationSteeringTrainer(config)
     trainer.fit(streams(30).numpy(), torch.eye(3)[torch.arange(30) % 3].numpy(), epochs=2)
-    artifact = convert(saved(tmp_path, trainer), options())
+    probe = convert(saved(tmp_path, trainer), options())
     for row in streams()[:, None]:  # the package averages over its batch, so one row at a time
         theirs = trainer.steer_activations(row, [0, 2], [1], alpha=5.0).cpu()
         assert (theirs - row).abs().max() > 1e-3
-        assert torch.allclose(one_step(lambda x: _logits(artifact, x), row, 5.0), theirs, **TOLERANCE)
+        assert torch.allclose(one_step(lambda x: _logits(probe, x), row, 5.0), theirs, **TOLERANCE)
 
 
 def test_layers_and_labels_from_the_caller(made: tuple[Path, MultiLabelSteeringModel]) -> None:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ksteer_vllm import ProbeError
 from ksteer_vllm.convert import convert, detect
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.convert.sources import LAYERS, TOLERANCE, D, Loreft, options, streams, write_pyreft
 
 
-def edited(artifact: Artifact, layer: int, x: Tensor) -> Tensor:
+def edited(probe: Probe, layer: int, x: Tensor) -> Tensor:
     """x + R^T (W x + b - R x), the family's definition, float64."""
-    t = {name: tensor[0] for name, tensor in artifact.at(layer).items()}
+    t = {name: tensor[0] for name, tensor in probe.at(layer).items()}
     x = x.double()
     return x + (x @ t["weight"].T + t["bias"] - x @ t["rotation"].T) @ t["rotation"]
 
@@ -31,12 +31,12 @@ def parts() -> dict[int, Loreft]:
 def test_round_trip(tmp_path: Path) -> None:
     folder = write_pyreft(tmp_path / "reft", parts())
     assert detect(folder) == "pyreft"
-    artifact = Artifact.load(convert(folder, options()).save(tmp_path / "out"))
-    assert (artifact.labels, artifact.metadata.layers) == (("loreft",), (1, 3))
+    probe = Probe.load(convert(folder, options()).save(tmp_path / "out"))
+    assert (probe.labels, probe.metadata.layers) == (("loreft",), (1, 3))
     x = streams()
     for layer, part in parts().items():
         assert (part(x) - x).abs().max() > 0.1  # else the comparison says nothing
-        assert torch.allclose(edited(artifact, layer, x).float(), part(x), **TOLERANCE)
+        assert torch.allclose(edited(probe, layer, x).float(), part(x), **TOLERANCE)
     single = convert(folder, options(layers=(3,), labels=("polite",)))
     assert (single.labels, single.metadata.layers, single.metadata.layer) == (("polite",), (), 3)
     assert torch.allclose(edited(single, 0, x).float(), parts()[3](x), **TOLERANCE)
@@ -81,19 +81,19 @@ def test_pyreft_itself(tmp_path: Path) -> None:
     assert sorted(os.listdir(ours)) == sorted(os.listdir(tmp_path / "theirs"))
     written = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert {**written, **json.loads((ours / "config.json").read_text())} == written
-    artifact = convert(tmp_path / "theirs", options())
+    probe = convert(tmp_path / "theirs", options())
     x = streams()
     for layer, part in theirs.items():
         after = part(x).detach()
         assert (after - x).abs().max() > 0.1
-        assert torch.allclose(edited(artifact, layer, x).float(), after, **TOLERANCE)
+        assert torch.allclose(edited(probe, layer, x).float(), after, **TOLERANCE)
 
 
 def test_rounded_to_bfloat16(tmp_path: Path) -> None:
     """A checkpoint of a model trained in bfloat16: its columns are orthonormal to rounding only."""
     part = Loreft(*(tensor.bfloat16() for tensor in vars(Loreft.random(3, 1)).values()))
-    artifact = convert(write_pyreft(tmp_path, {1: part}), options())
-    assert torch.equal(artifact.tensors["rotation"][0], part.rotate_layer.float().T)
+    probe = convert(write_pyreft(tmp_path, {1: part}), options())
+    assert torch.equal(probe.tensors["rotation"][0], part.rotate_layer.float().T)
 
 
 @pytest.mark.parametrize("kind", ["NoreftIntervention", "ConsreftIntervention", "DireftIntervention"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from ksteer_vllm import ProbeError
 from ksteer_vllm.convert import convert, detect
 from ksteer_vllm.convert.gguf import read_gguf
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.convert.sources import LAYERS, D, options, streams, write_gguf
 
 
@@ -28,18 +28,18 @@ def test_round_trip(dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = {name: tensor.to(dtype) for name, tensor in directions(1, 2, 3).items()}
     path = write_gguf(tmp_path / "honest.gguf", tensors)
     assert detect(path) == "repeng"
-    artifact = Artifact.load(convert(path, options()).save(tmp_path / "out"))
-    assert (artifact.labels, artifact.metadata.layers, artifact.metadata.layer) == (("honest",), (1, 2, 3), 2)
-    assert artifact.metadata.default_alpha == {"add": 1.0}
-    assert "notes" not in artifact.metadata.training
+    probe = Probe.load(convert(path, options()).save(tmp_path / "out"))
+    assert (probe.labels, probe.metadata.layers, probe.metadata.layer) == (("honest",), (1, 2, 3), 2)
+    assert probe.metadata.default_alpha == {"add": 1.0}
+    assert "notes" not in probe.metadata.training
     for layer in (1, 2, 3):
-        assert torch.equal(artifact.at(layer)["vectors"], tensors[f"direction.{layer}"].double()[None])
+        assert torch.equal(probe.at(layer)["vectors"], tensors[f"direction.{layer}"].double()[None])
 
 
 def test_another_model_type_is_said_and_not_refused(tmp_path: Path) -> None:
     """llama.cpp calls a Mistral 'llama': the hint is no proof."""
-    artifact = convert(write_gguf(tmp_path / "a.gguf", directions(1), hint="mistral"), options())
-    assert "'mistral'" in artifact.metadata.training["notes"][0]
+    probe = convert(write_gguf(tmp_path / "a.gguf", directions(1), hint="mistral"), options())
+    assert "'mistral'" in probe.metadata.training["notes"][0]
 
 
 def test_the_files_that_gguf_writes(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_files_that_gguf_writes(tmp_path: Path) -> None:
 
 
 def test_repeng_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """repeng (0.4.0) exports, its own wrapped block adds; on the same block the artifact holds the same."""
+    """repeng (0.4.0) exports, its own wrapped block adds; on the same block the probe holds the same."""
     np = pytest.importorskip("numpy")
     monkeypatch.setattr(np, "float_", np.float64, raising=False)  # repeng is written for numpy 1
     pytest.importorskip("repeng")
@@ -81,12 +81,12 @@ def test_repeng_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "llama", {layer: directions(layer)[f"direction.{layer}"].numpy() for layer in (1, 3)}
     )
     vector.export_gguf(tmp_path / "a.gguf")
-    artifact = convert(tmp_path / "a.gguf", options())
+    probe = convert(tmp_path / "a.gguf", options())
     x = streams()[None]
     for layer in (1, 3):
         block = ControlModule(torch.nn.Identity())
         block.set_control(BlockControlParams(torch.tensor(2.0 * vector.directions[layer])))
-        assert torch.allclose(block(x), x + 2.0 * artifact.at(layer)["vectors"].float(), atol=1e-6)
+        assert torch.allclose(block(x), x + 2.0 * probe.at(layer)["vectors"].float(), atol=1e-6)
 
 
 @pytest.mark.parametrize(

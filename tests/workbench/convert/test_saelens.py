@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ksteer_vllm import ProbeError
 from ksteer_vllm.convert import convert, detect
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.convert.sources import LAYERS, TOLERANCE, D, options, streams
 
 SIZE, FEATURES = 40, (31, 7, 12)
@@ -57,9 +57,9 @@ def write(
     return folder
 
 
-def read(artifact: Artifact, x: Tensor) -> Tensor:
+def read(probe: Probe, x: Tensor) -> Tensor:
     """[..., K] features of x, as the family defines them: p if p > threshold, else 0."""
-    t = artifact.tensors
+    t = probe.tensors
     p = x @ t["w_enc"].T + t["b_enc"]
     return torch.where(p > t["threshold"], p, 0.0)
 
@@ -75,15 +75,15 @@ def source_features(tensors: dict[str, Tensor], x: Tensor, apply_b_dec: bool = T
 def test_round_trip(jumprelu: bool, apply_b_dec: bool, tmp_path: Path) -> None:
     folder = write(tmp_path / "sae", weights(jumprelu), apply_b_dec_to_input=apply_b_dec)
     assert detect(folder) == "saelens"
-    artifact = Artifact.load(convert(folder, options(features=FEATURES)).save(tmp_path / "out"))
-    assert artifact.labels == ("feature-31", "feature-7", "feature-12")
-    assert artifact.metadata.layer == 2
-    assert artifact.metadata.settings == {"activation": "jumprelu" if jumprelu else "relu"}
+    probe = Probe.load(convert(folder, options(features=FEATURES)).save(tmp_path / "out"))
+    assert probe.labels == ("feature-31", "feature-7", "feature-12")
+    assert probe.metadata.layer == 2
+    assert probe.metadata.settings == {"activation": "jumprelu" if jumprelu else "relu"}
     features = source_features(weights(jumprelu), streams(200), apply_b_dec)[:, FEATURES]
     assert ((features > 0).float().mean(0) > 0.03).all()  # every chosen feature fires, and is silent
     assert ((features == 0).float().mean(0) > 0.03).all()
-    assert torch.allclose(read(artifact, streams(200)), features, **TOLERANCE)
-    assert torch.equal(artifact.tensors["w_dec"], weights()["W_dec"][list(FEATURES)])
+    assert torch.allclose(read(probe, streams(200)), features, **TOLERANCE)
+    assert torch.equal(probe.tensors["w_dec"], weights()["W_dec"][list(FEATURES)])
 
 
 @pytest.mark.parametrize("jumprelu", [False, True])
@@ -102,15 +102,15 @@ def test_saelens_itself(jumprelu: bool, tmp_path: Path) -> None:
     )
     written = json.loads((tmp_path / "theirs" / "cfg.json").read_text())
     assert {**written, "metadata": 0} == {**json.loads((ours / "cfg.json").read_text()), "metadata": 0}
-    artifact = convert(tmp_path / "theirs", options(features=FEATURES))
+    probe = convert(tmp_path / "theirs", options(features=FEATURES))
     x = streams()
     with torch.no_grad():
         before = sae.encode(x)
         after = before.clone()
         after[:, FEATURES] = 3.0
         theirs = x + sae.decode(after) - sae.decode(before)
-    assert torch.allclose(read(artifact, x), before[:, FEATURES], **TOLERANCE)
-    ours_after = x + (3.0 - read(artifact, x)) @ artifact.tensors["w_dec"]
+    assert torch.allclose(read(probe, x), before[:, FEATURES], **TOLERANCE)
+    ours_after = x + (3.0 - read(probe, x)) @ probe.tensors["w_dec"]
     assert torch.allclose(ours_after, theirs, rtol=1e-4, atol=1e-4)  # theirs adds and takes away all of x
 
 
@@ -126,10 +126,10 @@ def test_a_constant_input_scale_is_folded(tmp_path: Path) -> None:
     (folder / "activation_scaler.json").write_text(
         json.dumps({"scaling_factor": 0.25, "has_whitening": False})
     )
-    artifact = convert(folder, options(features=FEATURES))
+    probe = convert(folder, options(features=FEATURES))
     x = streams()
-    assert torch.allclose(read(artifact, x), source_features(weights(), 0.25 * x)[:, FEATURES], **TOLERANCE)
-    assert torch.allclose(artifact.tensors["w_dec"], weights()["W_dec"][list(FEATURES)] / 0.25)
+    assert torch.allclose(read(probe, x), source_features(weights(), 0.25 * x)[:, FEATURES], **TOLERANCE)
+    assert torch.allclose(probe.tensors["w_dec"], weights()["W_dec"][list(FEATURES)] / 0.25)
 
 
 def test_configurations_before_version_6(tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ def test_configurations_before_version_6(tmp_path: Path) -> None:
     old = {"d_in": D, "d_sae": SIZE, "hook_point": HOOK, "hook_point_layer": 2, "activation_fn_str": "relu"}
     for config in (old, {**old, "hook_name": HOOK, "normalize_activations": False, "hook_head_index": None}):
         (folder / "cfg.json").write_text(json.dumps(config))
-        artifact = convert(folder, options(features=FEATURES))
-        assert artifact.metadata.layer == 2
+        probe = convert(folder, options(features=FEATURES))
+        assert probe.metadata.layer == 2
         x = streams()
-        assert torch.allclose(read(artifact, x), source_features(weights(), x)[:, FEATURES], **TOLERANCE)
+        assert torch.allclose(read(probe, x), source_features(weights(), x)[:, FEATURES], **TOLERANCE)
 
 
 @pytest.mark.parametrize(

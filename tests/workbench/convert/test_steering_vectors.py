@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ksteer_vllm import ProbeError
 from ksteer_vllm.convert import convert, detect
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.convert.sources import LAYERS, D, SteeringVector, at_home, options
 
 
@@ -37,11 +37,11 @@ def test_round_trip(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     activations = vectors(0, 2, 3, dtype=dtype)
     path = saved(tmp_path / name, SteeringVector(activations))
     assert detect(path) == "steering-vectors"
-    artifact = Artifact.load(convert(path, options()).save(tmp_path / "out"))
-    assert (artifact.labels, artifact.metadata.layers, artifact.metadata.layer) == (("happy",), (0, 2, 3), 2)
-    assert artifact.metadata.default_alpha == {"add": 1.0}  # its multiplier
+    probe = Probe.load(convert(path, options()).save(tmp_path / "out"))
+    assert (probe.labels, probe.metadata.layers, probe.metadata.layer) == (("happy",), (0, 2, 3), 2)
+    assert probe.metadata.default_alpha == {"add": 1.0}  # its multiplier
     for layer, vector in activations.items():
-        assert torch.equal(artifact.at(layer)["vectors"], vector.double()[None])
+        assert torch.equal(probe.at(layer)["vectors"], vector.double()[None])
 
 
 @pytest.mark.parametrize("wrap", ["mapping", "fields", "rows"])
@@ -52,10 +52,10 @@ def test_other_shapes_of_the_same(wrap: str, tmp_path: Path) -> None:
         "fields": {"layer_activations": activations, "layer_type": "decoder_block"},
         "rows": {layer: vector[None] for layer, vector in activations.items()},
     }[wrap]
-    artifact = convert(saved(tmp_path / "a.pt", value), options(labels=("x",)), "steering-vectors")
-    assert artifact.labels == ("x",)
-    assert torch.equal(artifact.tensors["vectors"][:, 0], torch.stack([activations[1], activations[2]]))
-    assert bool(artifact.metadata.training.get("notes")) == (wrap != "fields")  # does the file name its site
+    probe = convert(saved(tmp_path / "a.pt", value), options(labels=("x",)), "steering-vectors")
+    assert probe.labels == ("x",)
+    assert torch.equal(probe.tensors["vectors"][:, 0], torch.stack([activations[1], activations[2]]))
+    assert bool(probe.metadata.training.get("notes")) == (wrap != "fields")  # does the file name its site
 
 
 def test_choosing_layers(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_what_is_refused(value: Any, words: str, tmp_path: Path) -> None:
 
 
 def test_the_package_itself(tmp_path: Path) -> None:
-    """steering-vectors' own hook on a small Llama: what it adds to each block is what the artifact holds."""
+    """steering-vectors' own hook on a small Llama: what it adds to each block is what the probe holds."""
     package = pytest.importorskip("steering_vectors")
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
@@ -117,13 +117,13 @@ def test_the_package_itself(tmp_path: Path) -> None:
     model = transformers.LlamaForCausalLM(config).eval()
     theirs = package.SteeringVector(vectors(1, 3))
     torch.save(theirs, tmp_path / "a.pt")
-    artifact = convert(tmp_path / "a.pt", options())
+    probe = convert(tmp_path / "a.pt", options())
     for layer in (1, 3):
         alone = package.SteeringVector({layer: theirs.layer_activations[layer]})
         plain = _output(model, layer)
         with alone.apply(model):
             added = _output(model, layer) - plain
-        expected = artifact.at(layer)["vectors"].float().expand_as(added)
+        expected = probe.at(layer)["vectors"].float().expand_as(added)
         assert torch.allclose(added, expected, atol=1e-5)  # one float32 addition and its subtraction
 
 

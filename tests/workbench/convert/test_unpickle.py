@@ -174,7 +174,7 @@ def test_a_tensor_beyond_its_storage(
 
 @pytest.mark.parametrize("suffix", ["pkl", "pt"])
 def test_damaged_files_are_probe_errors(suffix: str, marker: Path, tmp_path: Path) -> None:
-    """Cut at 60 places and with 300 random bytes changed: a ProbeError or an artifact, nothing else."""
+    """Cut at 60 places and with 300 random bytes changed: a ProbeError or a probe, nothing else."""
     path = tmp_path / f"good.{suffix}"
     with at_home():
         trainer = ActivationSteeringTrainer(MultiLabelSteeringModel(12, 3))

@@ -9,7 +9,7 @@ from pathlib import Path
 from ksteer_vllm.bench.coherence import CoherenceRule
 from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration, Cell
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 
 LENIENT = CoherenceRule(
     max_perplexity=1e9,
@@ -50,8 +50,8 @@ def calibration_of(
 
 
 def digests_of(paths: Mapping[str, Path]) -> dict[str, str]:
-    """Name -> digest of artifact folders."""
-    return {name: Artifact.load_metadata(path).digest for name, path in paths.items()}
+    """Name -> digest of probe folders."""
+    return {name: Probe.load_metadata(path).digest for name, path in paths.items()}
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:

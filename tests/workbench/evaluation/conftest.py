@@ -1,4 +1,4 @@
-"""A suite of random artifacts for a tiny model."""
+"""A suite of random probes for a tiny model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from tests.support.engines import prepare_environment
 prepare_environment()
 
 from ksteer_vllm.bench.suite import Suite, SuiteFile  # noqa: E402
-from ksteer_vllm.probes.probe import Artifact  # noqa: E402
-from tests.support.artifacts import random_artifact  # noqa: E402
+from ksteer_vllm.probes.probe import Probe  # noqa: E402
+from tests.support.folders import random_family_probe  # noqa: E402
 from tests.support.models import make_model  # noqa: E402
 from tests.support.probes import LABELS  # noqa: E402
 
 
-def artifacts() -> dict[str, Artifact]:
+def probes() -> dict[str, Probe]:
     return {
-        "mlp": random_artifact("mlp"),
-        "caa": random_artifact("vectors"),
-        "ace": random_artifact("ace"),
-        "actadd": random_artifact("vectors", seed=2, default_where={"prompt": (0, 4)}),
-        "evaluation": random_artifact("mlp", seed=5, layer=2),
+        "mlp": random_family_probe("mlp"),
+        "caa": random_family_probe("vectors"),
+        "ace": random_family_probe("ace"),
+        "actadd": random_family_probe("vectors", seed=2, default_where={"prompt": (0, 4)}),
+        "evaluation": random_family_probe("mlp", seed=5, layer=2),
     }
 
 
@@ -29,8 +29,8 @@ def artifacts() -> dict[str, Artifact]:
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     folder = tmp_path_factory.mktemp("evaluate") / "suite"
     model = make_model("llama", folder.parent / "llama")
-    for name, artifact in artifacts().items():
-        artifact.save(folder / name)
+    for name, probe in probes().items():
+        probe.save(folder / name)
     prompts = [" ".join(f"w{10 + 7 * index + k}" for k in range(6)) for index in range(4)]
     file = SuiteFile.model_validate(
         {

@@ -19,7 +19,7 @@ from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.experiments.evaluation.command import run_evaluation
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.strengths import calibrated_settings, chosen_variants, planned
-from tests.support.artifacts import random_artifact
+from tests.support.folders import random_family_probe
 from tests.workbench.evaluation.calibrations import calibration_of, digests_of, write_calibration
 
 VARIANTS = {variant.name: variant for variant in STANDARD}
@@ -64,7 +64,7 @@ def test_what_the_plan_leaves_open_is_as_calibrated_and_another_sampling_is_refu
         planned(EvaluationPlan(temperature=0.5), calibration)
 
 
-def test_variants_are_chosen_by_their_name_or_their_artifacts() -> None:
+def test_variants_are_chosen_by_their_name_or_their_probes() -> None:
     named = list(VARIANTS.values())
     assert [v.name for v in chosen_variants(named, ["CAA", "mlp"])] == [
         "K-Steering, 1 step",
@@ -99,12 +99,12 @@ def test_evaluates_a_calibrated_suite(suite: Suite, tmp_path: Path) -> None:
     assert "ACE (not calibrated)" in (folder / "results" / "report.md").read_text()
 
 
-def test_strengths_of_other_artifacts_are_refused(suite: Suite, tmp_path: Path) -> None:
+def test_strengths_of_other_probes_are_refused(suite: Suite, tmp_path: Path) -> None:
     folder = tmp_path / "suite"
     shutil.copytree(suite.folder, folder)
     calibration = calibration_of(variants_of(suite.paths), {"CAA": 1.0}, digests=digests_of(suite.paths))
     write_calibration(folder, calibration)
-    random_artifact("vectors", seed=9).save(folder / "caa")
+    random_family_probe("vectors", seed=9).save(folder / "caa")
     result = CliRunner().invoke(app, ["eval", str(folder)])
     assert result.exit_code == 2
     message = " ".join(result.output.split())

@@ -30,7 +30,7 @@ ALPHA = {"mlp": 2.0, "caa": 1.0, "ace": 1.0, "actadd": 0.5}
 
 
 def _settings(suite: Suite) -> list[Setting]:
-    return [Setting(v, dict.fromkeys((1, 2), ALPHA[v.artifact])) for v in variants_of(suite.paths)]
+    return [Setting(v, dict.fromkeys((1, 2), ALPHA[v.probe])) for v in variants_of(suite.paths)]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_displacement_and_kl_are_those_of_transformers(suite: Suite) -> None:
         (without,) = reader.read([text], specs[:1], kl=False)
     assert without.shift == moved[0].shift
     assert without.kl != without.kl
-    oracle = Oracle(Path(suite.file.model), suite.artifacts)
+    oracle = Oracle(Path(suite.file.model), suite.probes)
     generated = [*text.reply, 0]
     plain, _ = oracle.log_probs(text.prompt, generated, None)
     for spec, measured in zip(specs[:3], moved, strict=False):
@@ -73,7 +73,7 @@ def test_displacement_and_kl_are_those_of_transformers(suite: Suite) -> None:
         assert measured.kl > 1e-4
     assert (moved[3].shift, moved[3].kl) == (0.0, pytest.approx(0.0, abs=1e-6))
     x = _stream(suite, [*text.prompt, *text.reply])[len(text.prompt) - 1 :]
-    vectors = suite.artifacts["caa"].tensors["vectors"].double()
+    vectors = suite.probes["caa"].tensors["vectors"].double()
     length = (1.5 * (vectors[0] - vectors[2])).norm()
     assert moved[0].shift == pytest.approx((length / x.norm(dim=1)).mean().item(), rel=1e-4)
 

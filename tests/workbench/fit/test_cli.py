@@ -54,7 +54,7 @@ def test_fit_writes_a_probe_with_its_provenance(probe_folder: Path, rows: list[L
     probe = Probe.load(probe_folder)
     assert probe.labels == ("warm", "dry")
     assert probe.metadata.layer == 2  # 60 % of 4
-    assert probe.width == 24
+    assert probe.tensors["w1"].shape[0] == 24
     assert probe.metadata.training["rows"] == len(rows)
     assert len(probe.metadata.training["data_digest"]) == 64
     assert probe.metadata.metrics["tokens"]["mean"]["auroc"] > 0.7

@@ -16,7 +16,7 @@ from ksteer_vllm.cli import app
 from ksteer_vllm.data.positions import REPLY, FirstPositions, Window
 from ksteer_vllm.data.rows import DataError, LabelledRow, write_rows
 from ksteer_vllm.fit import Activations, collect_activations
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.engines import OPTIONS
 
 runner = CliRunner()
@@ -104,8 +104,8 @@ def test_special_tokens_around_the_text_are_left_out() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_writes_its_family(folder: Path, method: str, rows: list[LabelledRow]) -> None:
-    artifact = Artifact.load(folder / method)
-    metadata = artifact.metadata
+    probe = Probe.load(folder / method)
+    metadata = probe.metadata
     assert metadata.family == METHODS[method]
     assert metadata.layer == LAYER
     assert metadata.training["method"] == method
@@ -121,11 +121,11 @@ def test_every_method_writes_its_family(folder: Path, method: str, rows: list[La
 def test_inspect_shows_every_family(folder: Path, method: str) -> None:
     result = runner.invoke(app, ["inspect", str(folder / method)])
     assert result.exit_code == 0, result.output
-    artifact = Artifact.load(folder / method)
-    for name, tensor in artifact.tensors.items():
+    probe = Probe.load(folder / method)
+    for name, tensor in probe.tensors.items():
         assert name in result.output
         assert f"{tensor.norm():.4g}" in result.output
-    for text in (artifact.metadata.family, "dry, warm", "activation scale", "auroc", "data_digest"):
+    for text in (probe.metadata.family, "dry, warm", "activation scale", "auroc", "data_digest"):
         assert text in result.output
 
 
@@ -136,7 +136,7 @@ def test_inspect_shows_tensors_of_several_layers_and_many_labels(tmp_path: Path)
         family="vectors", labels=labels, layer=1, layers=(1, 3), model=model, metrics={"loss": 0.5}
     )
     vectors = torch.arange(400.0).reshape(2, 25, 8)
-    Artifact(metadata, {"vectors": vectors}).save(tmp_path)
+    Probe(metadata, {"vectors": vectors}).save(tmp_path)
     output = runner.invoke(app, ["inspect", str(tmp_path)]).output
     for text in ("decoder block 1, 3 of 4", "2 x 25 x 8", "5 more", "loss", f"{vectors[:, 19].norm():.4g}"):
         assert text in output

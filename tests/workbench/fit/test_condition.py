@@ -10,19 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ksteer_vllm import ConfigError, Probe
+from ksteer_vllm import ConfigError
 from ksteer_vllm.data.rows import DataError, data_digest
 from ksteer_vllm.fit import FitTask, condition
 from ksteer_vllm.fit.condition import best_cut, find_condition, scores_of
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import fits, load
 from tests.workbench.fit.synthetic import LABELS, MODEL, synthetic_rows, synthetic_task
 
 
-def fitted(method: str, **options: Any) -> tuple[FitTask, Artifact]:
+def fitted(method: str, **options: Any) -> tuple[FitTask, Probe]:
     task = synthetic_task(method, **options)
-    artifact: Artifact = load(fits()[method])(task)
-    return task, artifact
+    probe: Probe = load(fits()[method])(task)
+    return task, probe
 
 
 def f1(called: np.ndarray, truth: np.ndarray) -> float:
@@ -61,11 +61,11 @@ def test_the_widest_of_equally_good_gaps_is_cut_in_the_middle() -> None:
 
 
 def test_what_is_read_is_a_probability_or_a_cosine() -> None:
-    task, artifact = fitted("mlp", epochs=2)
+    task, probe = fitted("mlp", epochs=2)
     x = task.activations().x[:20]
     for index, label in enumerate(LABELS):
-        expected = torch.sigmoid(Probe.of(artifact).logits(x.double()))[:, index]
-        torch.testing.assert_close(scores_of(artifact, label, x), expected)
+        expected = torch.sigmoid(probe.logits(x.double()))[:, index]
+        torch.testing.assert_close(scores_of(probe, label, x), expected)
         _, linear = fitted("linear")
         t = {name: value.double().numpy() for name, value in linear.tensors.items()}
         logit = ((x.numpy() - t["input_mean"]) / t["input_std"]) @ t["weight"][index] + t["bias"][index]
@@ -89,12 +89,12 @@ def at_hand(monkeypatch: pytest.MonkeyPatch) -> FitTask:
 @pytest.mark.parametrize("method", ["mlp", "linear", "caa"])
 def test_a_condition_finds_the_rows_to_steer(at_hand: FitTask, method: str) -> None:
     """Chosen on the validation part and reported on the test part of the fit's own split."""
-    _, artifact = fitted(method, seed=4)
-    assert artifact.metadata.training["data_digest"] == data_digest(at_hand.rows)
-    found = find_condition("synthetic", at_hand.rows, artifact, "warm")
+    _, probe = fitted(method, seed=4)
+    assert probe.metadata.training["data_digest"] == data_digest(at_hand.rows)
+    found = find_condition("synthetic", at_hand.rows, probe, "warm")
     at_hand.options = {"seed": 4}
     tokens, parts = at_hand.activations(), at_hand.parts
-    score = scores_of(artifact, "warm", tokens.x)
+    score = scores_of(probe, "warm", tokens.x)
     of = {name: torch.isin(tokens.row, torch.tensor(rows)) for name, rows in parts.items()}
     truth = tokens.targets[:, 0] > 0
     assert found.cut == best_cut(score[of["validation"]], truth[of["validation"]])
@@ -108,19 +108,19 @@ def test_a_condition_finds_the_rows_to_steer(at_hand: FitTask, method: str) -> N
 def test_rows_that_are_new_to_the_probe_all_count(at_hand: FitTask) -> None:
     """Fitted on other rows: the cut is chosen on all that are not reported on."""
     task = synthetic_task("caa", synthetic_rows(seed=9))
-    artifact: Artifact = load(fits()["caa"])(task)
-    found = find_condition("synthetic", at_hand.rows, artifact, "warm")
+    probe: Probe = load(fits()["caa"])(task)
+    found = find_condition("synthetic", at_hand.rows, probe, "warm")
     at_hand.labels = ("warm",)
     tokens, parts = at_hand.activations(), at_hand.parts
     chosen = ~torch.isin(tokens.row, torch.tensor(parts["test"]))
-    assert found.cut == best_cut(scores_of(artifact, "warm", tokens.x[chosen]), tokens.targets[chosen, 0] > 0)
+    assert found.cut == best_cut(scores_of(probe, "warm", tokens.x[chosen]), tokens.targets[chosen, 0] > 0)
 
 
 def test_another_label_may_say_which_rows_to_steer(at_hand: FitTask) -> None:
-    _, artifact = fitted("linear")
-    own = find_condition("synthetic", at_hand.rows, artifact, "dry")
-    assert find_condition("synthetic", at_hand.rows, artifact, "dry", steer="dry") == own
-    other = find_condition("synthetic", at_hand.rows, artifact, "dry", steer="warm")
+    _, probe = fitted("linear")
+    own = find_condition("synthetic", at_hand.rows, probe, "dry")
+    assert find_condition("synthetic", at_hand.rows, probe, "dry", steer="dry") == own
+    other = find_condition("synthetic", at_hand.rows, probe, "dry", steer="warm")
     assert other.metrics["tokens"]["f1"] < own.metrics["tokens"]["f1"]
 
 
@@ -129,12 +129,12 @@ def test_what_cannot_be_a_condition_is_refused(at_hand: FitTask) -> None:
     _, ace = fitted("ace")
     _, caa = fitted("caa")
     elsewhere = caa.with_metadata(model={**MODEL.model_dump(), "model_type": "gpt2"})
-    for artifact, arguments, text in (
+    for probe, arguments, text in (
         (ace, {"label": "warm"}, "family 'ace' has no score; mlp, linear and vectors"),
         (caa, {"label": "hot"}, "'hot' is not in the probe; it has: warm, dry"),
         (elsewhere, {"label": "warm"}, "model_type is llama, the probe was fitted where it is gpt2"),
     ):
         with pytest.raises(ConfigError, match=text):
-            find_condition("synthetic", rows, artifact, **arguments)
+            find_condition("synthetic", rows, probe, **arguments)
     with pytest.raises(DataError, match="hot in no row"):
         find_condition("synthetic", rows, caa, "warm", steer="hot")

@@ -12,7 +12,7 @@ from ksteer_vllm.data.rows import DataError, LabelledRow
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.fit.language_model import FrozenModel
 from ksteer_vllm.fit.methods.loreft import LoReFT, fit
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 from tests.workbench.fit.edits import LABELS, task_of
 
@@ -20,30 +20,28 @@ QUICK = {"steps": 4, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
-def artifact(llama: Path, rows: list[LabelledRow]) -> Artifact:
+def probe(llama: Path, rows: list[LabelledRow]) -> Probe:
     return fit(task_of(llama, rows, "loreft", steps=24, batch_size=8))
 
 
-def test_the_rows_of_the_rotation_are_orthonormal(artifact: Artifact) -> None:
-    rotation = artifact.tensors["rotation"]
+def test_the_rows_of_the_rotation_are_orthonormal(probe: Probe) -> None:
+    rotation = probe.tensors["rotation"]
     assert rotation.shape == (len(LABELS), 4, HIDDEN_SIZE)
     error = (rotation @ rotation.mT - torch.eye(4)).abs().max().item()
     assert error < 1e-5  # float32 Householder products: about 1e-7
 
 
-def test_the_loss_of_held_out_replies_falls(artifact: Artifact) -> None:
+def test_the_loss_of_held_out_replies_falls(probe: Probe) -> None:
     for label in LABELS:
-        found = artifact.metadata.metrics["language_model"]["labels"][label]
+        found = probe.metadata.metrics["language_model"]["labels"][label]
         assert found["replies"] > 0
         assert found["loss"] < found["loss_unsteered"] - 0.1  # of about 5
 
 
-def test_the_artifact_has_the_loss_its_metrics_say(
-    artifact: Artifact, llama: Path, rows: list[LabelledRow]
-) -> None:
+def test_the_probe_has_the_loss_its_metrics_say(probe: Probe, llama: Path, rows: list[LabelledRow]) -> None:
     task = task_of(llama, rows, "loreft")
     model = FrozenModel(str(llama), 2, NUM_LAYERS)
-    tensors = artifact.tensors
+    tensors = probe.tensors
 
     class Saved(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -54,7 +52,7 @@ def test_the_artifact_has_the_loss_its_metrics_say(
         for index in task.parts["test"]
         if LABELS[1] in rows[index].labels
     ]
-    wanted = artifact.metadata.metrics["language_model"]["labels"][LABELS[1]]["loss"]
+    wanted = probe.metadata.metrics["language_model"]["labels"][LABELS[1]]["loss"]
     assert model.mean_loss(shown, Saved()) == pytest.approx(wanted, abs=1e-4)  # float32, another batch order
 
 

@@ -10,7 +10,7 @@ import torch
 from ksteer_kernels.reference.lorest import lorest
 from ksteer_vllm.data.rows import DataError, LabelledRow
 from ksteer_vllm.fit.methods.lorest import LoReST, LoReSTPlan, fit
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.models import HIDDEN_SIZE
 from tests.workbench.fit.edits import LABELS, task_of
 
@@ -18,12 +18,12 @@ QUICK = {"steps": 4, "hard_steps": 4, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
-def artifact(llama: Path, rows: list[LabelledRow]) -> Artifact:
+def probe(llama: Path, rows: list[LabelledRow]) -> Probe:
     return fit(task_of(llama, rows, "lorest", rank=6, steps=16, hard_steps=8, batch_size=8))
 
 
-def test_the_basis_is_orthonormal_and_the_mask_hard(artifact: Artifact) -> None:
-    basis, removed = artifact.tensors["basis"], artifact.tensors["removed"]
+def test_the_basis_is_orthonormal_and_the_mask_hard(probe: Probe) -> None:
+    basis, removed = probe.tensors["basis"], probe.tensors["removed"]
     assert basis.shape == (len(LABELS), 6, HIDDEN_SIZE)
     assert (basis @ basis.mT - torch.eye(6)).abs().max().item() < 1e-5  # float32: about 1e-7
     assert ((removed == 0) | (removed == 1)).all()
@@ -31,9 +31,9 @@ def test_the_basis_is_orthonormal_and_the_mask_hard(artifact: Artifact) -> None:
     assert not removed.all()
 
 
-def test_the_loss_of_held_out_replies_falls(artifact: Artifact) -> None:
+def test_the_loss_of_held_out_replies_falls(probe: Probe) -> None:
     for label in LABELS:
-        found = artifact.metadata.metrics["language_model"]["labels"][label]
+        found = probe.metadata.metrics["language_model"]["labels"][label]
         assert found["loss"] < found["loss_unsteered"] - 0.1  # of about 5
 
 

@@ -9,14 +9,14 @@ from ksteer_kernels.reference.mat import mat_steer
 from ksteer_vllm.data.rows import DataError
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.fit.methods.mat_steer import fit, squared_mmd
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.fit.recorded import HIDDEN_SIZE, LABELS, recorded_task
 
 QUICK = {"steps": 30, "batch_size": 32}
 
 
 @pytest.fixture(scope="module")
-def artifact() -> Artifact:
+def probe() -> Probe:
     return fit(recorded_task("mat_steer", batch_size=64))
 
 
@@ -39,16 +39,16 @@ def test_the_discrepancy_is_the_definition() -> None:
     assert squared_mmd(a, a, width).abs().max() < 1e-6
 
 
-def test_the_discrepancy_of_held_out_tokens_falls(artifact: Artifact) -> None:
+def test_the_discrepancy_of_held_out_tokens_falls(probe: Probe) -> None:
     for label in LABELS:
-        found = artifact.metadata.metrics["squared_mmd"]["labels"][label]
+        found = probe.metadata.metrics["squared_mmd"]["labels"][label]
         assert found["steered"] < 0.15 * found["unsteered"]
 
 
-def test_the_edit_moves_tokens_without_the_label_and_leaves_the_others(artifact: Artifact) -> None:
+def test_the_edit_moves_tokens_without_the_label_and_leaves_the_others(probe: Probe) -> None:
     _, test = recorded_task("mat_steer").train_and_test()
     for k in range(len(LABELS)):
-        t = {name: tensor[k] for name, tensor in artifact.tensors.items()}
+        t = {name: tensor[k] for name, tensor in probe.tensors.items()}
         moved = mat_steer(test.x, t["vectors"], t["gate_weight"], t["gate_bias"]) - test.x
         shows = test.targets[:, k] > 0
         goal = test.x[shows].mean(0) - test.x[~shows].mean(0)

@@ -16,7 +16,7 @@ from ksteer_vllm.data.positions import REPLY, FirstPositions
 from ksteer_vllm.data.rows import DataError, LabelledRow
 from ksteer_vllm.fit import Activations, FitTask, fit_to_rows
 from ksteer_vllm.methods.vectors import matched_random
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import fits, load
 from tests.workbench.fit.synthetic import LABELS, synthetic_rows, synthetic_task
 
@@ -27,9 +27,9 @@ CLOSED_FORM = ("linear", "caa", "random", "ace")
 FAMILY = {"mlp": "mlp", "linear": "linear", "caa": "vectors", "random": "vectors", "ace": "ace"}
 
 
-def fitted(task: FitTask) -> Artifact:
-    artifact: Artifact = load(fits()[task.method])(task)
-    return artifact
+def fitted(task: FitTask) -> Probe:
+    probe: Probe = load(fits()[task.method])(task)
+    return probe
 
 
 def training_data(task: FitTask) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -56,10 +56,10 @@ def test_every_fit_that_is_named_is_there() -> None:
 @pytest.mark.parametrize("method", FAMILY)
 def test_every_method_has_the_same_split_and_scale(method: str) -> None:
     task = synthetic_task(method, seed=5)
-    artifact = fitted(task)
-    assert artifact.metadata.family == FAMILY[method]
-    assert artifact.metadata.training["method"] == method
-    assert artifact.metadata.training["split"] == {
+    probe = fitted(task)
+    assert probe.metadata.family == FAMILY[method]
+    assert probe.metadata.training["method"] == method
+    assert probe.metadata.training["split"] == {
         "train": {"rows": 84, "tokens": 504},
         "validation": {"rows": 12, "tokens": 72},
         "test": {"rows": 24, "tokens": 144},
@@ -67,8 +67,8 @@ def test_every_method_has_the_same_split_and_scale(method: str) -> None:
     assert task.parts == synthetic_task("caa", seed=5).parts != synthetic_task("caa", seed=6).parts
     x, _ = training_data(task)
     scale = np.linalg.norm(x - x.mean(0), axis=1).mean()
-    assert artifact.metadata.activation_scale == pytest.approx({2: scale}, rel=1e-9)
-    assert artifact.metadata.metrics["tokens"]["count"] == 144
+    assert probe.metadata.activation_scale == pytest.approx({2: scale}, rel=1e-9)
+    assert probe.metadata.metrics["tokens"]["count"] == 144
 
 
 @pytest.mark.parametrize("method", CLOSED_FORM)
@@ -88,12 +88,12 @@ def test_only_training_rows_are_fitted(method: str) -> None:
 def test_caa_is_the_difference_of_means() -> None:
     task = synthetic_task("caa")
     positive, negative = means(task)
-    artifact = fitted(task)
-    np.testing.assert_allclose(artifact.tensors["vectors"], positive - negative, **TOLERANCE)
+    probe = fitted(task)
+    np.testing.assert_allclose(probe.tensors["vectors"], positive - negative, **TOLERANCE)
     mlp = fitted(synthetic_task("mlp", epochs=1)).tensors["label_vectors"]
-    assert torch.equal(artifact.tensors["vectors"], mlp)
-    assert artifact.metadata.metrics["tokens"]["mean"].keys() == {"auroc", "average_precision"}
-    assert artifact.metadata.metrics["tokens"]["mean"]["auroc"] > 0.9
+    assert torch.equal(probe.tensors["vectors"], mlp)
+    assert probe.metadata.metrics["tokens"]["mean"].keys() == {"auroc", "average_precision"}
+    assert probe.metadata.metrics["tokens"]["mean"]["auroc"] > 0.9
 
 
 def test_ace_lands_on_the_means() -> None:
@@ -124,8 +124,8 @@ def x_size(task: FitTask) -> int:
 def test_random_has_the_norms_and_angles_of_caa_and_other_directions() -> None:
     caa = fitted(synthetic_task("caa", seed=3)).tensors["vectors"]
     task = synthetic_task("random", seed=3)
-    artifact = fitted(task)
-    vectors = artifact.tensors["vectors"]
+    probe = fitted(task)
+    vectors = probe.tensors["vectors"]
     assert torch.equal(vectors, matched_random(caa, 3).float())
     assert torch.equal(vectors, fitted(synthetic_task("random", seed=3)).tensors["vectors"])
     assert not torch.allclose(vectors, matched_random(caa, 4).float(), rtol=0.1)
@@ -153,8 +153,8 @@ def test_the_linear_probe_is_at_the_minimum() -> None:
     """The objective's gradient, per token, is as small as the solver is asked for (1e-4); at 0 it is not."""
     task = synthetic_task("linear", l2=2.0)
     x, shown = training_data(task)
-    artifact = fitted(task)
-    tensors = {name: tensor.double().numpy() for name, tensor in artifact.tensors.items()}
+    probe = fitted(task)
+    tensors = {name: tensor.double().numpy() for name, tensor in probe.tensors.items()}
     np.testing.assert_allclose(tensors["input_mean"], x.mean(0), **TOLERANCE)
     np.testing.assert_allclose(tensors["input_std"], x.std(0), **TOLERANCE)
     z = (x - tensors["input_mean"]) / tensors["input_std"]
@@ -165,8 +165,8 @@ def test_the_linear_probe_is_at_the_minimum() -> None:
 
     assert slope(tensors["weight"], tensors["bias"]) < 2e-4
     assert slope(0 * tensors["weight"], 0 * tensors["bias"]) > 0.05
-    assert artifact.metadata.metrics["tokens"]["mean"]["auroc"] > 0.9
-    assert artifact.metadata.metrics["replies"]["mean"]["accuracy"] > 0.9
+    assert probe.metadata.metrics["tokens"]["mean"]["auroc"] > 0.9
+    assert probe.metadata.metrics["replies"]["mean"]["accuracy"] > 0.9
 
 
 def test_the_linear_probe_has_one_gradient_everywhere() -> None:
@@ -183,7 +183,7 @@ def test_actadd_is_the_mean_over_positions_of_the_differences() -> None:
     rows = synthetic_rows()
     lengths = [4 if index % 3 else 2 for index in range(len(rows))]
     task = synthetic_task("actadd", rows, window=FirstPositions(4), start=1, lengths=lengths, first=4)
-    artifact = fitted(task)
+    probe = fitted(task)
     train = task.activations(FirstPositions(4)).of_rows(task.parts["train"])
     x, shown, position = train.x.double().numpy(), train.targets.numpy() > 0, train.position.numpy()
     expected = np.stack(
@@ -198,10 +198,10 @@ def test_actadd_is_the_mean_over_positions_of_the_differences() -> None:
             for k in range(len(LABELS))
         ]
     )
-    np.testing.assert_allclose(artifact.tensors["vectors"], expected, **TOLERANCE)
-    assert artifact.metadata.default_where == {"prompt": [1, 5]}
-    assert artifact.metadata.training["positions"].startswith("the first 4 tokens")
-    assert artifact.metadata.metrics["tokens"]["mean"]["auroc"] > 0.9
+    np.testing.assert_allclose(probe.tensors["vectors"], expected, **TOLERANCE)
+    assert probe.metadata.default_where == {"prompt": [1, 5]}
+    assert probe.metadata.training["positions"].startswith("the first 4 tokens")
+    assert probe.metadata.metrics["tokens"]["mean"]["auroc"] > 0.9
 
 
 def test_one_contrast_pair_is_enough_for_actadd_alone() -> None:
@@ -211,9 +211,9 @@ def test_one_contrast_pair_is_enough_for_actadd_alone() -> None:
     ]
     task = synthetic_task("actadd", rows, window=FirstPositions(3), labels=("warm",), lengths=3, first=3)
     x = task.activations(FirstPositions(3)).x
-    artifact = fitted(task)
-    torch.testing.assert_close(artifact.tensors["vectors"][0], (x[:3] - x[3:]).mean(0))
-    assert artifact.metadata.metrics == {}
+    probe = fitted(task)
+    torch.testing.assert_close(probe.tensors["vectors"][0], (x[:3] - x[3:]).mean(0))
+    assert probe.metadata.metrics == {}
     with pytest.raises(DataError, match=r"1 row with 'warm' \(row 1\); at least 10"):
         fitted(synthetic_task("caa", rows, labels=("warm",)))
     for broken, text in (

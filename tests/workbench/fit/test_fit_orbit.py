@@ -12,20 +12,20 @@ from ksteer_vllm.data.rows import DataError
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.fit.methods.orbit import fit, joint_subspace, planes
 from ksteer_vllm.fit.statistics import label_means
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.fit.recorded import HIDDEN_SIZE, LABELS, recorded_task
 
 
 @pytest.fixture(scope="module")
-def artifact() -> Artifact:
+def probe() -> Probe:
     return fit(recorded_task("orbit"))
 
 
-def test_the_planes_are_orthonormal(artifact: Artifact) -> None:
-    plane = artifact.tensors["plane"]
+def test_the_planes_are_orthonormal(probe: Probe) -> None:
+    plane = probe.tensors["plane"]
     assert plane.shape == (len(LABELS), 2, HIDDEN_SIZE)
     assert (plane @ plane.mT - torch.eye(2)).abs().max().item() < 1e-5
-    assert ((artifact.tensors["angle"] > 0) & (artifact.tensors["angle"] < math.pi)).all()
+    assert ((probe.tensors["angle"] > 0) & (probe.tensors["angle"] < math.pi)).all()
 
 
 def test_the_rotation_takes_the_mean_without_a_label_to_the_direction_of_the_one_with_it() -> None:
@@ -53,11 +53,11 @@ def test_the_joint_subspace_is_orthonormal_and_holds_every_difference() -> None:
     torch.testing.assert_close(differences @ subspace.T @ subspace, differences, rtol=0, atol=1e-12)
 
 
-def test_gates_open_on_held_out_tokens_without_the_label_and_turn_them_towards_it(artifact: Artifact) -> None:
-    assert artifact.metadata.metrics["tokens"]["mean"]["auroc"] > 0.98
+def test_gates_open_on_held_out_tokens_without_the_label_and_turn_them_towards_it(probe: Probe) -> None:
+    assert probe.metadata.metrics["tokens"]["mean"]["auroc"] > 0.98
     _, test = recorded_task("orbit").train_and_test()
     for k in range(len(LABELS)):
-        t = {name: tensor[k] for name, tensor in artifact.tensors.items()}
+        t = {name: tensor[k] for name, tensor in probe.tensors.items()}
         gate = torch.sigmoid(test.x @ t["gate_weight"] + t["gate_bias"])
         shows = test.targets[:, k] > 0
         assert gate[~shows].mean() > 0.9
@@ -68,24 +68,22 @@ def test_gates_open_on_held_out_tokens_without_the_label_and_turn_them_towards_i
         assert torch.cosine_similarity(plane[2], plane[0], dim=0) > 0.98
 
 
-def test_the_metrics_say_how_much_of_the_difference_a_rotation_covers(artifact: Artifact) -> None:
+def test_the_metrics_say_how_much_of_the_difference_a_rotation_covers(probe: Probe) -> None:
     train, _ = recorded_task("orbit").train_and_test()
     shown, absent = label_means(train.x, train.targets)
-    t = artifact.at(2)
+    t = probe.at(2)
     open_gate = torch.zeros(HIDDEN_SIZE, dtype=torch.float64), torch.tensor(80.0, dtype=torch.float64)
     for k, label in enumerate(LABELS):
         moved = orbit(absent[k][None], t["plane"][k], t["angle"][k], *open_gate)[0] - absent[k]
         difference = shown[k] - absent[k]
         share = (moved @ difference / (difference @ difference)).item()
-        assert artifact.metadata.metrics["covered"][label] == pytest.approx(
-            share, abs=1e-6
-        )  # float32 tensors
+        assert probe.metadata.metrics["covered"][label] == pytest.approx(share, abs=1e-6)  # float32 tensors
         assert share > 0.3
 
 
-def test_the_same_task_gives_the_same_artifact(artifact: Artifact) -> None:
+def test_the_same_task_gives_the_same_probe(probe: Probe) -> None:
     again = fit(recorded_task("orbit")).tensors
-    assert all(torch.equal(artifact.tensors[name], again[name]) for name in again)
+    assert all(torch.equal(probe.tensors[name], again[name]) for name in again)
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

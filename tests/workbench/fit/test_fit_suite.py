@@ -20,7 +20,7 @@ from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import DataError, data_digest, write_rows
 from ksteer_vllm.experiments.suite.fit import EVALUATION_WIDTH, SuitePlan, fit_suite
 from ksteer_vllm.fit.activations import Recorder
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.engines import GIB_OF_CACHE, OPTIONS
 from tests.support.waiting import wait_until
 from tests.workbench.fit.conftest import make_rows
@@ -48,14 +48,14 @@ def test_methods_and_reader_are_fitted_to_different_conversations(folder: Path, 
     assert suite.file.layers == (1, 2)
     assert suite.file.data_digest == dataset.digest
     assert suite.file.prompts == dict(halves.prompts)
-    assert set(suite.artifacts) == set(METHODS)
-    for name, artifact in suite.artifacts.items():
-        assert artifact.metadata.layers == (1, 2), name
-        assert artifact.metadata.training["data_digest"] == data_digest(halves.steering)
+    assert set(suite.probes) == set(METHODS)
+    for name, probe in suite.probes.items():
+        assert probe.metadata.layers == (1, 2), name
+        assert probe.metadata.training["data_digest"] == data_digest(halves.steering)
     reader = suite.evaluation
     assert reader is not None
     assert reader.metadata.layers == ()
-    assert len(reader.tensors["w1"]) == EVALUATION_WIDTH != len(suite.artifacts["mlp"].at(1)["w1"])
+    assert len(reader.tensors["w1"]) == EVALUATION_WIDTH != len(suite.probes["mlp"].at(1)["w1"])
     assert reader.metadata.training["seed"] == 1
     assert reader.metadata.training["rows"] == len(halves.evaluation)
     assert not (folder / "activations").exists()
@@ -162,7 +162,7 @@ app()
 
 @pytest.mark.slow
 def test_a_killed_fit_goes_on(llama: Path, tmp_path: Path) -> None:
-    """Killed when the first method is done: no process is left, its artifact and the shards are; the rest
+    """Killed when the first method is done: no process is left, its probe and the shards are; the rest
     follows."""
     data, out = write_rows(tmp_path / "data.jsonl", make_rows(240)), tmp_path / "suite"
     command = [
@@ -190,7 +190,7 @@ def test_a_killed_fit_goes_on(llama: Path, tmp_path: Path) -> None:
     assert second.returncode == 0, second.stdout + second.stderr
     assert (out / "mlp" / "probe.json").stat().st_mtime_ns == kept[out / "mlp" / "probe.json"]
     suite = Suite.open(out)
-    assert set(suite.artifacts) == {"mlp", "caa", "ace"}
+    assert set(suite.probes) == {"mlp", "caa", "ace"}
     assert suite.evaluation is not None
     assert not shards.exists()
 
@@ -225,7 +225,7 @@ def test_one_method_is_one_folder_and_goes_on_too(
     assert result.exit_code == 0, result.output
     assert "caa of layers 1, 2, labels dry, warm" in " ".join(result.output.split())
     assert "held-out AUROC by layer" in result.output
-    assert Artifact.load(out).metadata.layers == (1, 2)
+    assert Probe.load(out).metadata.layers == (1, 2)
     assert not (out / "activations").exists()
     for options, says in (
         (["--positions", "last"], "positions: unknown 'last'; known: reply, reply-mean, prompt-last"),

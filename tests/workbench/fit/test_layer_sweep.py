@@ -15,7 +15,7 @@ from ksteer_vllm.data.rows import write_rows
 from ksteer_vllm.experiments.layers.report import layer_table, write_layer_report
 from ksteer_vllm.experiments.layers.sweep import CAA, K_STEERING, LayerPlan, recommended, sweep_layers
 from ksteer_vllm.fit.activations import Recorder
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.engines import OPTIONS
 from tests.workbench.fit.conftest import make_rows
 
@@ -69,7 +69,7 @@ def test_every_layer_is_read_and_steered_in_one_batch(
     assert (sweep.steering["replies"] == 2 * 2).all()
     lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert len(lines) == 1 + 100 + 2 * 2 * 2 * 2 * 2  # identity, unsteered, every cell's label and prompt
-    assert Artifact.load(tmp_path / "artifacts" / "mlp").metadata.layers == (0, 2)
+    assert Probe.load(tmp_path / "probes" / "mlp").metadata.layers == (0, 2)
     assert not (tmp_path / "activations").exists()
     report = write_layer_report(sweep, PLAN, tmp_path, model=str(llama))
     assert "Recommended: **layer" in report.read_text()

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from ksteer_vllm import ConfigError, Probe
+from ksteer_vllm import ConfigError
 from ksteer_vllm.data.positions import PROMPT_LAST, REPLY
 from ksteer_vllm.data.rows import DataError
 from ksteer_vllm.fit import FitPlan, FitTask, fit_probe, train
 from ksteer_vllm.fit.methods.mlp import fit
 from ksteer_vllm.fit.presets import PRESETS, preset_of
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.workbench.fit.recorded import recorded_task
 from tests.workbench.fit.test_train import LABELS, MODEL, synthetic
 
@@ -83,9 +83,9 @@ def test_noise_is_counted_in_deviations_of_the_input(
 
 def test_a_preset_is_what_was_published() -> None:
     probe = fit_synthetic(**{**PRESETS["pip-0.1.2"].options})
-    assert probe.width == 128
-    assert torch.equal(probe.input_mean, torch.zeros(12))
-    assert torch.equal(probe.input_std, torch.ones(12))
+    assert probe.tensors["w1"].shape[0] == 128
+    assert torch.equal(probe.tensors["input_mean"], torch.zeros(12))
+    assert torch.equal(probe.tensors["input_std"], torch.ones(12))
     training = probe.metadata.training
     assert (training["loss"], training["batch_size"], training["epochs_run"]) == ("bce", 64, 1)
     assert (training["weight_decay"], training["learning_rate"]) == (0, 1e-3)
@@ -99,16 +99,16 @@ def test_a_preset_is_what_was_published() -> None:
 
 
 def test_compat_reads_the_blocks_input_and_says_so() -> None:
-    """Block 2's input is block 1's output; the artifact steers at 2."""
+    """Block 2's input is block 1's output; the probe steers at 2."""
     task = recorded_task("mlp", epochs=2, width=8)
     found = task.recorded[REPLY]
     moved = {1: found.streams[2], 2: torch.zeros(len(found.row), 16)}
     compat = replace(task, compat="pip-0.1.2", recorded={REPLY: replace(found, streams=moved)})
-    artifact, plain = fit(compat), fit(task)
-    assert torch.equal(artifact.tensors["w1"], plain.tensors["w1"])
-    assert artifact.metadata.layer == 2
-    assert artifact.metadata.settings == {"compat": "pip-0.1.2"}
-    assert artifact.metadata.training["compat"] == "pip-0.1.2"
+    probe, plain = fit(compat), fit(task)
+    assert torch.equal(probe.tensors["w1"], plain.tensors["w1"])
+    assert probe.metadata.layer == 2
+    assert probe.metadata.settings == {"compat": "pip-0.1.2"}
+    assert probe.metadata.training["compat"] == "pip-0.1.2"
     assert plain.metadata.settings == {}
     with pytest.raises(ConfigError, match="layer: the input of block 0"):
         fit(replace(compat, layer=0))
@@ -121,8 +121,8 @@ def test_shared_options_are_taken_by_those_who_know_them() -> None:
     assert fitted(replace(task, shared_options=True)).metadata.training["seed"] == 3
 
 
-def fitted(task: FitTask) -> Artifact:
+def fitted(task: FitTask) -> Probe:
     from ksteer_vllm.spec.families import fits, load
 
-    artifact: Artifact = load(fits()[task.method])(task)
-    return artifact
+    probe: Probe = load(fits()[task.method])(task)
+    return probe

@@ -1,4 +1,4 @@
-"""One artifact for several layers: what each has is what a fit at it alone gives, in the engine too."""
+"""One probe for several layers: what each has is what a fit at it alone gives, in the engine too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ksteer_vllm.data.positions import REPLY
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.fit import FitTask, collect_activations
 from ksteer_vllm.fit.stacking import fit_at, fit_once, is_fitted
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 from tests.support.engines import OPTIONS, generate, start_engine
 from tests.workbench.fit.recorded import recorded_task
@@ -39,18 +39,18 @@ def several(method: str) -> FitTask:
 @pytest.mark.parametrize("method", METHODS)
 def test_each_layer_is_a_fit_of_its_own(method: str, tmp_path: Path) -> None:
     task = several(method)
-    artifact = Artifact.load(fit_at(task, [2, 1]).save(tmp_path))
-    assert artifact.metadata.layers == (1, 2)
-    assert artifact.metadata.layer == 2
-    assert set(artifact.metadata.activation_scale) == {1, 2}
-    assert set(artifact.metadata.metrics["layers"]) == set(artifact.metadata.training["layers"]) == {"1", "2"}
-    program = load(FAMILIES[artifact.metadata.family].program)
+    probe = Probe.load(fit_at(task, [2, 1]).save(tmp_path))
+    assert probe.metadata.layers == (1, 2)
+    assert probe.metadata.layer == 2
+    assert set(probe.metadata.activation_scale) == {1, 2}
+    assert set(probe.metadata.metrics["layers"]) == set(probe.metadata.training["layers"]) == {"1", "2"}
+    program = load(FAMILIES[probe.metadata.family].program)
     for layer in (1, 2):
         alone = fit_at(replace(task, layer=layer))
         assert alone.metadata.layers == ()
         for name, tensor in alone.tensors.items():
-            assert torch.equal(artifact.at(layer)[name], tensor.double()), name
-        slots, stacked = program(alone).slots(), program(artifact).slots()
+            assert torch.equal(probe.at(layer)[name], tensor.double()), name
+        slots, stacked = program(alone).slots(), program(probe).slots()
         for name, slot in slots.items():
             assert torch.equal(stacked[f"{name}@{layer}"].basis, slot.basis)
 
@@ -59,11 +59,11 @@ def test_a_fit_that_has_been_done_is_not_done_again(tmp_path: Path) -> None:
     task = several("caa")
     fit_once(task, tmp_path, [1, 2])
     before = (tmp_path / "probe.json").stat().st_mtime_ns
-    steered = Artifact.load(tmp_path).with_metadata(default_alpha={"add": 3.0})
+    steered = Probe.load(tmp_path).with_metadata(default_alpha={"add": 3.0})
     steered.save(tmp_path)
     assert is_fitted(task, tmp_path, [1, 2])
     fit_once(task, tmp_path, [2, 1])
-    assert Artifact.load(tmp_path).metadata.default_alpha == {"add": 3.0}
+    assert Probe.load(tmp_path).metadata.default_alpha == {"add": 3.0}
     assert before <= (tmp_path / "probe.json").stat().st_mtime_ns
     for other in (replace(task, options={"seed": 1}), replace(task, rows=task.rows[::-1])):
         assert not is_fitted(other, tmp_path, [1, 2])
@@ -74,7 +74,7 @@ def test_a_fit_that_has_been_done_is_not_done_again(tmp_path: Path) -> None:
 def test_the_engine_steers_each_layer_with_its_own_tensors(
     llama: Path, rows: list[LabelledRow], tmp_path: Path
 ) -> None:
-    """The same log-probabilities, to float32 rounding, as the artifact that was fitted there alone."""
+    """The same log-probabilities, to float32 rounding, as the probe that was fitted there alone."""
     recorded = {REPLY: collect_activations(str(llama), rows, [1, 2], engine_options=OPTIONS)}
     task = FitTask.of(
         str(llama),

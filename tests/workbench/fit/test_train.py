@@ -75,10 +75,11 @@ def test_input_statistics_are_those_of_the_training_rows() -> None:
     names = [str(index) for index in range(ROWS)]
     parts = split_conversations(names, targets, PLAN.validation_share, PLAN.test_share, PLAN.seed)
     train = x[torch.isin(row, torch.tensor(parts["train"]))].double()
-    torch.testing.assert_close(probe.input_mean.double(), train.mean(0), rtol=0, atol=1e-6)
-    torch.testing.assert_close(probe.input_std.double(), train.std(0, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(probe.tensors["input_mean"].double(), train.mean(0), rtol=0, atol=1e-6)
+    deviation = probe.tensors["input_std"].double()
+    torch.testing.assert_close(deviation, train.std(0, correction=0), rtol=1e-6, atol=0)
     expected = label_vectors(train.float(), targets[row][torch.isin(row, torch.tensor(parts["train"]))])
-    assert torch.equal(probe.label_vectors, expected)
+    assert torch.equal(probe.tensors["label_vectors"], expected)
 
 
 def test_label_vectors_are_mean_of_positives_minus_mean_of_negatives() -> None:

@@ -17,9 +17,9 @@ from ksteer_vllm import ConfigError, ProbeError
 from ksteer_vllm.bench.suite import Suite, SuiteFile
 from ksteer_vllm.data.rows import Message
 from ksteer_vllm.hub.transfer import pull, push
-from ksteer_vllm.probes.probe import Artifact
-from tests.support.artifacts import random_artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.fake_hub import FakeHub, fake_hub
+from tests.support.folders import random_family_probe
 
 TOKEN = "hf_of_nobody"
 
@@ -36,15 +36,15 @@ def at(hub: FakeHub) -> dict[str, Any]:
 
 @pytest.fixture
 def probe(tmp_path: Path) -> Path:
-    return random_artifact("mlp").save(tmp_path / "tones")
+    return random_family_probe("mlp").save(tmp_path / "tones")
 
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
-    """Two artifacts, the evaluation probe, a report, and files of other kinds that stay where they are."""
+    """Two probes, the evaluation probe, a report, and files of other kinds that stay where they are."""
     folder = tmp_path / "suite"
     for index, (name, family) in enumerate((("mlp", "mlp"), ("caa", "vectors"), ("evaluation", "mlp"))):
-        random_artifact(family, seed=index).save(folder / name)
+        random_family_probe(family, seed=index).save(folder / name)
     file = SuiteFile(
         model="/data/models/tiny-llama",
         task="demo",
@@ -69,8 +69,8 @@ def test_a_probe_comes_back_as_it_was(hub: FakeHub, probe: Path, tmp_path: Path)
     assert url.startswith(f"{hub.endpoint}/owner/tones/commit/")
     assert hub.repositories["owner/tones"]["private"]
     pulled = pull("owner/tones", tmp_path / "new", **at(hub))
-    assert Artifact.load(tmp_path / "new").metadata == Artifact.load(probe).metadata
-    assert pulled.digests == {"": Artifact.load(probe).metadata.digest}
+    assert Probe.load(tmp_path / "new").metadata == Probe.load(probe).metadata
+    assert pulled.digests == {"": Probe.load(probe).metadata.digest}
     assert pulled.revision == url.rpartition("/")[2]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "README.md", "probe.json", "probe.safetensors",
@@ -81,13 +81,13 @@ def test_a_probe_comes_back_as_it_was(hub: FakeHub, probe: Path, tmp_path: Path)
 def test_the_model_card_says_what_it_is(hub: FakeHub, probe: Path) -> None:
     push(probe, "owner/tones", base_model="someone/tiny-llama", **at(hub))
     card = hub.files("owner/tones")["README.md"].decode()
-    artifact = Artifact.load(probe)
+    loaded = Probe.load(probe)
     for piece in (
         "library_name: ksteer-vllm",
         'base_model: "someone/tiny-llama"',
         "# owner/tones",
         "warm, cold, dry",
-        artifact.metadata.digest[:12],
+        loaded.metadata.digest[:12],
         "ksteer pull owner/tones",
         'LLM("someone/tiny-llama"',
     ):
@@ -112,8 +112,8 @@ def test_a_suite_comes_back_with_its_reports_and_nothing_else(
     assert set(pulled.digests) == {"mlp", "caa", "evaluation"}
     found, before = Suite.open(tmp_path / "new"), Suite.open(suite)
     assert found.file.prompts == before.file.prompts
-    assert {name: it.metadata.digest for name, it in found.artifacts.items()} == {
-        name: it.metadata.digest for name, it in before.artifacts.items()
+    assert {name: it.metadata.digest for name, it in found.probes.items()} == {
+        name: it.metadata.digest for name, it in before.probes.items()
     }
     assert (tmp_path / "new/calibration/report.md").read_text() == "report.md\n"
 
@@ -128,7 +128,7 @@ def test_a_tampered_file_is_refused_and_nothing_is_kept(hub: FakeHub, probe: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tones"]
 
 
-def test_a_tampered_artifact_of_a_suite_is_refused(hub: FakeHub, suite: Path, tmp_path: Path) -> None:
+def test_a_tampered_probe_of_a_suite_is_refused(hub: FakeHub, suite: Path, tmp_path: Path) -> None:
     push(suite, "owner/suite", **at(hub))
     metadata = json.loads(hub.files("owner/suite")["caa/probe.json"])
     hub.commit("owner/suite", {"caa/probe.json": json.dumps({**metadata, "layer": 2}).encode()})
@@ -200,10 +200,10 @@ def test_no_path_of_the_machine_is_published(
 ) -> None:
     public = base_model or "tiny-llama"
     for path in Suite.open(suite).paths.values():
-        artifact = Artifact.load(path)
+        probe = Probe.load(path)
         training = {"model": MODEL, "rows": 3, "layers": {"1": {"model": MODEL, "rows": 3}}}
-        model = artifact.metadata.model.model_copy(update={"name": MODEL})
-        artifact.with_metadata(model=model, training=training).save(path)
+        model = probe.metadata.model.model_copy(update={"name": MODEL})
+        probe.with_metadata(model=model, training=training).save(path)
     options = {"tokenizer": "/data/private/tokenizer", "dtype": "float32", "max_model_len": 64}
     Suite(suite, Suite.open(suite).file.model_copy(update={"engine_options": options})).write()
     source = {"command": f"ksteer eval {suite}", "date": "today", "model": MODEL, "suite": "/data/private/s"}
@@ -219,12 +219,12 @@ def test_no_path_of_the_machine_is_published(
     assert [name for name, data in files.items() if b"/data/" in data or bytes(suite) in data] == []
     pull("owner/suite", tmp_path / "new", **at(hub))
     new, old = Suite.open(tmp_path / "new"), Suite.open(suite)
-    for name, artifact in new.artifacts.items():
-        assert artifact.metadata.model.name == public
-        assert artifact.metadata.training == {
+    for name, probe in new.probes.items():
+        assert probe.metadata.model.name == public
+        assert probe.metadata.training == {
             "model": public, "rows": 3, "layers": {"1": {"model": public, "rows": 3}},
         }  # fmt: skip
-        assert artifact.metadata.digest == old.artifacts[name].metadata.digest
+        assert probe.metadata.digest == old.probes[name].metadata.digest
     assert new.file.engine_options == {"dtype": "float32", "max_model_len": 64}
     assert json.loads(files["calibration/results.json"]) == {
         **results, "provenance": {"date": "today", "model": public},
@@ -292,14 +292,14 @@ def test_what_fails_at_the_end_is_explained_and_leaves_nothing(
 
 def test_branches_and_commits(hub: FakeHub, probe: Path, tmp_path: Path) -> None:
     first = push(probe, "owner/tones", **at(hub)).rpartition("/")[2]
-    other = random_artifact("mlp", seed=9).save(tmp_path / "other")
+    other = random_family_probe("mlp", seed=9).save(tmp_path / "other")
     push(other, "owner/tones", revision="second", **at(hub))
     push(other, "owner/tones", **at(hub))
     digests = {
         revision: pull("owner/tones", tmp_path / str(revision), revision=revision, **at(hub)).digests[""]
         for revision in (first, "second", None)
     }
-    one, two = (Artifact.load(folder).metadata.digest for folder in (probe, other))
+    one, two = (Probe.load(folder).metadata.digest for folder in (probe, other))
     assert digests == {first: one, "second": two, None: two}
     pull("owner/tones", tmp_path / "asked", digest=two, **at(hub))
     with pytest.raises(ProbeError, match=f"expected the digest {one}, found {two}"):
@@ -362,6 +362,6 @@ def test_the_commands(hub: FakeHub, probe: Path, tmp_path: Path) -> None:
     assert f"{hub.endpoint}/owner/tones/commit/" in pushed[1]
     assert not hub.repositories["owner/tones"]["private"]
     assert pulled[0] == 0, pulled
-    assert Artifact.load(tmp_path / "new").metadata.digest in pulled[1]
+    assert Probe.load(tmp_path / "new").metadata.digest in pulled[1]
     assert refused[0] == 2
     assert refused[2].splitlines()[-1].startswith("ksteer: owner/nothing on http")

@@ -118,7 +118,7 @@ def pip() -> Iterator[KSteering]:
 
 
 def test_quirk_the_classifier_is_the_packages(pip: KSteering) -> None:
-    metadata, tensors = pip.artifact.metadata, pip.artifact.tensors
+    metadata, tensors = pip.probe.metadata, pip.probe.tensors
     assert (metadata.layer, metadata.settings["compat"]) == (LAYER, PIP)
     assert tuple(tensors["w1"].shape) == (128, 128)
     assert tuple(tensors["w2"].shape) == (128, 128)

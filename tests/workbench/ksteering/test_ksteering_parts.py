@@ -16,16 +16,16 @@ from ksteer_vllm.data.rows import DataError, LabelledRow, Message
 from ksteer_vllm.ksteering import data
 from ksteer_vllm.ksteering.config import TrainerConfig, sampling_of
 from ksteer_vllm.ksteering.specs import LENGTH
-from ksteer_vllm.probes.probe import Artifact
-from tests.support.artifacts import random_artifact
+from ksteer_vllm.probes.probe import Probe
+from tests.support.folders import random_family_probe
 
 PIP = "pip-0.1.2"
 QUESTIONS = [f"Why is number {index} odd?" for index in range(30)]
 
 
 def loaded(folder: Path, config: SteeringConfig | None = None, **options: Any) -> KSteering:
-    changes = options.pop("artifact", {})
-    random_artifact("mlp", **changes).save(folder)
+    changes = options.pop("probe", {})
+    random_family_probe("mlp", **changes).save(folder)
     return KSteering.load(folder, "no-model", steering_config=config, **options)
 
 
@@ -36,8 +36,8 @@ def test_a_spec_without_a_strength_moves_by_a_part_of_the_layers_scale(tmp_path:
     assert loaded(tmp_path).spec(["warm"], num_steps=2)["alpha"] == LENGTH / 2
 
 
-def test_a_strength_is_given_or_configured_or_the_artifacts_own(tmp_path: Path) -> None:
-    own = loaded(tmp_path, artifact={"default_alpha": {"gradient": 7.0}}).spec(["warm"])
+def test_a_strength_is_given_or_configured_or_the_probes_own(tmp_path: Path) -> None:
+    own = loaded(tmp_path, probe={"default_alpha": {"gradient": 7.0}}).spec(["warm"])
     assert "alpha" not in own
     assert "unit" not in own
     configured = loaded(tmp_path, SteeringConfig(steering_strength=3.0))
@@ -73,14 +73,14 @@ def test_strengths_of_layers_that_are_not_steered_are_refused(tmp_path: Path, co
     assert caught.value.field == "layer_strengths"
 
 
-def per_layer(width: int = 48, **changes: Any) -> Artifact:
+def per_layer(width: int = 48, **changes: Any) -> Probe:
     """With tensors of its own at layers 1, 2 and 3."""
-    one = random_artifact("mlp", width=width)
+    one = random_family_probe("mlp", width=width)
     stacked = {name: torch.stack([tensor] * 3) for name, tensor in one.tensors.items()}
-    return Artifact(one.metadata.model_copy(update={"layers": (1, 2, 3), **changes}), stacked)
+    return Probe(one.metadata.model_copy(update={"layers": (1, 2, 3), **changes}), stacked)
 
 
-def test_strengths_are_of_the_artifacts_default_layers(tmp_path: Path) -> None:
+def test_strengths_are_of_the_probes_default_layers(tmp_path: Path) -> None:
     folder = per_layer(default_layers=(1, 3), default_alpha={"gradient": 2.0}).save(tmp_path / "it")
     steering = KSteering.load(folder, "no-model")
     spec = steering.spec(["warm"], layer_strengths={3: 5.0})
@@ -90,11 +90,11 @@ def test_strengths_are_of_the_artifacts_default_layers(tmp_path: Path) -> None:
 
 
 def test_the_default_strength_is_the_methods(tmp_path: Path) -> None:
-    """The artifact's strength of that method; else one step of an addition goes the whole length."""
-    own = loaded(tmp_path / "own", artifact={"default_alpha": {"add": 7.0}})
+    """The probe's strength of that method; else one step of an addition goes the whole length."""
+    own = loaded(tmp_path / "own", probe={"default_alpha": {"add": 7.0}})
     assert not {"alpha", "unit"} & set(own.spec(["warm"], method="add"))
     assert own.spec(["warm"])["alpha"] == LENGTH / 8
-    other = loaded(tmp_path / "other", artifact={"default_alpha": {"gradient": 7.0}})
+    other = loaded(tmp_path / "other", probe={"default_alpha": {"gradient": 7.0}})
     added = other.spec(["warm"], method="add")
     assert (added["unit"], added["alpha"]) == ("normalised", LENGTH)
     given = loaded(tmp_path / "given").spec(["warm"], alpha=3.0)
@@ -114,8 +114,8 @@ def test_a_method_without_a_strength_gets_none(tmp_path: Path, config: SteeringC
         steering.spec([], ["cold"], method="reflect", steering_strength=2.0)
 
 
-def test_layers_without_a_scale_take_that_of_the_artifacts_layer(tmp_path: Path) -> None:
-    steering = loaded(tmp_path, SteeringConfig(steer_layers=(0, 1)), artifact={"activation_scale": {1: 8.0}})
+def test_layers_without_a_scale_take_that_of_the_probes_layer(tmp_path: Path) -> None:
+    steering = loaded(tmp_path, SteeringConfig(steer_layers=(0, 1)), probe={"activation_scale": {1: 8.0}})
     spec = steering.spec(["warm"])
     assert [(edit["layers"], edit["unit"], edit["alpha"]) for edit in spec["stack"]] == [
         ([0], "raw", LENGTH),
@@ -123,7 +123,7 @@ def test_layers_without_a_scale_take_that_of_the_artifacts_layer(tmp_path: Path)
     ]
     alone = steering.spec(["warm"], layers=[0, 2])
     assert (alone["layers"], alone["unit"], alone["alpha"]) == ([0, 2], "raw", LENGTH)
-    unknown = loaded(tmp_path / "none", artifact={"activation_scale": {}})
+    unknown = loaded(tmp_path / "none", probe={"activation_scale": {}})
     assert unknown.spec(["warm"])["unit"] == "normalised"  # refused by the engine, which names the scale
     assert "alpha" not in unknown.spec(["warm"], unit="raw")
 
@@ -134,13 +134,13 @@ def test_the_engine_has_room_for_tensors_of_every_layer(tmp_path: Path) -> None:
     assert steering._running.width == 700
 
 
-def test_compat_is_in_the_spec_and_comes_from_the_artifact(tmp_path: Path) -> None:
-    pip = loaded(tmp_path, artifact={"settings": {"compat": PIP}})
+def test_compat_is_in_the_spec_and_comes_from_the_probe(tmp_path: Path) -> None:
+    pip = loaded(tmp_path, probe={"settings": {"compat": PIP}})
     assert pip.compat == PIP
     spec = pip.spec(["warm"], padded_length=31)
     assert spec["compat"] == {"version": PIP, "padded_length": 31}
     assert "unit" not in spec
-    assert loaded(tmp_path, artifact={"settings": {"compat": PIP}}, compat=None).compat is None
+    assert loaded(tmp_path, probe={"settings": {"compat": PIP}}, compat=None).compat is None
 
 
 def test_what_cannot_be_steered_is_refused_at_once(tmp_path: Path) -> None:
@@ -157,19 +157,19 @@ def test_what_cannot_be_steered_is_refused_at_once(tmp_path: Path) -> None:
         KSteering("m").spec(["warm"])
     with pytest.raises(ConfigError, match="either a task or a dataset"):
         KSteering("m").fit()
-    random_artifact("ace").save(tmp_path / "ace")
+    random_family_probe("ace").save(tmp_path / "ace")
     with pytest.raises(ProbeError, match="family 'ace'; KSteering takes mlp and linear"):
         KSteering.load(tmp_path / "ace")
 
 
 def test_saving_keeps_the_configured_strength(tmp_path: Path) -> None:
     steering = loaded(tmp_path / "one", SteeringConfig(steering_strength=3.0))
-    saved = Artifact.load(steering.save(tmp_path / "two")).metadata
+    saved = Probe.load(steering.save(tmp_path / "two")).metadata
     assert saved.default_alpha == {"gradient": 3.0}
-    assert saved.digest == steering.artifact.metadata.digest
+    assert saved.digest == steering.probe.metadata.digest
     others = {"default_alpha": {"gradient": 1.0, "add": 7.0}}
-    steering = loaded(tmp_path / "three", SteeringConfig(steering_strength=3.0), artifact=others)
-    saved = Artifact.load(steering.save(tmp_path / "four")).metadata
+    steering = loaded(tmp_path / "three", SteeringConfig(steering_strength=3.0), probe=others)
+    saved = Probe.load(steering.save(tmp_path / "four")).metadata
     assert saved.default_alpha == {"gradient": 3.0, "add": 7.0}
 
 
@@ -250,7 +250,7 @@ def test_quirk_fewer_samples_are_drawn_from_seed_42(questions: Path, monkeypatch
     monkeypatch.setattr(
         "ksteer_vllm.ksteering.steering.fit_classifier",
         lambda model, rows, labels, **options: (
-            fitted.append((rows, labels, options)) or random_artifact("mlp")
+            fitted.append((rows, labels, options)) or random_family_probe("mlp")
         ),
     )
     config = SteeringConfig(train_layer=2)

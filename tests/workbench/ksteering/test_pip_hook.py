@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ksteer_vllm import ModelIdentity, Probe, ProbeMetadata, SpecError
+from ksteer_vllm import ModelIdentity, ProbeMetadata, SpecError
 from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.device.state import SteeringState
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.pip_reference import Classifier, request
 
 TOLERANCE = 1e-6
@@ -46,32 +46,33 @@ def classifier(labels: Sequence[str] = LABELS, seed: int = 0) -> Classifier:
     return Classifier(labels, layers)
 
 
-def probe_of(source: Classifier, layer: int = 2, **metadata: Any) -> Artifact:
-    """Its weights as an artifact: the package does not standardise its input."""
+def probe_of(source: Classifier, layer: int = 2, **metadata: Any) -> Probe:
+    """Its weights as a probe: the package does not standardise its input."""
     (w1, b1), (w2, b2), (w3, b3) = source.layers
-    identity = torch.zeros(D), torch.ones(D)
-    return Probe(
-        ProbeMetadata(labels=tuple(source.labels), layer=layer, model=MODEL, **metadata),
-        w1, b1, w2, b2, w3, b3, *identity, label_vectors=torch.zeros(len(source.labels), D),
-    ).artifact()  # fmt: skip
+    tensors = {
+        "w1": w1, "b1": b1, "w2": w2, "b2": b2, "w3": w3, "b3": b3,
+        "input_mean": torch.zeros(D), "input_std": torch.ones(D),
+        "label_vectors": torch.zeros(len(source.labels), D),
+    }  # fmt: skip
+    return Probe(ProbeMetadata(labels=tuple(source.labels), layer=layer, model=MODEL, **metadata), tensors)
 
 
-def linear_of(source: Classifier, layer: int = 2) -> Artifact:
+def linear_of(source: Classifier, layer: int = 2) -> Probe:
     ((weight, bias),) = source.layers
     tensors = {"weight": weight, "bias": bias, "input_mean": torch.zeros(D), "input_std": torch.ones(D)}
     metadata = ProbeMetadata(family="linear", labels=tuple(source.labels), layer=layer, model=MODEL)
-    return Artifact(metadata, tensors)
+    return Probe(metadata, tensors)
 
 
 @pytest.fixture(params=["torch", "auto"])
 def steer(request: pytest.FixtureRequest, tmp_path: Path) -> Steer:
-    """(artifact, spec, x [T, d], P, chunks) -> each token's change [T, d] at a layer of one request.
+    """(probe, spec, x [T, d], P, chunks) -> each token's change [T, d] at a layer of one request.
 
     chunks: how the scheduler cuts the tokens into forward passes; default: prompt, then token by token.
     """
 
     def run(
-        artifact: Artifact,
+        probe: Probe,
         spec: dict[str, Any],
         x: Tensor,
         num_prompt_tokens: int,
@@ -80,7 +81,7 @@ def steer(request: pytest.FixtureRequest, tmp_path: Path) -> Steer:
         layer: int = 2,
         options: dict[str, Any] | None = None,
     ) -> Tensor:
-        artifact.save(tmp_path / "it")
+        probe.save(tmp_path / "it")
         fields = {"probes": {"it": str(tmp_path / "it")}, "layers": "all", "kernels": request.param}
         config = resolve_config(EngineConfig.parse({**fields, **(options or {})}), MODEL)
         admitted = Registry.from_config(config).admit({"probe": "it", "compat": PIP, **spec})

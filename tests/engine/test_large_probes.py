@@ -1,4 +1,4 @@
-"""Artifacts as large as real ones, all resident in one engine: a hundred labels, 512-wide probes, hundreds of
+"""Probes as large as real ones, all resident in one engine: a hundred labels, 512-wide probes, hundreds of
 features, a direction for each label. The same path as the small ones: equal to transformers with hooks.
 
 Tolerance 1e-3 on log-probabilities in float32, as in test_methods; at a kink, see there.
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import SteeringSpec
-from ksteer_vllm.probes.probe import Artifact
-from tests.support.artifacts import random_artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.compare import assert_all_same
 from tests.support.engines import generate, generate_one, start_engine, worker
+from tests.support.folders import random_family_probe
 from tests.support.oracle import Oracle
 
 WIDTH = 512
@@ -25,12 +25,12 @@ FEATURES = tuple(f"feature {index}" for index in range(200))
 DIRECTIONS = tuple(f"direction {index}" for index in range(60))
 
 
-def many(family: str, labels: tuple[str, ...], **changes: Any) -> Artifact:
-    return random_artifact(family, labels=labels, seed=len(labels), **changes)
+def many(family: str, labels: tuple[str, ...], **changes: Any) -> Probe:
+    return random_family_probe(family, labels=labels, seed=len(labels), **changes)
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("large")
     made = {
         "wide": many("mlp", LABELS, width=WIDTH),
@@ -42,7 +42,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "lorest": many("lorest", DIRECTIONS),
         "features": many("sae", FEATURES),  # encoder and decoder: 400 rows
     }
-    return {name: artifact.save(root / name) for name, artifact in made.items()}
+    return {name: probe.save(root / name) for name, probe in made.items()}
 
 
 half = {"target": list(LABELS[:50]), "avoid": list(LABELS[50:])}
@@ -71,30 +71,30 @@ SPECS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def large_engine(llama: Path, artifacts: dict[str, Path]) -> Any:
+def large_engine(llama: Path, probes: dict[str, Path]) -> Any:
     return start_engine(
         llama,
-        artifacts,
+        probes,
         steering={"layers": "all", "max_width": WIDTH},
         max_num_seqs=len(SPECS) + 1,
         enable_prefix_caching=False,
     )
 
 
-def test_large_artifacts_in_one_batch_equal_transformers_with_hooks(
-    large_engine: Any, llama: Path, artifacts: dict[str, Path], prompts: Callable[..., list[list[int]]]
+def test_large_probes_in_one_batch_equal_transformers_with_hooks(
+    large_engine: Any, llama: Path, probes: dict[str, Path], prompts: Callable[..., list[list[int]]]
 ) -> None:
-    assert len(artifacts) == 8
+    assert len(probes) == 8
     tables = worker(large_engine).ksteer_state.pool.tables
     assert (tables.max_width, tables.max_labels) == (WIDTH, len(LABELS))
-    oracle = Oracle(llama, {name: Artifact.load(folder) for name, folder in artifacts.items()})
+    oracle = Oracle(llama, {name: Probe.load(folder) for name, folder in probes.items()})
     asked = prompts(len(SPECS) + 1, 12)
     outputs = generate(large_engine, asked, [None, *SPECS.values()], max_tokens=6)
     specs = {name: SteeringSpec.parse(fields) for name, fields in SPECS.items()}
     oracle.check({"unsteered": None, **specs}, asked, outputs)
 
 
-def test_large_artifacts_alone_equal_themselves_in_the_batch(
+def test_large_probes_alone_equal_themselves_in_the_batch(
     large_engine: Any, prompts: Callable[..., list[list[int]]]
 ) -> None:
     asked = prompts(len(SPECS), 12)
@@ -103,4 +103,4 @@ def test_large_artifacts_alone_equal_themselves_in_the_batch(
         generate_one(large_engine, prompt, spec, max_tokens=4)
         for prompt, spec in zip(asked, SPECS.values(), strict=True)
     ]
-    assert_all_same(together, alone, "large artifacts in one batch and alone")
+    assert_all_same(together, alone, "large probes in one batch and alone")

@@ -1,4 +1,4 @@
-"""A random artifact of every family, of ordinary scale, for the tiny models."""
+"""A random probe of every family, of ordinary scale, for the tiny models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ksteer_vllm import ModelIdentity, ProbeMetadata
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 from tests.support.probes import LABELS, random_probe
 
@@ -18,14 +18,14 @@ SCALE = {layer: 8.0 + layer for layer in range(NUM_LAYERS)}
 RANK = 3
 
 
-def random_artifact(
+def random_family_probe(
     family: str,
     *,
     hidden_size: int = HIDDEN_SIZE,
     labels: tuple[str, ...] = LABELS,
     seed: int = 0,
     **changes: Any,
-) -> Artifact:
+) -> Probe:
     """Random tensors; subspaces with orthonormal rows, hard masks, positive deviations."""
     generator = torch.Generator().manual_seed(seed)
     d, k = hidden_size, len(labels)
@@ -66,24 +66,24 @@ def random_artifact(
             "gate_bias": normal(k),
         }
     else:
-        return random_probe(labels=labels, hidden_size=hidden_size, seed=seed, **changes).artifact()
+        return random_probe(labels=labels, hidden_size=hidden_size, seed=seed, **changes)
     fields = {"layer": 1, "activation_scale": SCALE, **changes}
     identity = ModelIdentity(name="tiny", model_type="llama", hidden_size=d, num_layers=NUM_LAYERS)
-    return Artifact(ProbeMetadata(family=family, labels=labels, model=identity, **fields), tensors)
+    return Probe(ProbeMetadata(family=family, labels=labels, model=identity, **fields), tensors)
 
 
-def write_artifacts(root: Path) -> dict[str, Path]:
+def write_probes(root: Path) -> dict[str, Path]:
     """A folder of every family, the probe twice: `mlp`, and the wide `wide` with other labels at layer 2;
     and `control`, vectors with tensors of their own at layers 1 and 3."""
-    artifacts = {family: random_artifact(family, seed=index) for index, family in enumerate(FAMILY_NAMES)}
-    artifacts["mlp"] = random_artifact("mlp", activation_scale=SCALE)
-    artifacts["wide"] = random_artifact("mlp", width=40, layer=2, seed=9, labels=("glad", "sad", "mad"))
-    per_layer = [random_artifact("vectors", seed=20 + index).tensors["vectors"] for index in range(2)]
-    base = random_artifact("vectors", seed=3)
-    artifacts["control"] = Artifact(
+    probes = {family: random_family_probe(family, seed=index) for index, family in enumerate(FAMILY_NAMES)}
+    probes["mlp"] = random_family_probe("mlp", activation_scale=SCALE)
+    probes["wide"] = random_family_probe("mlp", width=40, layer=2, seed=9, labels=("glad", "sad", "mad"))
+    per_layer = [random_family_probe("vectors", seed=20 + index).tensors["vectors"] for index in range(2)]
+    base = random_family_probe("vectors", seed=3)
+    probes["control"] = Probe(
         base.metadata.model_copy(update={"layers": (1, 3)}), {"vectors": torch.stack(per_layer)}
     )
-    return {name: artifact.save(root / name) for name, artifact in artifacts.items()}
+    return {name: probe.save(root / name) for name, probe in probes.items()}
 
 
 FAMILY_NAMES = ("vectors", "linear", "ace", "loreft", "lorest", "sae", "orbit", "mat")

@@ -1,4 +1,4 @@
-"""Random artifacts of every family at a shape's sizes: what is measured is cost, not what an edit does."""
+"""Random probes of every family at a shape's sizes: what is measured is cost, not what an edit does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.harness import SHAPES, steered_layer
 from ksteer_vllm import ModelIdentity, ProbeMetadata
-from ksteer_vllm.probes.probe import Artifact
+from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
 
 LABELS = tuple(f"label{index}" for index in range(6))
@@ -18,8 +18,8 @@ RANK = 4
 ORTHONORMAL = ("rotation", "basis", "plane")
 
 
-def random_artifact(family: str, shape: str, seed: int = 0) -> Artifact:
-    """An artifact for the layer at 60 % depth, of probe width 256, rank 4 and 6 labels."""
+def random_family_probe(family: str, shape: str, seed: int = 0) -> Probe:
+    """A probe for the layer at 60 % depth, of probe width 256, rank 4 and 6 labels."""
     sizes = SHAPES[shape]
     generator = torch.Generator().manual_seed(seed)
     room = {"K": len(LABELS), "d": sizes["hidden_size"], "h": PROBE_WIDTH, "g": PROBE_WIDTH}
@@ -34,7 +34,7 @@ def random_artifact(family: str, shape: str, seed: int = 0) -> Artifact:
         num_layers=sizes["num_hidden_layers"],
     )
     metadata = ProbeMetadata(family=family, labels=LABELS, layer=steered_layer(shape), model=identity)
-    return Artifact(metadata, tensors)
+    return Probe(metadata, tensors)
 
 
 def _size(dimension: str, room: dict[str, int]) -> int:
@@ -53,17 +53,17 @@ def random_tensor(name: str, shape: list[int], generator: torch.Generator) -> Te
     return values.abs() if name == "threshold" else values
 
 
-def write_artifact(family: str, shape: str, folder: Path) -> Path:
-    return random_artifact(family, shape).save(folder)
+def write_probe(family: str, shape: str, folder: Path) -> Path:
+    return random_family_probe(family, shape).save(folder)
 
 
-def write_artifacts(shape: str, root: Path) -> dict[str, Path]:
+def write_probes(shape: str, root: Path) -> dict[str, Path]:
     """family -> folder, for every family."""
-    return {family: write_artifact(family, shape, root / family) for family in FAMILIES}
+    return {family: write_probe(family, shape, root / family) for family in FAMILIES}
 
 
 def edit_of(family: str, method: str) -> dict[str, object]:
-    """A spec of one method with the fields it needs; the artifact's name is its family."""
+    """A spec of one method with the fields it needs; the probe's name is its family."""
     takes = FAMILIES[family].methods[method].takes
     edit: dict[str, object] = {"probe": family, "method": method}
     if "values" in takes:

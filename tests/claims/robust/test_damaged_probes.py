@@ -20,16 +20,10 @@ from safetensors.torch import save as save_tensors
 from ksteer_vllm import ModelIdentity, ProbeError
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.probes.probe import (
-    MAX_METADATA_BYTES,
-    MAX_WEIGHTS_BYTES,
-    METADATA_FILE,
-    WEIGHTS_FILE,
-    Artifact,
-    ProbeMetadata,
-    _digest,
-)
-from tests.support.artifacts import random_artifact
+from ksteer_vllm.probes.metadata import MAX_METADATA_BYTES, METADATA_FILE, WEIGHTS_FILE, ProbeMetadata
+from ksteer_vllm.probes.metadata import digest_of
+from ksteer_vllm.probes.probe import MAX_WEIGHTS_BYTES, Probe
+from tests.support.folders import random_family_probe
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 
 FILES = (METADATA_FILE, WEIGHTS_FILE)
@@ -38,8 +32,8 @@ MODEL = ModelIdentity(name="served", model_type="llama", hidden_size=HIDDEN_SIZE
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a good artifact."""
-    folder = random_artifact("mlp", width=8).save(tmp_path_factory.mktemp("good") / "tones")
+    """The files of a good probe."""
+    folder = random_family_probe("mlp", width=8).save(tmp_path_factory.mktemp("good") / "tones")
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
@@ -63,7 +57,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 def refused(folder: Path, *says: str) -> str:
     """The message of the refusal, which names the folder; also where an engine starts with the folder."""
     with pytest.raises(ProbeError) as error:
-        Artifact.load(folder)
+        Probe.load(folder)
     message = str(error.value)
     assert str(folder) in message
     assert all(words in message for words in says), message
@@ -74,10 +68,10 @@ def refused(folder: Path, *says: str) -> str:
     return message
 
 
-def loaded(folder: Path) -> tuple[Artifact | None, str]:
-    """(artifact, "") or (None, the refusal); any other exception is a failure."""
+def loaded(folder: Path) -> tuple[Probe | None, str]:
+    """(probe, "") or (None, the refusal); any other exception is a failure."""
     try:
-        return Artifact.load(folder), ""
+        return Probe.load(folder), ""
     except ProbeError as error:
         return None, str(error)
 
@@ -88,7 +82,7 @@ def signed(folder: Path, weights: bytes | None = None, **metadata: Any) -> Path:
         update=metadata
     )
     weights = (folder / WEIGHTS_FILE).read_bytes() if weights is None else weights
-    fields = {**found.model_dump(mode="json"), "digest": _digest(weights, found)}
+    fields = {**found.model_dump(mode="json"), "digest": digest_of(weights, found)}
     (folder / METADATA_FILE).write_text(json.dumps(fields))
     (folder / WEIGHTS_FILE).write_bytes(weights)
     return folder
@@ -127,7 +121,7 @@ def test_flipped_bits_are_found_or_change_nothing(
         assert str(folder) in refusal
         return
     assert name == METADATA_FILE
-    intact = Artifact.load(write(scratch / "intact", good))
+    intact = Probe.load(write(scratch / "intact", good))
     assert found.metadata.digest == intact.metadata.digest
     assert all(torch.equal(found.tensors[key], intact.tensors[key]) for key in intact.tensors)
 
@@ -141,7 +135,7 @@ def test_files_that_lengthened(folder: Path, good: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
 def test_tensors_that_are_no_floats(folder: Path, dtype: torch.dtype) -> None:
-    tensors = {**Artifact.load(folder).tensors}
+    tensors = {**Probe.load(folder).tensors}
     tensors["w1"] = tensors["w1"].to(dtype)
     signed(folder, save_tensors(tensors))
     refused(folder, WEIGHTS_FILE, "w1", str(dtype).removeprefix("torch."), "floats")
@@ -149,21 +143,21 @@ def test_tensors_that_are_no_floats(folder: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_floats_of_another_width_are_read(folder: Path, dtype: torch.dtype) -> None:
-    tensors = {name: tensor.to(dtype) for name, tensor in Artifact.load(folder).tensors.items()}
-    found = Artifact.load(signed(folder, save_tensors(tensors)))
+    tensors = {name: tensor.to(dtype) for name, tensor in Probe.load(folder).tensors.items()}
+    found = Probe.load(signed(folder, save_tensors(tensors)))
     assert all(torch.equal(found.tensors[name], tensors[name].float()) for name in tensors)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite(folder: Path, value: float) -> None:
-    tensors = {name: tensor.clone() for name, tensor in Artifact.load(folder).tensors.items()}
+    tensors = {name: tensor.clone() for name, tensor in Probe.load(folder).tensors.items()}
     tensors["b2"][1] = value
     signed(folder, save_tensors(tensors))
     refused(folder, WEIGHTS_FILE, "b2", "not finite")
 
 
 def test_a_double_beyond_float32(folder: Path) -> None:
-    tensors = {name: tensor.double() for name, tensor in Artifact.load(folder).tensors.items()}
+    tensors = {name: tensor.double() for name, tensor in Probe.load(folder).tensors.items()}
     tensors["b2"][0] = 1e300
     signed(folder, save_tensors(tensors))
     refused(folder, WEIGHTS_FILE, "b2", "not finite")
@@ -282,13 +276,13 @@ def test_the_limits_are_those_that_are_applied(folder: Path) -> None:
             file.truncate(limit + 1)
         refused(folder, name, str(limit))
         (folder / name).write_bytes(content)
-    Artifact.load(folder)
+    Probe.load(folder)
 
 
 @pytest.mark.parametrize("path", ["gone", "a\0b", "x" * 5000, "tones/probe.json/x", ""])
 def test_a_folder_that_is_none(folder: Path, path: str) -> None:
     with pytest.raises(ProbeError):
-        Artifact.load(folder.parent / path if path else folder.parent)
+        Probe.load(folder.parent / path if path else folder.parent)
     shutil.rmtree(folder)
     refused(folder, METADATA_FILE, "No such file")
 

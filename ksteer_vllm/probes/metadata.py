@@ -1,0 +1,130 @@
+"""What a probe folder says of itself: `probe.json`, and the digest that stands for the whole folder.
+
+Pure: neither torch nor vLLM, so a folder can be listed and inspected where there is neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.probes.files import read_regular
+from ksteer_vllm.spec.families import FAMILIES
+from ksteer_vllm.spec.where import Where
+
+__all__ = ["METADATA_FILE", "WEIGHTS_FILE", "ProbeMetadata", "digest_of", "read_metadata"]
+
+WEIGHTS_FILE = "probe.safetensors"
+METADATA_FILE = "probe.json"
+
+MAX_METADATA_BYTES = 2**24
+"""Far beyond what a fit writes; a file that holds more is damaged or hostile."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ProbeMetadata(BaseModel):
+    """The contents of `probe.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    family: Annotated[str, Field(description="a family of `ksteer_vllm.spec.families.FAMILIES`")] = "mlp"
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    layer: Annotated[int, Field(ge=0, description="0-based decoder block")]
+    layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(description="decoder blocks with tensors of their own (first dimension); empty: one for all"),
+    ] = ()
+    site: Literal["output"] = "output"
+    activation: Literal["relu"] = "relu"
+    model: ModelIdentity
+    default_alpha: Annotated[dict[str, Finite], Field(description="method -> alpha")] = {}
+    default_where: Annotated[
+        dict[str, Any] | None, Field(description="where-clause of requests that give none")
+    ] = None
+    default_layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(description="layers of requests that give none; empty: all it has tensors for"),
+    ] = ()
+    activation_scale: Annotated[
+        dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+        Field(description="layer -> mean of |x - mean(x)| over the fitting data: the normalised unit"),
+    ] = {}
+    settings: Annotated[dict[str, Any], Field(description="what else changes what the tensors do")] = {}
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    digest: str = ""
+
+    @field_validator("default_where")
+    @classmethod
+    def _a_where_clause(cls, clause: dict[str, Any] | None) -> dict[str, Any] | None:
+        if clause is not None:
+            try:
+                Where.model_validate(clause)
+            except ValidationError as error:
+                raise ValueError(
+                    error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+                ) from None
+        return clause
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ProbeMetadata:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family: unknown {self.family[:80]!r}; known: {', '.join(FAMILIES)}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a label is named twice")
+        for layer in (self.layer, *self.layers, *self.activation_scale):
+            if layer >= self.model.num_layers:
+                raise ValueError(f"layer: {layer} of a model with {self.model.num_layers} layers")
+        if self.layers and (list(self.layers) != sorted(set(self.layers)) or self.layer not in self.layers):
+            raise ValueError("layers: expected ascending, distinct layers that include `layer`")
+        unavailable = self.settings.get("unavailable", [])
+        if not isinstance(unavailable, list) or not all(isinstance(name, str) for name in unavailable):
+            raise ValueError("settings.unavailable: expected a list of methods")
+        methods = FAMILIES[self.family].methods
+        if absent := sorted(set(self.default_layers) - set(self.layers or (self.layer,))):
+            raise ValueError(f"default_layers: no tensors for layer {absent[0]}")
+        unknown = sorted(m for m in self.default_alpha if m not in methods or "alpha" not in methods[m].takes)
+        if unknown:
+            raise ValueError(
+                f"default_alpha: family {self.family!r} has no method {unknown[0]!r} with an alpha"
+            )
+        return self
+
+
+def read_metadata(folder: str | Path) -> ProbeMetadata:
+    """Only `probe.json`. Raises ProbeError."""
+    path = Path(folder) / METADATA_FILE
+    try:
+        text = read_regular(path, MAX_METADATA_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ProbeError(f"{path}: {reason}; a probe folder is what `ksteer fit` writes") from None
+    try:
+        return ProbeMetadata.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ProbeError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+
+
+_MEANING = ("schema_version", "labels", "layer", "site", "activation", "model")
+_MEANING_IF_SET = ("family", "layers", "default_where", "activation_scale", "settings")
+
+
+def digest_of(weights: bytes, metadata: ProbeMetadata) -> str:
+    """SHA-256 of the weights file and of the metadata that changes what the weights do."""
+    fields = metadata.model_dump(mode="json")
+    defaults = {name: ProbeMetadata.model_fields[name].default for name in _MEANING_IF_SET}
+    meaning = {name: fields[name] for name in _MEANING}
+    meaning |= {name: fields[name] for name in _MEANING_IF_SET if getattr(metadata, name) != defaults[name]}
+    meaning["model"].pop("name")
+    canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(weights + b"\0" + canonical.encode()).hexdigest()
