@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from ksteer_vllm.errors import ConfigError, SpecError, listing
+from ksteer_vllm.errors import ConfigError, SpecError, first_problem, listing
 from ksteer_vllm.spec.presets import check_preset, read_presets
 
 __all__ = ["CONFIG_KEY", "CaptureConfig", "EngineConfig", "LayerChoice", "enable"]
@@ -156,13 +156,12 @@ class EngineConfig(BaseModel):
         try:
             config = cls.model_validate(value)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"][:2]) or CONFIG_KEY
-            if first["type"] == "extra_forbidden":
+            first = first_problem(error)
+            key = ".".join(first.path[:2]) or CONFIG_KEY
+            if first.kind == "extra_forbidden":
                 allowed = ", ".join(name for name in cls.model_fields if name != "resolved")
                 raise ConfigError(f"ksteer option {key}: unknown; allowed: {allowed}") from None
-            message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"ksteer option {key}: {message} (got {first['input']!r})") from None
+            raise ConfigError(f"ksteer option {key}: {first.message} (got {first.got!r})") from None
         if len(config.probes) > config.max_probes:
             raise ConfigError(
                 f"ksteer option max_probes: {config.max_probes} slots for {len(config.probes)} probes"

@@ -1,22 +1,51 @@
-"""Errors a caller can act on. Each names the field, what it got and what is allowed."""
+"""Errors a caller can act on. Each names the field, what it got and what is allowed.
+
+One root; next to each, the built-in class it also is:
+
+    KSteerError
+    ├── SpecError             a steering spec that cannot be run                           ValueError
+    ├── AdmissionError        the same as vLLM's server answers it, HTTP 400 (host/)       ValueError
+    ├── ProbeError            a probe folder that cannot be read or used                   ValueError
+    │   └── PoolFullError     no free device slots for a probe
+    ├── ConfigError           an engine option that cannot be used                         ValueError
+    ├── UsageError            a command or call that asks for what cannot be done          ValueError
+    ├── DataError             labelled text that cannot be used                            ValueError
+    │   └── HubError          a dataset that cannot be had (data/hub.py)
+    ├── DecoderNotFoundError  no decoder stack in the model                                ValueError
+    ├── HostVersionError      a vLLM this plugin cannot work with                          RuntimeError
+    └── LifecycleError        a change to a running server that was not made               RuntimeError
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "ConfigError",
+    "DataError",
     "DecoderNotFoundError",
     "HostVersionError",
+    "KSteerError",
     "LifecycleError",
+    "PoolFullError",
     "ProbeError",
+    "Problem",
     "SpecError",
+    "UsageError",
+    "first_problem",
     "listing",
 ]
 
 
-class SpecError(ValueError):
+class KSteerError(Exception):
+    """The root: everything this package raises for a caller to act on."""
+
+
+class SpecError(KSteerError, ValueError):
     """A steering spec that cannot be run: HTTP 400 online, ValueError offline.
 
     `field` is the dotted path of the offending field, `got` the rejected value; `reason` says why, for the
@@ -31,23 +60,36 @@ class SpecError(ValueError):
         super().__init__(f"{path}: {message}")
 
 
-class ProbeError(ValueError):
+class ProbeError(KSteerError, ValueError):
     """A probe folder that cannot be read, or that does not fit the engine it is meant for."""
 
 
-class ConfigError(ValueError):
+class PoolFullError(ProbeError):
+    """There are not enough free device slots for a probe."""
+
+
+class ConfigError(KSteerError, ValueError):
     """An engine option (`--ksteer-*`, or a key of `additional_config["ksteer"]`) that cannot be used."""
 
 
-class DecoderNotFoundError(ValueError):
+class UsageError(KSteerError, ValueError):
+    """A command, or a call of the workbench, that asks for what cannot be done: exit status 2 on the command
+    line."""
+
+
+class DataError(KSteerError, ValueError):
+    """Labelled text that cannot be used; the message names the row."""
+
+
+class DecoderNotFoundError(KSteerError, ValueError):
     """No decoder stack was found in the model; the message says what was looked for."""
 
 
-class HostVersionError(RuntimeError):
+class HostVersionError(KSteerError, RuntimeError):
     """The installed vLLM is too old, or a symbol this plugin relies on is missing from it."""
 
 
-class LifecycleError(RuntimeError):
+class LifecycleError(KSteerError, RuntimeError):
     """A change to a running server's probes or presets that was not made; nothing has changed.
 
     status: the HTTP status it is answered with; field: what it is about; retry_after: seconds after which
@@ -59,6 +101,33 @@ class LifecycleError(RuntimeError):
         self.field = field
         self.retry_after = retry_after
         super().__init__(message)
+
+
+class Problem(NamedTuple):
+    """One problem pydantic found.
+
+    path: where it is, outermost first. kind: pydantic's type of error. message: one phrase. got: the value.
+    """
+
+    path: tuple[str, ...]
+    kind: str
+    message: str
+    got: Any
+
+    @property
+    def field(self) -> str:
+        """The dotted path; empty for the whole value."""
+        return ".".join(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.path else self.message
+
+
+def first_problem(error: ValidationError) -> Problem:
+    """The first problem pydantic found, without its links and its prefix to messages of our own."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    return Problem(tuple(map(str, first["loc"])), first["type"], message, first["input"])
 
 
 def listing(names: Iterable[Any], limit: int = 20) -> str:

@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 
-from ksteer_vllm.device.report_store import ReportStore
-
-__all__ = ["REPORT_ATTRIBUTE", "ReportStore", "assemble", "report"]
+__all__ = ["REPORT_ATTRIBUTE", "assemble", "report"]
 
 REPORT_ATTRIBUTE = "ksteer_report"
 """Where a finished CompletionOutput carries its report."""

@@ -10,7 +10,7 @@ from typing import Any
 from ksteer_vllm.bench.jobs import Ask
 from ksteer_vllm.bench.scoring import Scorer
 from ksteer_vllm.data.rows import LabelledRow
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.report import report
 
 __all__ = ["run_batch"]
@@ -100,7 +100,7 @@ def _generated(key: str, output: Any) -> _Generated:
 
 
 def _encoded(llm: Any, asks: Any, room: int) -> dict[Any, list[int]]:
-    """Prompt -> token ids. Raises ConfigError for one that leaves no room for the reply."""
+    """Prompt -> token ids. Raises UsageError for one that leaves no room for the reply."""
     from ksteer_vllm.data.positions import encode_prompt
 
     tokenizer, most = llm.get_tokenizer(), llm.llm_engine.model_config.max_model_len
@@ -111,7 +111,7 @@ def _encoded(llm: Any, asks: Any, room: int) -> dict[Any, list[int]]:
         row = LabelledRow(prompt=ask.prompt, reply=None, labels=())
         found[ask.prompt] = encode_prompt(tokenizer, row)
         if len(found[ask.prompt]) + room > most:
-            raise ConfigError(
+            raise UsageError(
                 f"prompt {ask.question[:60]!r} has {len(found[ask.prompt])} tokens, its reply needs {room}; "
                 f"the engine holds {most}: give a larger max_model_len or a smaller max_tokens"
             )

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.config import EngineConfig, enable
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY, SteeringSpec
@@ -29,7 +29,7 @@ class Bench:
     `Reply.propensity`. layers: those that requests may steer. engine_options: further arguments of
     `vllm.LLM`. temperature: 0 is greedy. max_tokens: of a reply. scored: False for an engine that only
     generates. steering: further keys of `ksteer_vllm.enable`. Raises what starting the engine raises
-    (ProbeError, ConfigError, vLLM's own).
+    (ProbeError, UsageError, vLLM's own).
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Bench:
 
         All enter one continuous batch, and so does each reply's scoring. Every finished reply goes into the
         journal at once; those already there are not run again. score: False leaves nll and propensity out.
-        Raises SpecError's vLLM form for a spec the engine refuses, ConfigError for a prompt too long for it.
+        Raises SpecError's vLLM form for a spec the engine refuses, UsageError for a prompt too long for it.
         """
         from ksteer_vllm.bench.batch import run_batch
 
@@ -172,5 +172,5 @@ def _named(spec: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, str
 
 def _digest_of(reader: Probe) -> str:
     if not reader.metadata.digest:
-        raise ConfigError("reader: a probe without a digest; save it, then load it")
+        raise UsageError("reader: a probe without a digest; save it, then load it")
     return reader.metadata.digest

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ksteer_vllm.bench.jobs import Reply
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 
 __all__ = ["RULE", "CoherenceRule", "Measures", "measures", "repetition"]
 
@@ -75,13 +75,13 @@ class CoherenceRule(BaseModel):
     def of(cls, unsteered: Sequence[Reply], *, budget: float = 0.9) -> CoherenceRule:
         """The rule from scored unsteered replies to the prompts that will be steered.
 
-        Raises ConfigError if none of them has text and a score.
+        Raises UsageError if none of them has text and a score.
         """
         import numpy as np
 
         scored = [measures(reply) for reply in unsteered if reply.tokens and reply.nll is not None]
         if not scored:
-            raise ConfigError(
+            raise UsageError(
                 f"prompts: all {len(unsteered)} unsteered replies are empty, so nothing says what a "
                 "coherent one is; give prompts the model answers, in its own chat format if it has one"
             )

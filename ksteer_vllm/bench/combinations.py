@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from itertools import combinations as draw
 from typing import Literal, get_args
 
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 
 __all__ = ["Avoid", "avoided", "combinations", "name_of", "size_name"]
 
@@ -16,12 +16,12 @@ Avoid = Literal["rest", "none"]
 def combinations(labels: Sequence[str], sizes: Collection[int]) -> list[tuple[str, ...]]:
     """Every combination of the sizes, smallest first, in the labels' order.
 
-    Raises ConfigError for a size there are not enough labels for.
+    Raises UsageError for a size there are not enough labels for.
     """
     found: list[tuple[str, ...]] = []
     for size in sorted(set(sizes)):
         if not 1 <= size <= len(labels):
-            raise ConfigError(f"sizes: {size} of {len(labels)} labels; allowed: 1 to {len(labels)}")
+            raise UsageError(f"sizes: {size} of {len(labels)} labels; allowed: 1 to {len(labels)}")
         found += draw(labels, size)
     return found
 
@@ -29,7 +29,7 @@ def combinations(labels: Sequence[str], sizes: Collection[int]) -> list[tuple[st
 def avoided(labels: Sequence[str], target: Collection[str], avoid: Avoid = "rest") -> tuple[str, ...]:
     """The labels to move away from: all that are not asked for, or none."""
     if avoid not in get_args(Avoid):
-        raise ConfigError(f"avoid: {avoid!r}; allowed: rest, none")
+        raise UsageError(f"avoid: {avoid!r}; allowed: rest, none")
     return tuple(label for label in labels if label not in target) if avoid == "rest" else ()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 
 __all__ = ["Journal"]
 
@@ -16,7 +16,7 @@ class Journal:
     """Values by key, one JSON line each, appended and flushed as they come; a cut-off last line is dropped.
 
     identity: what the values depend on beside their keys (model, probe digests, sampling); a journal of
-    another identity is refused: ConfigError, naming the field that differs. Use as a context manager.
+    another identity is refused: UsageError, naming the field that differs. Use as a context manager.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Journal:
             return
         names = {*wanted, *(found if isinstance(found, dict) else {})}
         differing = sorted(n for n in names if not isinstance(found, dict) or found.get(n) != wanted.get(n))
-        raise ConfigError(
+        raise UsageError(
             f"{self.path}: of another run ({', '.join(differing)} differ); take another folder, or delete it"
         )
 

@@ -10,7 +10,8 @@ from rich.progress import Progress
 
 from ksteer_vllm.bench.jobs import Ask
 from ksteer_vllm.bench.journal import Journal
-from ksteer_vllm.data.rows import DataError, LabelledRow, row_name
+from ksteer_vllm.data.rows import LabelledRow, row_name
+from ksteer_vllm.errors import DataError
 
 __all__ = ["generate_missing_replies"]
 
@@ -33,7 +34,7 @@ def generate_missing_replies(
 
     One continuous batch of one engine, which has stopped again; without a row to ask, none starts. Every
     reply goes into the journal as it is done, and rows whose reply is there are not asked again; rows with
-    the same prompt get different seeds. Raises DataError for a row whose replies are all empty, ConfigError
+    the same prompt get different seeds. Raises DataError for a row whose replies are all empty, UsageError
     for a prompt that leaves no room for `max_tokens`, and what vLLM raises for a model it cannot load.
     """
     replies: dict[int, str] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ksteer_vllm.data.rows import Prompt
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError, first_problem
 from ksteer_vllm.probes.metadata import METADATA_FILE
 from ksteer_vllm.probes.probe import Probe
 
@@ -57,17 +57,15 @@ class Suite:
 
     @classmethod
     def open(cls, folder: str | Path) -> Suite:
-        """Raises ConfigError if there is no readable suite.json."""
+        """Raises UsageError if there is no readable suite.json."""
         path = Path(folder) / SUITE_FILE
         try:
             return cls(Path(folder), SuiteFile.model_validate_json(path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"{path}: {reason}; a suite is what `ksteer fit --method all` writes") from None
+            raise UsageError(f"{path}: {reason}; a suite is what `ksteer fit --method all` writes") from None
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+            raise UsageError(f"{path}: {first_problem(error)}") from None
 
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

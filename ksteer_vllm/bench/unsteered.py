@@ -39,7 +39,7 @@ def rule_from(
 ) -> CoherenceRule:
     """The coherence rule of scored unsteered replies, its share of coherent ones by the judge's word as well.
 
-    Raises ConfigError if every reply is empty.
+    Raises UsageError if every reply is empty.
     """
     rule = CoherenceRule.of(replies, budget=budget)
     coherent = (verdicts or Verdicts()).coherent(rule, replies)

@@ -44,7 +44,7 @@ def evaluate(
     """
     from pydantic import ValidationError
 
-    from ksteer_vllm.errors import ConfigError
+    from ksteer_vllm.errors import UsageError, first_problem
     from ksteer_vllm.experiments.evaluation.command import run_evaluation
     from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 
@@ -71,7 +71,6 @@ def evaluate(
                 }
             )
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{field}: {first['msg']}, got {first['input']!r}") from None
+            first = first_problem(error)
+            raise UsageError(f"{first}, got {first.got!r}") from None
         run_evaluation(folder, plan, console)

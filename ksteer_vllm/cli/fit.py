@@ -32,7 +32,7 @@ from ksteer_vllm.cli.options import (
     quiet_vllm,
     wide_console,
 )
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.spec.families import fits
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def fit(
     with clean_errors():
         chosen = preset_of(preset)
         if preset is not None and not {"mlp", ALL} & set(names_of(method)):
-            raise ConfigError(f"preset: {preset} is one of the method mlp, not of {method}")
+            raise UsageError(f"preset: {preset} is one of the method mlp, not of {method}")
         options = given(
             width=width,
             loss=loss,
@@ -166,7 +166,7 @@ def _one(
 
     (method,) = plan.methods
     if (out / SUITE_FILE).exists():
-        raise ConfigError(f"{out}: holds a suite, to which several methods are fitted; take another folder")
+        raise UsageError(f"{out}: holds a suite, to which several methods are fitted; take another folder")
     rows = list(dataset.rows)
     if plan.reads_replies:
         rows = complete_rows(

@@ -29,7 +29,7 @@ from ksteer_vllm.cli.options import (
     quiet_vllm,
     wide_console,
 )
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 
 __all__ = ["layers"]
 
@@ -117,5 +117,5 @@ def _lengths(text: str) -> tuple[float, ...]:
     except ValueError:
         found = ()
     if not found or found[0] <= 0:
-        raise ConfigError(f"strengths: expected numbers above 0 such as 0.5,1,2, got {text[:80]!r}")
+        raise UsageError(f"strengths: expected numbers above 0 such as 0.5,1,2, got {text[:80]!r}")
     return found

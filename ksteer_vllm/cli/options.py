@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ksteer_vllm.errors import ConfigError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError
+from ksteer_vllm.errors import KSteerError, UsageError
 
 if TYPE_CHECKING:
     from ksteer_vllm.data.tables import Columns
@@ -51,12 +51,9 @@ NARROWEST = 118
 @contextmanager
 def clean_errors() -> Iterator[None]:
     """An error a user can act on is one line and exit status 2; anything else keeps its traceback."""
-    from ksteer_vllm.data.rows import DataError
-
-    known = (ConfigError, DataError, DecoderNotFoundError, HostVersionError, ProbeError, SpecError)
     try:
         yield
-    except known as error:
+    except KSteerError as error:
         typer.echo(f"ksteer: {error}", err=True)
         raise typer.Exit(2) from None
     except ModuleNotFoundError as error:
@@ -132,11 +129,11 @@ def names_of(text: str) -> tuple[str, ...]:
 
 
 def numbers_of(field: str, text: str) -> tuple[int, ...]:
-    """The numbers in `1,2,3`. Raises ConfigError, naming the field, for anything else."""
+    """The numbers in `1,2,3`. Raises UsageError, naming the field, for anything else."""
     try:
         return tuple(int(name) for name in names_of(text))
     except ValueError:
-        raise ConfigError(f"{field}: expected numbers such as 1,2,3, got {text[:80]!r}") from None
+        raise UsageError(f"{field}: expected numbers such as 1,2,3, got {text[:80]!r}") from None
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ksteer_vllm.cli.options import clean_errors, wide_console
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 
 if TYPE_CHECKING:
     from ksteer_vllm.server.replicas import Keys, Outcome, Replica
@@ -97,7 +97,7 @@ def retire(
         keys = _keys(api_key_file, admin_key_file)
         outcomes = replicas.retire(_replicas(url, all_addresses), keys, name)
         if all(outcome.state == "had none" for outcome in outcomes):
-            raise ConfigError(f"no replica has a probe named {name!r}")
+            raise UsageError(f"no replica has a probe named {name!r}")
         _finish(outcomes)
 
 
@@ -119,9 +119,9 @@ def _key(path: Path) -> str:
     try:
         key = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if not key or not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"{path}: expected one line of printable characters")
+        raise UsageError(f"{path}: expected one line of printable characters")
     return key
 
 

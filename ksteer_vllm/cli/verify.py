@@ -20,7 +20,7 @@ from ksteer_vllm.cli.options import (
     quiet_vllm,
     wide_console,
 )
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 
 __all__ = ["verify"]
 
@@ -121,9 +121,9 @@ def _engine_options(text: str) -> dict[str, Any]:
     try:
         options = json.loads(text or "{}")
     except ValueError as error:
-        raise ConfigError(f"engine: not valid JSON: {error}") from None
+        raise UsageError(f"engine: not valid JSON: {error}") from None
     if not isinstance(options, dict):
-        raise ConfigError("engine: expected a JSON object of options of vllm.LLM")
+        raise UsageError("engine: expected a JSON object of options of vllm.LLM")
     return options
 
 
@@ -131,7 +131,7 @@ def _server(url: str, api_key: str, folders: dict[str, Path], options: dict[str,
     from ksteer_vllm.verify.http import HTTPSubject
 
     if options:
-        raise ConfigError(f"url: a running server has its own {', '.join(options)}")
+        raise UsageError(f"url: a running server has its own {', '.join(options)}")
     return HTTPSubject(url, api_key or None, folders)
 
 
@@ -152,10 +152,10 @@ def _offline(
     if model == "demo":
         model, options = str(MODEL_DIR), {**ENGINE_OPTIONS, **options}
     if bare := [name for name in names or [] if name not in folders]:
-        raise ConfigError(f"probe: expected NAME=FOLDER, got {', '.join(bare)}")
+        raise UsageError(f"probe: expected NAME=FOLDER, got {', '.join(bare)}")
     if not folders:
         try:
             folders = {RANDOM: random_probe(model, **source).save(scratch / RANDOM)}
         except OSError as error:
-            raise ConfigError(f"model: {' '.join(str(error).split())[:300]}") from None
+            raise UsageError(f"model: {' '.join(str(error).split())[:300]}") from None
     return start_offline(model, folders, layers or "all", **options), list(folders)

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ksteer_vllm.errors import ProbeError, listing
+from ksteer_vllm.errors import ProbeError, first_problem, listing
 from ksteer_vllm.models import ModelIdentity
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
@@ -71,9 +71,7 @@ def build(
         plain = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
         return Probe(described, plain)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ProbeError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+        raise ProbeError(f"{path}: {first_problem(error)}") from None
     except ProbeError as error:
         raise ProbeError(f"{path}: {error}") from None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ksteer_vllm.data.rows import DataError, Message
+from ksteer_vllm.data.rows import Message
+from ksteer_vllm.errors import DataError
 
 __all__ = ["chat_text"]
 

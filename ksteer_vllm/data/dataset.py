@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ksteer_vllm.data.partition import PROMPT_PARTS, Partition, partition_rows
-from ksteer_vllm.data.rows import DataError, LabelledRow, Prompt, data_digest, labels_of, row_number
+from ksteer_vllm.data.rows import LabelledRow, Prompt, data_digest, labels_of, row_number
 from ksteer_vllm.data.tables import Columns, rows_of_records
+from ksteer_vllm.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +142,7 @@ class TaskDataset:
     ) -> TaskDataset:
         """A data set of the Hugging Face hub, owner/name, or a local folder `datasets` can load.
 
-        Raises DataError, ConfigError without the package `datasets`.
+        Raises DataError, UsageError without the package `datasets`.
         """
         from ksteer_vllm.data.hub import hub_records
 

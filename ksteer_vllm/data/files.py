@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ksteer_vllm.data.rows import DataError, LabelledRow, read_rows
+from ksteer_vllm.data.rows import LabelledRow, read_rows
 from ksteer_vllm.data.tables import Columns, as_chat, is_row_form, rows_of_records
+from ksteer_vllm.errors import DataError
 
 __all__ = ["csv_records", "json_records", "json_rows"]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ksteer_vllm.data.rows import DataError
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import DataError, UsageError
 
 __all__ = ["HubError", "hub_records", "load_split"]
 
@@ -22,7 +21,7 @@ def hub_records(name: str, split: str = "train") -> list[dict[str, Any]]:
     """The rows of one split of owner/name, or of a local folder that `datasets` can load.
 
     Class indices become class names. Raises HubError for a data set that is not there and for a hub that
-    cannot be reached, DataError for an unknown split, ConfigError without the package `datasets`.
+    cannot be reached, DataError for an unknown split, UsageError without the package `datasets`.
     """
     found = load_split(name, split)
     names = {column: f.names for column, f in found.features.items() if getattr(f, "names", None)}
@@ -38,7 +37,7 @@ def load_split(name: str, split: str) -> Any:
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError
     except ImportError:
-        raise ConfigError(
+        raise UsageError(
             "data of the hub needs the package datasets: pip install 'ksteer-vllm[study]'"
         ) from None
     try:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.predefined import PREDEFINED, STYLED, demo_task, styled_task
-from ksteer_vllm.data.rows import DataError
 from ksteer_vllm.data.tables import Columns
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import DataError, UsageError, listing
 
 __all__ = ["open_task"]
 
@@ -31,15 +30,15 @@ def open_task(
     labels: those to take; of a table with a column for each label, its label columns. questions,
     max_questions: of `tones` and `debates`, see `styled_task`. chat: texts of the prompts are what a user
     says. split: of data on the hub; default: train. columns: names of a table's columns. Raises DataError,
-    and ConfigError for an option that does not go with the data.
+    and UsageError for an option that does not go with the data.
     """
     name = str(data)
     if name not in STYLED and (questions is not None or max_questions is not None):
-        raise ConfigError(f"questions: only the tasks {listing(STYLED)} take them, not {name[:80]!r}")
+        raise UsageError(f"questions: only the tasks {listing(STYLED)} take them, not {name[:80]!r}")
     if split is not None and not name.startswith(HUB):
-        raise ConfigError(f"split: only data of the hub has splits (hub:owner/name), not {name[:80]!r}")
+        raise UsageError(f"split: only data of the hub has splits (hub:owner/name), not {name[:80]!r}")
     if columns is not None and name in PREDEFINED:
-        raise ConfigError(f"columns: {name!r} is no table; leave them out")
+        raise UsageError(f"columns: {name!r} is no table; leave them out")
     if name in STYLED:
         return styled_task(name, questions=questions, max_questions=max_questions, labels=labels)
     if name == "demo":

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ksteer_vllm.data.rows import DataError, LabelledRow, Prompt
+from ksteer_vllm.data.rows import LabelledRow, Prompt
 from ksteer_vllm.data.split import (
     MIN_ROWS,
     check_labels,
@@ -17,6 +17,7 @@ from ksteer_vllm.data.split import (
     targets_of,
     without_system,
 )
+from ksteer_vllm.errors import DataError
 
 __all__ = ["PROMPT_PARTS", "PROMPT_SHARE", "Partition", "partition_rows"]
 

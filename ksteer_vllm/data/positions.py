@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ksteer_vllm.data.chat import chat_text
-from ksteer_vllm.data.rows import DataError, LabelledRow
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import DataError, UsageError, listing
 
 __all__ = [
     "PROMPT_LAST",
@@ -141,9 +141,9 @@ WINDOWS: dict[str, Window] = {window.name: window for window in (REPLY, REPLY_ME
 
 
 def window_of(name: str) -> Window:
-    """Raises ConfigError for a name that is not in WINDOWS."""
+    """Raises UsageError for a name that is not in WINDOWS."""
     if name not in WINDOWS:
-        raise ConfigError(f"positions: unknown {name[:80]!r}; known: {listing(WINDOWS)}")
+        raise UsageError(f"positions: unknown {name[:80]!r}; known: {listing(WINDOWS)}")
     return WINDOWS[name]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ksteer_vllm.data.dataset import TaskDataset
-from ksteer_vllm.data.rows import DataError, LabelledRow, Message
+from ksteer_vllm.data.rows import LabelledRow, Message
 from ksteer_vllm.data.styles import DEBATES, TONES
-from ksteer_vllm.errors import listing
+from ksteer_vllm.errors import DataError, listing
 
 __all__ = ["PREDEFINED", "STYLED", "Questions", "demo_task", "read_questions", "styled_task"]
 

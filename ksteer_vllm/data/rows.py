@@ -18,11 +18,10 @@ from pydantic import (
     field_validator,
 )
 
-from ksteer_vllm.errors import listing
+from ksteer_vllm.errors import DataError, listing
 
 __all__ = [
     "ContrastPair",
-    "DataError",
     "LabelledRow",
     "Message",
     "Prompt",
@@ -34,10 +33,6 @@ __all__ = [
     "rows_of_line",
     "write_rows",
 ]
-
-
-class DataError(ValueError):
-    """Labelled text a probe cannot be fitted on; the message names the row and the field."""
 
 
 class Message(BaseModel):

@@ -12,8 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ksteer_vllm.data.rows import DataError, LabelledRow, Message, Prompt, row_number
-from ksteer_vllm.errors import listing
+from ksteer_vllm.data.rows import LabelledRow, Message, Prompt, row_number
+from ksteer_vllm.errors import DataError, listing
 
 __all__ = [
     "MIN_ROWS",

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from ksteer_vllm.data.rows import DataError, LabelledRow, Message, Prompt, rows_of_line
-from ksteer_vllm.errors import listing
+from ksteer_vllm.data.rows import LabelledRow, Message, Prompt, rows_of_line
+from ksteer_vllm.errors import DataError, listing
 
 __all__ = ["Columns", "is_row_form", "rows_of_records"]
 

@@ -10,13 +10,13 @@ import torch
 
 from ksteer_kernels import Flag, ProbeTables, Program, RowSettings, SlotWeights
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.methods.program import FamilyProgram, PlannedRow
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.spec.stages import assign_stages
 
-__all__ = ["PoolFullError", "ProbePool", "RequestRows"]
+__all__ = ["ProbePool", "RequestRows"]
 
 MAX_KNOWN_EDITS = 4096
 """Edits whose settings are kept for the next request that asks for the same; the oldest go first."""
@@ -36,10 +36,6 @@ class RequestRows:
     fades: dict[int, tuple[int, int]]
     edit_at: dict[tuple[int, int], int]
     divisors: dict[int, int] = field(default_factory=dict)
-
-
-class PoolFullError(ValueError):
-    """There are not enough free slots for a probe."""
 
 
 class ProbePool:

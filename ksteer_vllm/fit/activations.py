@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ksteer_vllm.config import enable
 from ksteer_vllm.data.positions import REPLY, Window
-from ksteer_vllm.data.rows import DataError, LabelledRow, row_name
+from ksteer_vllm.data.rows import LabelledRow, row_name
 from ksteer_vllm.device.capture import CAPTURE_KEY
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.shards import ShardFolder
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.models import ModelIdentity
@@ -108,7 +109,7 @@ class Recorder:
 
         folder: of the shards; what it already holds is not run again. None: everything in memory. Raises
         DataError for a row that does not fit the engine or gives values that are not finite, and for shards
-        of another recording; ConfigError for a layer the model does not have.
+        of another recording; UsageError for a layer the model does not have.
         """
         temporary = Path(tempfile.mkdtemp(prefix="ksteer-")) if folder is None else None
         try:

@@ -18,8 +18,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ksteer_vllm.data.rows import DataError, LabelledRow, data_digest, labels_of
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.data.rows import LabelledRow, data_digest, labels_of
+from ksteer_vllm.errors import DataError, UsageError, listing
 from ksteer_vllm.fit.task import FitTask, LabelledActivations
 from ksteer_vllm.probes.probe import Probe
 
@@ -70,11 +70,11 @@ def find_condition(
     """Choose the condition on `label` of `probe` that finds the rows which show `steer` (default: label).
 
     Rows the probe was fitted on are split as they were then, so that validation and test are new to it.
-    Raises ConfigError for a probe that does not fit the model or reads no score, DataError for the rows.
+    Raises UsageError for a probe that does not fit the model or reads no score, DataError for the rows.
     """
     metadata, steer = probe.metadata, steer or label
     if label not in probe.labels:
-        raise ConfigError(f"label: {label[:80]!r} is not in the probe; it has: {listing(probe.labels)}")
+        raise UsageError(f"label: {label[:80]!r} is not in the probe; it has: {listing(probe.labels)}")
     scores_of(probe, label, torch.zeros(1, metadata.model.hidden_size))  # a family without scores ends here
     labels_of(rows, [steer])
     same_rows = metadata.training.get("data_digest") == data_digest(rows)
@@ -92,7 +92,7 @@ def find_condition(
     for name in ("model_type", "hidden_size", "num_layers"):
         found, expected = getattr(task.identity, name), getattr(metadata.model, name)
         if found != expected:
-            raise ConfigError(f"{model}: {name} is {found}, the probe was fitted where it is {expected}")
+            raise UsageError(f"{model}: {name} is {found}, the probe was fitted where it is {expected}")
     parts, tokens = task.parts, task.activations()
     shows = torch.tensor([steer in row.labels for row in rows])
     new_to_it = parts["validation"] if same_rows else parts["train"] + parts["validation"]
@@ -108,7 +108,7 @@ _SPLIT = ("validation_share", "test_share", "seed")
 
 
 def scores_of(probe: Probe, label: str, x: Tensor) -> Tensor:
-    """What a condition on `label` reads from x [N, d]: [N] float64. Raises ConfigError for other families."""
+    """What a condition on `label` reads from x [N, d]: [N] float64. Raises UsageError for other families."""
     index, family = probe.labels.index(label), probe.metadata.family
     x, tensors = x.double(), probe.at(probe.metadata.layer)
     if family == "mlp":
@@ -118,7 +118,7 @@ def scores_of(probe: Probe, label: str, x: Tensor) -> Tensor:
         return torch.sigmoid(z @ tensors["weight"][index] + tensors["bias"][index])
     if family == "vectors":
         return cosine_similarity(x, tensors["vectors"][index][None], dim=1)
-    raise ConfigError(f"condition: family {family!r} has no score; mlp, linear and vectors have one")
+    raise UsageError(f"condition: family {family!r} has no score; mlp, linear and vectors have one")
 
 
 def _scores(probe: Probe, label: str, tokens: LabelledActivations) -> Tensor:

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import nn
 
 from ksteer_vllm.data.positions import REPLY
-from ksteer_vllm.data.rows import DataError, row_name
+from ksteer_vllm.data.rows import row_name
 from ksteer_vllm.data.split import SplitPlan
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import DataError, UsageError
 from ksteer_vllm.fit.language_model import FrozenModel, Tokens
 from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.task import FitTask
@@ -105,11 +105,11 @@ def fit_edits(task: FitTask, plan: EditPlan, make: Callable[[int, float, torch.G
 
     make(hidden_size, scale, generator): an edit to start from, close to no edit; scale: the mean of
     |x - mean(x)|. Trained on the task's training part; the epoch with the lowest loss on the validation part
-    is kept. Raises DataError for too few or too long rows, ConfigError for a rank above d.
+    is kept. Raises DataError for too few or too long rows, UsageError for a rank above d.
     """
     parts = task.parts
     if plan.rank > task.identity.hidden_size:
-        raise ConfigError(f"rank: {plan.rank} of a residual stream of size {task.identity.hidden_size}")
+        raise UsageError(f"rank: {plan.rank} of a residual stream of size {task.identity.hidden_size}")
     model = FrozenModel(task.model, task.layer, task.identity.num_layers, task.engine_options)
     tokens = [_encoded(task, model, plan, index) for index in range(len(task.rows))]
     scale = activation_scale(model.stream([tokens[index] for index in parts["train"][:_SCALE_ROWS]]))

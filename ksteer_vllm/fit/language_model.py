@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ksteer_vllm.data.positions import encode_row
-from ksteer_vllm.data.rows import DataError, LabelledRow
+from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.data.split import without_instruction
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.models import find_decoder_layers
 
 __all__ = ["FrozenModel", "Tokens"]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ksteer_vllm.data.rows import DataError
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.stream import Stream
 
 __all__ = ["logistic_regression"]

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ksteer_vllm.data.positions import REPLY, Window
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.data.split import check_labels, targets_of
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.fit.activations import model_of
 from ksteer_vllm.fit.stacking import fit_at
 from ksteer_vllm.fit.task import FitTask
@@ -49,11 +49,11 @@ def fit_to_rows(
     method: a name in `spec.families.fits()`. options: its own, by name. window: the positions read.
     compat: see `FitTask`. folder: of recorded activations, which then need not fit in memory, and which a fit
     that is started again finds; None: in memory. engine_options: further arguments of `vllm.LLM`. Raises
-    DataError or ConfigError, and what vLLM raises for a model it cannot load.
+    DataError or UsageError, and what vLLM raises for a model it cannot load.
     """
     known = fits()
     if method not in known:
-        raise ConfigError(f"method: unknown {method[:80]!r}; known: {listing(known)}")
+        raise UsageError(f"method: unknown {method[:80]!r}; known: {listing(known)}")
     with progress_bar(console) as progress:
         task = FitTask.of(
             model,
@@ -70,7 +70,7 @@ def fit_to_rows(
         )
         for one in layers:
             if not 0 <= one < task.identity.num_layers:
-                raise ConfigError(f"layers: {one} of a model with layers 0 to {task.identity.num_layers - 1}")
+                raise UsageError(f"layers: {one} of a model with layers 0 to {task.identity.num_layers - 1}")
         with few_threads(task.identity):
             return fit_at(task, layers)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ksteer_vllm.data.positions import PROMPT_LAST, REPLY, Window
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.spec.compat import PIP_0_1_2
 
 __all__ = ["PRESETS", "Preset", "preset_of"]
@@ -48,9 +48,9 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_of(name: str | None) -> Preset:
-    """None: no preset. Raises ConfigError for an unknown name."""
+    """None: no preset. Raises UsageError for an unknown name."""
     if name is None:
         return Preset()
     if name not in PRESETS:
-        raise ConfigError(f"preset: unknown {name[:80]!r}; known: {listing(PRESETS)}")
+        raise UsageError(f"preset: unknown {name[:80]!r}; known: {listing(PRESETS)}")
     return PRESETS[name]

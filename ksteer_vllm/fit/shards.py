@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ksteer_vllm.data.rows import DataError, LabelledRow, data_digest
+from ksteer_vllm.data.rows import LabelledRow, data_digest
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.models import ModelIdentity
 

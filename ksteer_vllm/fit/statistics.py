@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ksteer_vllm.data.rows import DataError
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.stream import Stream
 
 __all__ = [

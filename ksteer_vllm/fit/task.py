@@ -23,7 +23,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ksteer_vllm.data.positions import REPLY, Window
-from ksteer_vllm.data.rows import DataError, LabelledRow, data_digest, labels_of, row_name
+from ksteer_vllm.data.rows import LabelledRow, data_digest, labels_of, row_name
 from ksteer_vllm.data.split import (
     SplitPlan,
     check_labels,
@@ -32,7 +32,7 @@ from ksteer_vllm.data.split import (
     split_conversations,
     targets_of,
 )
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import DataError, UsageError, first_problem, listing
 from ksteer_vllm.fit.activations import Activations, Recorder, collect_activations, default_layer, model_of
 from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.stream import Stream
@@ -118,7 +118,7 @@ class FitTask:
     ) -> FitTask:
         """A task with what is not given filled in: all labels sorted, the layer at 60 % of the depth.
 
-        more: further fields. Raises DataError for labels the rows do not have, ConfigError for a layer the
+        more: further fields. Raises DataError for labels the rows do not have, UsageError for a layer the
         model does not have.
         """
         chosen = labels_of(rows, labels)
@@ -126,7 +126,7 @@ class FitTask:
         if layer is None:
             layer = default_layer(identity.num_layers)
         if not 0 <= layer < identity.num_layers:
-            raise ConfigError(f"layer: {layer} of a model with layers 0 to {identity.num_layers - 1}")
+            raise UsageError(f"layer: {layer} of a model with layers 0 to {identity.num_layers - 1}")
         return cls(
             str(model),
             identity,
@@ -154,12 +154,12 @@ class FitTask:
     def read_layer(self) -> int:
         """The decoder block whose output is read: the layer's own, or with `compat` the one before it.
 
-        Raises ConfigError where there is none before it.
+        Raises UsageError where there is none before it.
         """
         if self.compat is None:
             return self.layer
         if not self.layer:
-            raise ConfigError("layer: the input of block 0 is not recorded; compat needs layer 1 or later")
+            raise UsageError("layer: the input of block 0 is not recorded; compat needs layer 1 or later")
         return self.layer - 1
 
     @property
@@ -179,17 +179,16 @@ class FitTask:
         )
 
     def plan(self, kind: type[Plan]) -> Plan:
-        """The options as `kind` declares them. Raises ConfigError for one the method does not take."""
+        """The options as `kind` declares them. Raises UsageError for one the method does not take."""
         unknown = [name for name in self.options if name not in kind.model_fields]
         if unknown and not self.shared_options:
             taken = listing(sorted(kind.model_fields))
-            raise ConfigError(f"method {self.method!r} takes no {listing(unknown)}; it takes: {taken}")
+            raise UsageError(f"method {self.method!r} takes no {listing(unknown)}; it takes: {taken}")
         try:
             return kind(**{name: value for name, value in self.options.items() if name not in unknown})
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{name}: {first['msg']} (got {str(first['input'])[:80]!r})") from None
+            first = first_problem(error)
+            raise UsageError(f"{first} (got {str(first.got)[:80]!r})") from None
 
     def activations(self, window: Window | None = None) -> LabelledActivations:
         """The rows' residual stream at the layer, from one run of the vLLM engine, which has stopped again.

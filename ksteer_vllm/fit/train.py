@@ -13,8 +13,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from ksteer_vllm.data.rows import DataError, LabelledRow, row_name
+from ksteer_vllm.data.rows import LabelledRow, row_name
 from ksteer_vllm.data.split import SplitPlan, check_labels, split_conversations
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.heldout import evaluate, evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, label_vectors, standardisation
 from ksteer_vllm.fit.stream import Stream

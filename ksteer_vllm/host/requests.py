@@ -18,7 +18,7 @@ from ksteer_vllm.admission.live import LiveRegistry
 from ksteer_vllm.admission.refusals import count_refusal
 from ksteer_vllm.admission.registry import AdmittedSpec, Registry
 from ksteer_vllm.device.capture import CAPTURE_KEY, Capture
-from ksteer_vllm.errors import SpecError
+from ksteer_vllm.errors import KSteerError, SpecError
 from ksteer_vllm.host.beam_search import default_is_off
 from ksteer_vllm.host.settings import engine_config
 from ksteer_vllm.spec.presets import is_opt_out
@@ -41,7 +41,7 @@ ADMISSION_KEY = "ksteer_admission"
 """`extra_args` key written by admission only: {"report", "edits"}, see `AdmittedSpec.records`."""
 
 
-class AdmissionError(VLLMValidationError, ValueError):
+class AdmissionError(VLLMValidationError, KSteerError, ValueError):
     """A request that cannot be steered as asked: HTTP 400 from vLLM's server, a ValueError offline."""
 
     def __init__(self, message: str, parameter: str = EXTRA_ARGS_KEY, *, reason: str = "") -> None:

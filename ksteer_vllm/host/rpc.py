@@ -10,8 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from ksteer_vllm.device.pool import PoolFullError
-from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.host.loading import worker_state
 
 __all__ = ["install"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ksteer_vllm.bench.suite import Suite
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["model_card", "public_report", "published", "suite_text"]
@@ -144,7 +144,7 @@ def public_report(path: Path, base_model: str | None) -> bytes:
         text = path.read_text(encoding="utf-8")
         results = json.loads(text) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}; write the report again, or remove it") from None
+        raise UsageError(f"{path}: {error}; write the report again, or remove it") from None
     if path.suffix == ".json":
         if isinstance(results, dict) and isinstance(source := results.get("provenance"), dict):
             kept = {key: value for key, value in source.items() if key not in ("command", "suite")}

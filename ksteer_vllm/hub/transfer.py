@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ksteer_vllm.bench.suite import SUITE_FILE, Suite
-from ksteer_vllm.errors import ConfigError, ProbeError, listing
+from ksteer_vllm.errors import ProbeError, UsageError, listing
 from ksteer_vllm.hub.card import model_card, public_report, published, suite_text
 from ksteer_vllm.probes.metadata import METADATA_FILE, WEIGHTS_FILE
 from ksteer_vllm.probes.probe import Probe
@@ -57,7 +57,7 @@ def push(
 
     private: of a repository that is made now; one that exists stays as it is. revision: a branch, made if it
     is not there; default: main. base_model: the model's name on the hub, where the folder has a local path.
-    Raises ProbeError or ConfigError for a folder that does not check, ConfigError for what the hub refuses.
+    Raises ProbeError or UsageError for a folder that does not check, UsageError for what the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -101,7 +101,7 @@ def pull(
     """Download a probe folder or a suite into `out`, which must not hold anything yet.
 
     revision: a branch, a tag or a commit. digest: what the only probe's digest must be. Raises ProbeError
-    if a file does not match its digest, ConfigError for what the hub refuses and for a repository of
+    if a file does not match its digest, UsageError for what the hub refuses and for a repository of
     something else.
     """
     from huggingface_hub import HfApi
@@ -126,7 +126,7 @@ def pull(
             shutil.move(arrived / name, checked / name)
         try:
             probes, _ = _checked(checked)
-        except (ProbeError, ConfigError) as error:
+        except (ProbeError, UsageError) as error:
             text = str(error).replace(f"{checked}/", "").replace(str(checked), "it")
             raise type(error)(f"{repo_id} at {commit[:12]}: {text}; nothing was kept") from None
         found = {name: probe.metadata.digest for name, probe in probes.items()}
@@ -141,15 +141,15 @@ def pull(
 
 @contextmanager
 def _written_to(out: Path) -> Iterator[Path]:
-    """The folder meant by `out`, new or empty, its parent made. OSErrors leave as ConfigError."""
+    """The folder meant by `out`, new or empty, its parent made. OSErrors leave as UsageError."""
     try:
         place = _resolved(out)
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise ConfigError(f"{out}: already there and not empty; give another folder")
+            raise UsageError(f"{out}: already there and not empty; give another folder")
         place.parent.mkdir(parents=True, exist_ok=True)
         yield place
     except OSError as error:
-        raise ConfigError(
+        raise UsageError(
             f"{out}: cannot be written: {error.strerror or error}; give another folder"
         ) from None
 
@@ -184,13 +184,13 @@ def _checked(folder: Path) -> tuple[dict[str, Probe], Suite | None]:
     if (folder / METADATA_FILE).is_file():
         return {"": Probe.load(folder)}, None
     if not (folder / SUITE_FILE).is_file():
-        raise ConfigError(f"{folder}: holds neither {METADATA_FILE} nor {SUITE_FILE}")
+        raise UsageError(f"{folder}: holds neither {METADATA_FILE} nor {SUITE_FILE}")
     suite = Suite.open(folder)
     probes = dict(suite.probes)
     if suite.evaluation is not None:
         probes["evaluation"] = suite.evaluation
     if not probes:
-        raise ConfigError(f"{folder}: a suite without probes")
+        raise UsageError(f"{folder}: a suite without probes")
     return probes, suite
 
 
@@ -226,7 +226,7 @@ def _in(name: str, file: str) -> str:
 
 @contextmanager
 def _explained(repo_id: str, revision: str | None, endpoint: str) -> Iterator[None]:
-    """What the hub answers, as a ConfigError that says what to do."""
+    """What the hub answers, as a UsageError that says what to do."""
     from huggingface_hub import errors
 
     at = f"{repo_id}{f' at {revision}' if revision else ''} on {endpoint}"
@@ -234,18 +234,18 @@ def _explained(repo_id: str, revision: str | None, endpoint: str) -> Iterator[No
     try:
         yield
     except errors.HFValidationError as error:
-        raise ConfigError(f"repository name {repo_id[:120]!r}: {error}") from None
+        raise UsageError(f"repository name {repo_id[:120]!r}: {error}") from None
     except errors.RevisionNotFoundError:
-        raise ConfigError(f"{at}: no such branch, tag or commit") from None
+        raise UsageError(f"{at}: no such branch, tag or commit") from None
     except errors.GatedRepoError:
-        raise ConfigError(f"{at}: gated; ask for access on its page, then log in (`hf auth login`)") from None
+        raise UsageError(f"{at}: gated; ask for access on its page, then log in (`hf auth login`)") from None
     except errors.RepositoryNotFoundError:
-        raise ConfigError(
+        raise UsageError(
             f"{at}: not found, or private to somebody else; check the name and log in (`hf auth login`, or "
             "HF_TOKEN)"
         ) from None
     except (transport, OSError, ValueError) as error:
-        raise ConfigError(f"{at}: {_first_line(error)}") from None
+        raise UsageError(f"{at}: {_first_line(error)}") from None
 
 
 def _first_line(error: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 
 __all__ = ["SteeringConfig", "TrainerConfig", "sampling_of"]
 
@@ -59,13 +59,13 @@ _KNOWN = (*_DEFAULTS, *_SAME_NAME[2:])
 def sampling_of(
     generation_kwargs: Mapping[str, Any] | None, max_new_tokens: int | None, *, as_pip: bool
 ) -> dict[str, Any]:
-    """Arguments of `vllm.SamplingParams` from transformers' names. Raises ConfigError for others."""
+    """Arguments of `vllm.SamplingParams` from transformers' names. Raises UsageError for others."""
     given = {**_DEFAULTS, **({"top_k": _TOP_K} if as_pip else {}), **(generation_kwargs or {})}
     if max_new_tokens is not None:
         given["max_new_tokens"] = max_new_tokens
     unknown = [name for name in given if name not in _KNOWN]
     if unknown:
-        raise ConfigError(f"generation_kwargs: no {listing(unknown)} here; known: {listing(_KNOWN)}")
+        raise UsageError(f"generation_kwargs: no {listing(unknown)} here; known: {listing(_KNOWN)}")
     sampling = {name: given[name] for name in _SAME_NAME if name in given}
     sampling["max_tokens"] = given["max_new_tokens"]
     return sampling if given["do_sample"] else {**sampling, "temperature": 0.0}

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.opening import open_task
-from ksteer_vllm.data.rows import DataError, LabelledRow, Message, Prompt
+from ksteer_vllm.data.rows import LabelledRow, Message, Prompt
 from ksteer_vllm.data.split import without_instruction
-from ksteer_vllm.errors import listing
+from ksteer_vllm.errors import DataError, first_problem, listing
 
 __all__ = ["Labelled", "dataset_rows", "plain_prompt", "plain_row", "questions_of", "task_rows"]
 
@@ -59,9 +59,7 @@ def _row(item: Any, number: int, chat: bool) -> LabelledRow:
         try:
             return LabelledRow.model_validate(dict(item))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise DataError(f"row {number}: {where}: {first['msg']}") from None
+            raise DataError(f"row {number}: {first_problem(error)}") from None
     text, label = (_text(item, number, *names) for names in (("prompt", "text"), ("label",)))
     prompt: Prompt = (Message(role="user", content=text),) if chat else text
     return LabelledRow(prompt=prompt, labels=(label,))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ksteer_vllm.bench.bench import room_for
 from ksteer_vllm.bench.jobs import Ask
 from ksteer_vllm.data.rows import Message, Prompt
-from ksteer_vllm.errors import ConfigError, ProbeError
+from ksteer_vllm.errors import ProbeError, UsageError
 from ksteer_vllm.ksteering.config import SteeringConfig, TrainerConfig, sampling_of
 from ksteer_vllm.ksteering.data import dataset_rows, plain_prompt, plain_row, questions_of, task_rows
 from ksteer_vllm.ksteering.engine import PROBE, Engine
@@ -60,7 +60,7 @@ class KSteering:
         console: Console | None = None,
     ) -> None:
         if compat not in (None, PIP_0_1_2):
-            raise ConfigError(f"compat: expected {PIP_0_1_2} or None, got {compat[:80]!r}")
+            raise UsageError(f"compat: expected {PIP_0_1_2} or None, got {compat[:80]!r}")
         self.model_name = str(model_name)
         self.steering_config = steering_config or SteeringConfig()
         self.trainer_config = trainer_config or TrainerConfig()
@@ -92,10 +92,10 @@ class KSteering:
         package draws them. labels: those to fit; default: all. questions: a local file of the task's
         questions. positions: what is read of a row (reply, reply-mean, prompt-last); default: each token of
         the reply if every row has one, else the prompt's last; with compat the latter. Raises DataError or
-        ConfigError.
+        UsageError.
         """
         if (task is None) == (dataset is None):
-            raise ConfigError("fit: give either a task or a dataset")
+            raise UsageError("fit: give either a task or a dataset")
         if task is not None:
             rows, chosen = task_rows(task, labels, questions=questions, as_pip=self.compat is not None)
         else:
@@ -143,7 +143,7 @@ class KSteering:
         transformers' names (max_new_tokens, temperature, top_p, do_sample, top_k, ...) and `seed`. unsteered:
         replies without steering, in the same batch, as "unsteered_text". edit: further fields of a spec, such
         as num_steps=1 or loss="softmin". With compat the prompts of one call are one padded batch. Raises
-        ConfigError, SpecError or, for what the engine refuses, ValueError.
+        UsageError, SpecError or, for what the engine refuses, ValueError.
         """
         prompts = self._prompts(input_prompts)
         config = self.steering_config
@@ -207,7 +207,7 @@ class KSteering:
         drawn = random.Random(self.seed).sample(self.eval_prompts, min(SWEPT, len(self.eval_prompts)))
         prompts = self._prompts(drawn if input_prompts is None else input_prompts)
         if not prompts:
-            raise ConfigError("sweep_alpha: no prompts; give input_prompts, or fit(..., eval_prompts=...)")
+            raise UsageError("sweep_alpha: no prompts; give input_prompts, or fit(..., eval_prompts=...)")
         options, sampling = (
             self._options(prompts, **options),
             self._sampling(generation_kwargs, max_new_tokens),
@@ -228,9 +228,9 @@ class KSteering:
 
     @property
     def probe(self) -> Probe:
-        """What was fitted or loaded. Raises ConfigError before that."""
+        """What was fitted or loaded. Raises UsageError before that."""
         if self._probe is None:
-            raise ConfigError("nothing to steer with yet: call fit() first, or KSteering.load()")
+            raise UsageError("nothing to steer with yet: call fit() first, or KSteering.load()")
         return self._probe
 
     @property
@@ -274,7 +274,7 @@ class KSteering:
     ) -> Self:
         """Steer with a probe folder of family mlp or linear; repo_id: what to pull into `folder` first.
 
-        model_name: default: the probe's. options: as of the class. Raises ProbeError or ConfigError.
+        model_name: default: the probe's. options: as of the class. Raises ProbeError or UsageError.
         """
         if repo_id is not None:
             from ksteer_vllm.hub.transfer import pull
@@ -342,10 +342,10 @@ class KSteering:
 
 
 def _each(labels: Labels, count: int) -> list[Sequence[str]]:
-    """A list of labels for each prompt. Raises ConfigError if there is not one for each."""
+    """A list of labels for each prompt. Raises UsageError if there is not one for each."""
     given = list(labels or ())
     if all(isinstance(label, str) for label in given):
         return [given] * count  # type: ignore[list-item]
     if len(given) != count:
-        raise ConfigError(f"labels: {len(given)} lists for {count} prompts; give one list, or one for each")
+        raise UsageError(f"labels: {len(given)} lists for {count} prompts; give one list, or one for each")
     return [list(own) for own in given]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.errors import ProbeError, first_problem
 from ksteer_vllm.models import ModelIdentity
 from ksteer_vllm.probes.files import read_regular
 from ksteer_vllm.spec.families import FAMILIES
@@ -69,9 +69,7 @@ class ProbeMetadata(BaseModel):
             try:
                 Where.model_validate(clause)
             except ValidationError as error:
-                raise ValueError(
-                    error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-                ) from None
+                raise ValueError(first_problem(error).message) from None
         return clause
 
     @model_validator(mode="after")
@@ -110,9 +108,7 @@ def read_metadata(folder: str | Path) -> ProbeMetadata:
     try:
         return ProbeMetadata.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ProbeError(f"{path}: {field + ': ' if field else ''}{first['msg']}") from None
+        raise ProbeError(f"{path}: {first_problem(error)}") from None
 
 
 _MEANING = ("schema_version", "labels", "layer", "site", "activation", "model")

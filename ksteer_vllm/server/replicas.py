@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import httpx
 
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 
 __all__ = ["Keys", "Outcome", "Replica", "every_address", "list_all", "load", "replica_of", "retire"]
 
@@ -66,31 +66,31 @@ class _NotDoneError(Exception):
 
 
 def replica_of(url: str) -> Replica:
-    """Raises ConfigError for what is no http(s) address of a server."""
+    """Raises UsageError for what is no http(s) address of a server."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ConfigError(f"--url {url!r}: {error}") from None
+        raise UsageError(f"--url {url!r}: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.path not in ("", "/"):
-        raise ConfigError(f"--url {url!r}: expected the address of a server, such as http://replica-0:8000")
+        raise UsageError(f"--url {url!r}: expected the address of a server, such as http://replica-0:8000")
     if parsed.userinfo or parsed.query or parsed.fragment:
-        raise ConfigError("--url: expected scheme, host and port alone")
+        raise UsageError("--url: expected scheme, host and port alone")
     return Replica(str(parsed.copy_with(path="/")).rstrip("/"))
 
 
 def every_address(replica: Replica) -> list[Replica]:
     """One replica for every address its host name has, as a headless Service gives them.
 
-    Raises ConfigError if the name is unknown, and for https, whose certificates are for names.
+    Raises UsageError if the name is unknown, and for https, whose certificates are for names.
     """
     url = httpx.URL(replica.url)
     if url.scheme == "https":
-        raise ConfigError(f"{replica.url}: --all-addresses needs http; name each https replica with --url")
+        raise UsageError(f"{replica.url}: --all-addresses needs http; name each https replica with --url")
     port = url.port or 80
     try:
         found = socket.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigError(f"{replica.url}: {error.strerror or error}") from None
+        raise UsageError(f"{replica.url}: {error.strerror or error}") from None
     addresses = sorted({str(entry[4][0]) for entry in found})
     host = url.netloc.decode("ascii")
     return [Replica(f"http://{_in_url(address)}:{port}", host) for address in addresses]

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.verify.subject import Answer, Ask, Card, Facts, Refused, Unreachable
 
@@ -59,12 +59,12 @@ class HTTPSubject:
         self._model = ""
 
     def facts(self) -> Facts:
-        """Raises Unreachable if there is no such server or it does not steer; ConfigError for a copy of a
+        """Raises Unreachable if there is no such server or it does not steer; UsageError for a copy of a
         probe that is not what the server runs."""
         about = self._get("/v1/ksteer")
         cards = [self._card(card) for card in self._get("/v1/ksteer/probes")["data"]]
         if missing := sorted(set(self._probes) - {card.name for card in cards}):
-            raise ConfigError(f"probe: the server has no {', '.join(missing)}")
+            raise UsageError(f"probe: the server has no {', '.join(missing)}")
         self._model = about["model"]["name"]
         root = str(about["model"].get("root") or "")
         return Facts(
@@ -103,7 +103,7 @@ class HTTPSubject:
         if folder := self._probes.get(card["name"]):
             probe = Probe.load(folder)
             if probe.metadata.digest != card["digest"]:
-                raise ConfigError(f"probe {card['name']!r}: {folder} is not what the server has loaded")
+                raise UsageError(f"probe {card['name']!r}: {folder} is not what the server has loaded")
         layers = tuple(card["layers"])
         return Card(
             name=card["name"],

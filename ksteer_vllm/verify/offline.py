@@ -120,7 +120,7 @@ def start_offline(
     layers: str | Sequence[int] = "all",
     **engine_options: Any,
 ) -> OfflineSubject:
-    """An engine with these probes. Raises ProbeError or ConfigError as vLLM's start-up does with steering."""
+    """An engine with these probes. Raises ProbeError or UsageError as vLLM's start-up does with steering."""
     from vllm import LLM
 
     loaded = {name: Probe.load(folder) for name, folder in probes.items()}

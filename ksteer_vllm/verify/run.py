@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.verify.bench import Bench
 from ksteer_vllm.verify.checks.fires import check_firing
 from ksteer_vllm.verify.checks.layer_oracle import NAME, check_against_oracle
@@ -42,7 +42,7 @@ def verify(
 
     layers, probes: those to look at; default: every open layer and every probe. model_folder: the engine's
     weights for the oracle; default: its own, where they are here. with_oracle: use it if it can be had.
-    source: trust_remote_code and the like. tell: called with what is being done. Raises ConfigError if there
+    source: trust_remote_code and the like. tell: called with what is being done. Raises UsageError if there
     is nothing to look at, and what the subject raises; a request that is Refused after the first plain ones
     is a failed check.
     """
@@ -50,7 +50,7 @@ def verify(
     tell("asking what there is")
     facts = subject.facts()
     if facts.max_model_len < LEAST_LENGTH:
-        raise ConfigError(
+        raise UsageError(
             f"max_model_len: verifying needs {LEAST_LENGTH} tokens, the engine takes {facts.max_model_len}"
         )
     plans, bare = _plans(facts, layers, probes)
@@ -98,23 +98,23 @@ def _plans(
 ) -> tuple[list[EditPlan], list[int]]:
     """(one edit per layer, and per probe that these leave out; the layers no probe can be used at).
 
-    Raises ConfigError for layers or probes that are not there, or if there is no edit to ask for.
+    Raises UsageError for layers or probes that are not there, or if there is no edit to ask for.
     """
     cards = list(facts.cards)
     if probes:
         unknown = sorted(set(probes) - {card.name for card in cards})
         if unknown:
-            raise ConfigError(
+            raise UsageError(
                 f"probe: the engine has no {listing(unknown)}; loaded: {listing(c.name for c in cards)}"
             )
         cards = [card for card in cards if card.name in probes]
     wanted = list(facts.open_layers) if layers is None else list(layers)
     if closed := sorted(set(wanted) - set(facts.open_layers)):
-        raise ConfigError(
+        raise UsageError(
             f"layers: {listing(closed)} not open for steering; open: {listing(facts.open_layers, 200)}"
         )
     if not cards:
-        raise ConfigError("no probe is loaded, so there is nothing to steer with")
+        raise UsageError("no probe is loaded, so there is nothing to steer with")
     chosen: list[EditPlan] = []
     bare, used = [], dict.fromkeys((card.name for card in cards), 0)
     for layer in wanted:
@@ -137,7 +137,7 @@ def _plans(
         if plan := plan_edit(card, layer, facts.limits["max_steps"]):
             chosen.append(plan)
     if not chosen:
-        raise ConfigError("no loaded probe can be used at an open layer with a target and a strength")
+        raise UsageError("no loaded probe can be used at an open layer with a target and a strength")
     return chosen, bare
 
 

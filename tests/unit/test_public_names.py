@@ -12,8 +12,10 @@ import ksteer_vllm
 def test_all_is_pinned() -> None:
     assert sorted(ksteer_vllm.__all__) == [
         "ConfigError",
+        "DataError",
         "DecoderNotFoundError",
         "HostVersionError",
+        "KSteerError",
         "KSteering",
         "ModelIdentity",
         "Probe",
@@ -23,6 +25,7 @@ def test_all_is_pinned() -> None:
         "SteeringConfig",
         "SteeringSpec",
         "TrainerConfig",
+        "UsageError",
         "Where",
         "enable",
         "report",

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from ksteer_vllm.device.report_store import MAX_ENDED
-from ksteer_vllm.report import REPORT_ATTRIBUTE, ReportStore, assemble, report
+from ksteer_vllm.device.report_store import MAX_ENDED, ReportStore
+from ksteer_vllm.report import REPORT_ATTRIBUTE, assemble, report
 
 LABELS = {"tones": ("warm", "cold"), "moods": ("glad", "sad", "calm")}
 WANTED = {"report": True}

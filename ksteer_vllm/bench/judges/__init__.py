@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ksteer_vllm.bench.jobs import Reply
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.spec.families import load
 
 __all__ = ["JUDGES", "Judge", "Verdict", "described", "judge_for"]
@@ -45,15 +45,15 @@ def judge_for(name: str, labels: Sequence[str], **options: Any) -> Judge:
     """The judge of a name: `reader` (the demo's exact reader), `probe` (the evaluation probe's mean logit is
     above 0) or `openai` (a chat endpoint; options: url, model, and what else `Endpoint` takes).
 
-    Raises ConfigError for an unknown name, labels the judge cannot read, options it does not take, or an
+    Raises UsageError for an unknown name, labels the judge cannot read, options it does not take, or an
     endpoint without a url.
     """
     if name not in JUDGES:
-        raise ConfigError(f"judge: unknown {name[:80]!r}; known: {listing(JUDGES)}")
+        raise UsageError(f"judge: unknown {name[:80]!r}; known: {listing(JUDGES)}")
     if options and name != "openai":
-        raise ConfigError(f"judge: {name!r} takes no {listing(sorted(options))}; that is for 'openai'")
+        raise UsageError(f"judge: {name!r} takes no {listing(sorted(options))}; that is for 'openai'")
     if name == "openai" and not options.get("url"):
-        raise ConfigError(
+        raise UsageError(
             "judge: 'openai' needs the address of an endpoint, such as --judge-url http://localhost:8000/v1"
         )
     judge: Judge = load(JUDGES[name])(labels, **options)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Verdict
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -50,7 +50,7 @@ class Endpoint:
     whose answers never do is returned as not judged. temperature: None leaves it to the endpoint. journal:
     a file that keeps every verdict, so that no reply is judged twice.
 
-    Raises ConfigError for an endpoint that cannot be reached or refuses, and if none of its answers so far
+    Raises UsageError for an endpoint that cannot be reached or refuses, and if none of its answers so far
     (the journal's included, to several replies at least) followed the schema.
     """
 
@@ -74,7 +74,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise ConfigError("judge: 'openai' needs the openai package: pip install openai") from None
+            raise UsageError("judge: 'openai' needs the openai package: pip install openai") from None
         self.url = url
         self._openai = openai
         self._labels = tuple(labels)
@@ -118,7 +118,7 @@ class Endpoint:
                 pool.shutdown(wait=False, cancel_futures=True)
         self._answered |= any(answers.values())
         if len(answers) > 1 and not self._answered:
-            raise ConfigError(
+            raise UsageError(
                 f"judge: {self.url}: no answer of {self.model!r} followed the schema asked for; "
                 "take a server with structured output (response_format json_schema), a model with room for it"
             )
@@ -181,22 +181,22 @@ class Endpoint:
     def _only_model(self) -> str:
         served = [model.id for model in self._call(self._client.models.list).data]
         if len(served) != 1:
-            raise ConfigError(f"judge: {self.url} serves {listing(served)}: say which model is to judge")
+            raise UsageError(f"judge: {self.url} serves {listing(served)}: say which model is to judge")
         return str(served[0])
 
     def _call(self, function: Any, **arguments: Any) -> Any:
         try:
             return function(**arguments)
         except self._openai.APITimeoutError:
-            raise ConfigError(
+            raise UsageError(
                 f"judge: {self.url}: no answer in time, {self._attempts} times; raise the timeout or ask "
                 "fewer at a time (concurrency)"
             ) from None
         except self._openai.APIConnectionError as error:
             reason = error.__cause__ or error
-            raise ConfigError(f"judge: {self.url} cannot be reached: {reason}") from None
+            raise UsageError(f"judge: {self.url} cannot be reached: {reason}") from None
         except self._openai.OpenAIError as error:
-            raise ConfigError(f"judge: {self.url}: {str(error)[:300]}") from None
+            raise UsageError(f"judge: {self.url}: {str(error)[:300]}") from None
 
 
 def _key(reply: Reply) -> str:

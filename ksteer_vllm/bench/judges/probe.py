@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.bench.judges import Verdict
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 
 __all__ = ["EvaluationProbe"]
 
@@ -14,7 +14,7 @@ __all__ = ["EvaluationProbe"]
 class EvaluationProbe:
     """A label is shown where the mean logit over the reply's positions is above 0 (probability 0.5).
 
-    It says nothing about coherence. An empty reply shows nothing. Raises ConfigError for a reply that was not
+    It says nothing about coherence. An empty reply shows nothing. Raises UsageError for a reply that was not
     read by an evaluation probe, or by one without one of the labels.
     """
 
@@ -30,11 +30,11 @@ class EvaluationProbe:
         if reply.propensity is None:
             if reply.tokens == 0:
                 return Verdict(frozenset())
-            raise ConfigError(
+            raise UsageError(
                 "judge: 'probe' needs an evaluation probe, which `ksteer fit --method all` writes into a "
                 "suite; take another judge"
             )
         absent = [label for label in self._labels if label not in reply.propensity]
         if absent:
-            raise ConfigError(f"judge: the evaluation probe does not know {listing(absent)}")
+            raise UsageError(f"judge: the evaluation probe does not know {listing(absent)}")
         return Verdict(frozenset(label for label in self._labels if reply.propensity[label] > 0))

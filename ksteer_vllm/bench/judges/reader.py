@@ -8,13 +8,13 @@ from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.bench.judges import Verdict
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.reader import read
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 
 __all__ = ["ExactReader"]
 
 
 class ExactReader:
-    """Coherent: the whole reply is a well-formed answer to the question. Raises ConfigError for other labels
+    """Coherent: the whole reply is a well-formed answer to the question. Raises UsageError for other labels
     than the demo's tones."""
 
     name = "reader"
@@ -22,7 +22,7 @@ class ExactReader:
     def __init__(self, labels: Sequence[str]) -> None:
         unknown = [label for label in labels if label not in TONES]
         if unknown:
-            raise ConfigError(
+            raise UsageError(
                 f"judge: 'reader' reads the demo's tones only ({listing(TONES)}), not {listing(unknown)}; "
                 "take 'probe' or 'openai'"
             )

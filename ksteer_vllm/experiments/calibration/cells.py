@@ -25,7 +25,7 @@ def targets_of(labels: Sequence[str], size: int, prompts: int) -> Targets:
     """Together about len(labels) x prompts requests, so that every size costs the same.
 
     The combinations take turns on the prompts; where there are more of them than requests, evenly spread ones
-    are taken. Raises ConfigError for a size there are not enough labels for.
+    are taken. Raises UsageError for a size there are not enough labels for.
     """
     every, most = combinations(labels, [size]), len(labels) * prompts
     if len(every) > most:

@@ -15,7 +15,7 @@ from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.folder import ReportFolder
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge, described, judge_for
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.merge import merged
 from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration, Rule
 from ksteer_vllm.experiments.calibration.report import calibration_frame, write_report
@@ -52,9 +52,9 @@ class SweepRequest:
 
 def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
     """Calibrate and leave FOLDER/calibration. Started again after it was interrupted, it goes on with the
-    replies it has. Raises ConfigError, ProbeError, DataError."""
+    replies it has. Raises UsageError, ProbeError, DataError."""
     if request.rule not in get_args(Rule):
-        raise ConfigError(f"rule: {request.rule!r}; allowed: best, largest_coherent")
+        raise UsageError(f"rule: {request.rule!r}; allowed: best, largest_coherent")
     whole = _subject(request)
     subject = whole.only(request.variants)
     report = ReportFolder(subject.folder / CALIBRATION, "Calibration")
@@ -109,11 +109,11 @@ def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
 def _subject(request: SweepRequest) -> Subject:
     if Subject.is_suite(request.folder):
         if request.data:
-            raise ConfigError("data: a suite has its own prompts; --data goes with a probe folder")
+            raise UsageError("data: a suite has its own prompts; --data goes with a probe folder")
         subject = Subject.of_suite(request.folder)
         return replace(subject, model=request.model) if request.model else subject
     if not request.data:
-        raise ConfigError(f"{request.folder}: a probe folder needs --data, for the prompts and the judge")
+        raise UsageError(f"{request.folder}: a probe folder needs --data, for the prompts and the judge")
     from ksteer_vllm.data.opening import open_task
 
     judge = _judge_name(request)
@@ -129,7 +129,7 @@ def _with_earlier(found: Calibration, whole: Subject) -> tuple[Calibration, list
     """See `merged`; an earlier result that cannot be read is dropped."""
     try:
         earlier = Calibration.load(whole.folder)
-    except ConfigError:
+    except UsageError:
         return found, ["dropped what an earlier sweep found: it cannot be read"]
     return merged(found, earlier, whole.variants, whole.digests)
 
@@ -143,7 +143,7 @@ def _judge(request: SweepRequest, subject: Subject, plan: SweepPlan) -> Judge | 
     name = _judge_name(request) or subject.judge
     if name == "probe" and subject.reader is None:
         if plan.metric == "judge":
-            raise ConfigError(
+            raise UsageError(
                 "judge: 'probe' needs an evaluation probe, which a suite has; take `--judge openai` and "
                 "`--judge-url`, or fit a suite with `ksteer fit --method all`"
             )

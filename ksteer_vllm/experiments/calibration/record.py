@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ksteer_vllm.bench.coherence import CoherenceRule
 from ksteer_vllm.bench.variants import Variant
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 
 __all__ = ["CALIBRATION", "Calibration", "Cell", "Point", "Rule"]
 
@@ -83,25 +83,25 @@ class Calibration(_Model):
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
-        """That of a suite's or a probe's folder. Raises ConfigError, naming `ksteer sweep`."""
+        """That of a suite's or a probe's folder. Raises UsageError, naming `ksteer sweep`."""
         path = Path(folder) / CALIBRATION / "results.json"
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
-            raise ConfigError(
+            raise UsageError(
                 f"{path}: {error.strerror or error}; calibrate with `ksteer sweep {folder}` first"
             ) from None
         except (ValueError, ValidationError):
-            raise ConfigError(
+            raise UsageError(
                 f"{path}: not what `ksteer sweep` writes; delete it and run `ksteer sweep {folder}` again"
             ) from None
 
     def check(self, digests: Mapping[str, str]) -> None:
-        """Raise ConfigError if a probe is not the one that was calibrated. digests: by name; probes
+        """Raise UsageError if a probe is not the one that was calibrated. digests: by name; probes
         that were not calibrated have nothing to differ from."""
         differing = [name for name in digests if self.digests.get(name, digests[name]) != digests[name]]
         if differing:
-            raise ConfigError(
+            raise UsageError(
                 f"{listing(map(repr, differing))}: fitted again since the strengths were calibrated; "
                 "run `ksteer sweep` again"
             )
@@ -109,13 +109,13 @@ class Calibration(_Model):
     def alpha(self, variant: str, size: int, *, rule: Rule = "best") -> float | None:
         """The calibrated strength, at the chosen layer; None if no strength tried was within the budget.
 
-        Raises ConfigError for a variant or a size that was not calibrated.
+        Raises UsageError for a variant or a size that was not calibrated.
         """
         cell = self.cell(variant, size)
         return cell.best if rule == "best" else cell.largest_coherent
 
     def cell(self, variant: str, size: int) -> Cell:
-        """At the chosen layer. Raises ConfigError."""
+        """At the chosen layer. Raises UsageError."""
         layer = self.layers.get(variant)
         for cell in self.cells:
             if (cell.variant, cell.size, cell.layer) == (variant, size, layer):
@@ -123,8 +123,8 @@ class Calibration(_Model):
         sizes = sorted({cell.size for cell in self.cells if cell.variant == variant})
         if not sizes:
             known = listing({cell.variant: None for cell in self.cells})
-            raise ConfigError(f"{variant!r} was not calibrated, only {known}; run `ksteer sweep`")
-        raise ConfigError(
+            raise UsageError(f"{variant!r} was not calibrated, only {known}; run `ksteer sweep`")
+        raise UsageError(
             f"{variant!r} was calibrated for combinations of {listing(sizes)} labels, not {size}; "
             f"run `ksteer sweep --sizes {','.join(map(str, [*sizes, size]))}`"
         )

@@ -17,7 +17,7 @@ from ksteer_vllm.bench.judges import Judge
 from ksteer_vllm.bench.unsteered import unsteered_rule
 from ksteer_vllm.bench.verdicts import Verdicts
 from ksteer_vllm.data.rows import Prompt
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError, first_problem
 from ksteer_vllm.experiments.calibration.bisect import bracket, largest_coherent, next_strengths
 from ksteer_vllm.experiments.calibration.cells import SweptCell, targets_of
 from ksteer_vllm.experiments.calibration.choose import best_strength
@@ -52,23 +52,22 @@ class SweepPlan(BaseModel):
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> SweepPlan:
-        """Raises ConfigError, naming the field."""
+        """Raises UsageError, naming the field."""
         try:
             return cls.model_validate(dict(fields))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+            first = first_problem(error)
+            raise UsageError(f"{first}, got {first.got!r}") from None
 
 
 def check_plan(subject: Subject, plan: SweepPlan, judge: Judge | None) -> None:
-    """Raise ConfigError for a metric without its judge or probe, a size or a layer there is not."""
+    """Raise UsageError for a metric without its judge or probe, a size or a layer there is not."""
     if plan.metric == "judge" and judge is None:
-        raise ConfigError("metric: 'judge' needs a judge; take `--judge`, or `--metric propensity`")
+        raise UsageError("metric: 'judge' needs a judge; take `--judge`, or `--metric propensity`")
     if plan.metric == "propensity" and subject.reader is None:
-        raise ConfigError("metric: 'propensity' needs a suite's evaluation probe; take `--metric judge`")
+        raise UsageError("metric: 'propensity' needs a suite's evaluation probe; take `--metric judge`")
     if not subject.prompts:
-        raise ConfigError(f"{subject.folder}: has no calibration prompts; fit the suite again")
+        raise UsageError(f"{subject.folder}: has no calibration prompts; fit the suite again")
     combinations(subject.labels, plan.sizes)
     for variant in subject.variants:
         subject.layers_of(variant, plan.layers)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ksteer_vllm.bench.suite import EVALUATION, SUITE_FILE, Suite
 from ksteer_vllm.bench.variants import Variant, variants_of
 from ksteer_vllm.data.rows import Prompt
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.probes.metadata import METADATA_FILE
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
@@ -52,10 +52,10 @@ class Subject:
 
     @classmethod
     def of_suite(cls, folder: str | Path) -> Subject:
-        """Raises ConfigError if the folder is no suite, or one without probes or prompts."""
+        """Raises UsageError if the folder is no suite, or one without probes or prompts."""
         suite = Suite.open(folder)
         if not suite.paths:
-            raise ConfigError(
+            raise UsageError(
                 f"{folder}: holds no probe; fit some with `ksteer fit --method all --out {folder}`"
             )
         return cls(
@@ -79,13 +79,13 @@ class Subject:
         """One probe folder, on the calibration prompts of a task.
 
         model: default: as it was given to the fit. judge: default: the task's. Raises ProbeError,
-        ConfigError.
+        UsageError.
         """
         folder = Path(folder)
         probe = Probe.load(folder)
         judge = judge or dataset.judge
         if judge == "probe":
-            raise ConfigError(
+            raise UsageError(
                 "judge: a probe cannot be the judge of itself; take `--judge openai` with `--judge-url`, or "
                 "a suite (`ksteer fit --method all`), which has an evaluation probe"
             )
@@ -113,13 +113,13 @@ class Subject:
 
     @staticmethod
     def is_suite(folder: str | Path) -> bool:
-        """Raises ConfigError for a folder that is neither a suite nor a probe."""
+        """Raises UsageError for a folder that is neither a suite nor a probe."""
         folder = Path(folder)
         if (folder / SUITE_FILE).exists():
             return True
         if (folder / METADATA_FILE).exists():
             return False
-        raise ConfigError(
+        raise UsageError(
             f"{folder}: neither a suite ({SUITE_FILE}, from `ksteer fit --method all`) nor a probe folder "
             f"({METADATA_FILE})"
         )
@@ -127,7 +127,7 @@ class Subject:
     def only(self, names: Sequence[str]) -> Subject:
         """With the variants that are named, by their own name or their probe's.
 
-        None named: all but random directions. Raises ConfigError for a name that none has, or if that leaves
+        None named: all but random directions. Raises UsageError for a name that none has, or if that leaves
         nothing to calibrate.
         """
         chosen = [variant for variant in self.variants if variant.method != RANDOM]
@@ -135,11 +135,11 @@ class Subject:
             known = {variant.name for variant in self.variants} | set(self.probes)
             if unknown := [name for name in names if name not in known]:
                 there_are = listing((variant.name for variant in self.variants), 40)
-                raise ConfigError(f"variants: unknown {listing(map(repr, unknown))}; there are: {there_are}")
+                raise UsageError(f"variants: unknown {listing(map(repr, unknown))}; there are: {there_are}")
             chosen = [v for v in self.variants if v.name in names or (v in chosen and v.probe in names)]
         if not chosen:
             there_are = listing((variant.name for variant in self.variants), 40)
-            raise ConfigError(
+            raise UsageError(
                 f"variants: {listing(map(repr, names or self.probes))} has none to calibrate; there are: "
                 f"{there_are}"
             )
@@ -155,13 +155,13 @@ class Subject:
     def layers_of(self, variant: Variant, wanted: Sequence[int]) -> tuple[int | None, ...]:
         """The layers to try a variant at; None: the probe's only one.
 
-        wanted: empty for its main layer. Raises ConfigError for one it was not fitted at.
+        wanted: empty for its main layer. Raises UsageError for one it was not fitted at.
         """
         metadata = self.probes[variant.probe].metadata
         has = metadata.layers or (metadata.layer,)
         absent = [layer for layer in wanted if layer not in has]
         if absent:
-            raise ConfigError(
+            raise UsageError(
                 f"layers: {variant.probe!r} was fitted at {listing(has, 100)}, not at {listing(absent)}; "
                 f"fit it with `--layers {','.join(map(str, wanted))}`"
             )

@@ -16,7 +16,7 @@ from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge, judge_for
 from ksteer_vllm.bench.suite import Suite
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.displacement import Displacement
 from ksteer_vllm.experiments.evaluation.forced import EXACT_UP_TO, TOP_TOKENS, Reader
 from ksteer_vllm.experiments.evaluation.matching import Point
@@ -50,16 +50,16 @@ def evaluate_suite(
 
     rule: of coherence; default: from the unsteered replies.
 
-    Raises ConfigError if the plan does not fit the suite.
+    Raises UsageError if the plan does not fit the suite.
     """
     from ksteer_vllm.fit.pipeline import few_threads, progress_bar
 
     file = suite.file
     prompts = file.prompts.get("evaluation", ())[: plan.prompts]
     if not prompts:
-        raise ConfigError(f"{suite.folder}: the suite has no evaluation prompts")
+        raise UsageError(f"{suite.folder}: the suite has no evaluation prompts")
     if not settings:
-        raise ConfigError("variants: none has a calibrated strength; run `ksteer sweep` on the suite first")
+        raise UsageError("variants: none has a calibrated strength; run `ksteer sweep` on the suite first")
     targets = combinations(file.labels, plan.sizes)
     used = sorted({setting.variant.probe for setting in settings})
     options = {**file.engine_options, "max_logprobs": max(EXACT_UP_TO, TOP_TOKENS)}
@@ -170,7 +170,7 @@ class _Run:
         reader = Reader(self.bench, on_prompt)
         texts = [text for reply in unsteered if (text := reader.text(reply)) is not None][: self.plan.texts]
         if not texts:
-            raise ConfigError("every unsteered reply is empty: nothing can be measured on this model")
+            raise UsageError("every unsteered reply is empty: nothing can be measured on this model")
         labels, avoid = self.suite.file.labels, self.plan.avoid
         found = Displacement(
             reader, texts, self.targets, labels, avoid, journal=self.journal, progress=self.progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ksteer_vllm.bench.variants import Variant
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.experiments.calibration.record import Calibration
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.settings import Setting
@@ -16,26 +16,26 @@ __all__ = ["calibrated_settings", "chosen_variants", "planned"]
 def chosen_variants(variants: Sequence[Variant], wanted: Sequence[str]) -> list[Variant]:
     """Those named, by their own name or their probe's; all if nothing is named.
 
-    Raises ConfigError for a name that none has.
+    Raises UsageError for a name that none has.
     """
     known = {variant.name for variant in variants} | {variant.probe for variant in variants}
     if unknown := [name for name in wanted if name not in known]:
         names = listing((variant.name for variant in variants), 40)
-        raise ConfigError(f"variants: unknown {listing(map(repr, unknown))}; there are: {names}")
+        raise UsageError(f"variants: unknown {listing(map(repr, unknown))}; there are: {names}")
     return [v for v in variants if not wanted or v.name in wanted or v.probe in wanted]
 
 
 def planned(plan: EvaluationPlan, calibration: Calibration) -> EvaluationPlan:
     """The plan with what it leaves open as it was calibrated: sizes, avoid, temperature, max_tokens.
 
-    Raises ConfigError for a size that was not calibrated, and for another avoid or sampling: the strengths
+    Raises UsageError for a size that was not calibrated, and for another avoid or sampling: the strengths
     and the coherence rule are for those only.
     """
     calibrated = sorted({cell.size for cell in calibration.cells})
     if "sizes" not in plan.model_fields_set:
         plan = plan.model_copy(update={"sizes": tuple(calibrated)})
     if new := sorted(set(plan.sizes) - set(calibrated)):
-        raise ConfigError(
+        raise UsageError(
             f"sizes: {listing(new)} was not calibrated, only {listing(calibrated)}; leave the others out, or "
             f"run `ksteer sweep` with --sizes {','.join(map(str, sorted({*calibrated, *new})))}"
         )
@@ -44,7 +44,7 @@ def planned(plan: EvaluationPlan, calibration: Calibration) -> EvaluationPlan:
         if field not in plan.model_fields_set:
             plan = plan.model_copy(update={field: found})
         elif wanted != found:
-            raise ConfigError(
+            raise UsageError(
                 f"{field}: {wanted!r}, but the strengths were calibrated with {found!r}; leave it out, or "
                 f"run `ksteer sweep` with --{field.replace('_', '-')} {wanted}"
             )

@@ -29,7 +29,7 @@ from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.bench.verdicts import Verdicts
 from ksteer_vllm.data.rows import LabelledRow, Prompt, labels_of
 from ksteer_vllm.data.split import without_instruction
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.experiments.suite.fit import ACTIVATIONS, EVALUATION_WIDTH
 from ksteer_vllm.fit.activations import Recorder, default_layer, model_of
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
@@ -107,14 +107,14 @@ def sweep_layers(
 ) -> LayerSweep:
     """Record, fit, steer and judge; `folder` keeps what a sweep that is started again need not do again.
 
-    Raises DataError, ConfigError, and what vLLM raises for a model it cannot load.
+    Raises DataError, UsageError, and what vLLM raises for a model it cannot load.
     """
     plan, folder = plan or LayerPlan(), Path(folder)
     num_layers = model_of(model, engine_options).num_layers
     layers = tuple(sorted(set(plan.layers))) or tuple(range(num_layers))
     absent = [layer for layer in layers if not 0 <= layer < num_layers]
     if absent:
-        raise ConfigError(f"layers: {absent[0]} of a model with layers 0 to {num_layers - 1}")
+        raise UsageError(f"layers: {absent[0]} of a model with layers 0 to {num_layers - 1}")
     labels = labels_of(dataset.rows, plan.labels or dataset.labels)
     partition = dataset.partition(plan.seed)
     prompts = tuple(partition.prompts["calibration"])[: plan.prompts]
@@ -184,7 +184,7 @@ def sweep_layers(
 
 def _judge(name: str, labels: Sequence[str]) -> Judge:
     if name in JUDGES and name not in _JUDGES:
-        raise ConfigError(f"judge: {name!r} is none of the layer sweep's; it takes: {listing(_JUDGES)}")
+        raise UsageError(f"judge: {name!r} is none of the layer sweep's; it takes: {listing(_JUDGES)}")
     return judge_for(name, labels)
 
 

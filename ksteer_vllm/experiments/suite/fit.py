@@ -17,9 +17,9 @@ from rich.progress import Progress
 
 from ksteer_vllm.bench.suite import EVALUATION, Suite, SuiteFile
 from ksteer_vllm.data.positions import REPLY, Window
-from ksteer_vllm.data.rows import DataError, data_digest, labels_of
+from ksteer_vllm.data.rows import data_digest, labels_of
 from ksteer_vllm.data.split import without_instruction
-from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.errors import DataError, UsageError, listing
 from ksteer_vllm.fit.activations import Activations, Recorder, default_layer, model_of
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once, is_fitted
@@ -82,7 +82,7 @@ def fit_suite(
     """Fill the suite folder `out`; probes that are there, fitted to the same in the same way, are kept.
 
     Of methods that were not named, one that the data does not suit is left out, which is reported. Raises
-    DataError, ConfigError (a suite of something else in `out`), and what vLLM raises for a model it cannot
+    DataError, UsageError (a suite of something else in `out`), and what vLLM raises for a model it cannot
     load.
     """
     with progress_bar(console) as progress:
@@ -106,7 +106,7 @@ class _SuiteFit:
         known = fits()
         unknown = [name for name in plan.methods if name not in known]
         if unknown:
-            raise ConfigError(f"method: unknown {unknown[0][:80]!r}; known: {listing(known)}, or all")
+            raise UsageError(f"method: unknown {unknown[0][:80]!r}; known: {listing(known)}, or all")
         self.plan, self.progress, self.engine_options = plan, progress, dict(engine_options)
         self.methods = plan.methods or tuple(known)
         self.identity = model_of(model, engine_options)
@@ -116,7 +116,7 @@ class _SuiteFit:
         self.layer = layer if layer in self.layers else self.layers[len(self.layers) // 2]
         for one in self.layers:
             if not 0 <= one < self.identity.num_layers:
-                raise ConfigError(f"layer: {one} of a model with layers 0 to {self.identity.num_layers - 1}")
+                raise UsageError(f"layer: {one} of a model with layers 0 to {self.identity.num_layers - 1}")
         partition = dataset.partition(plan.seed)
         self.rows = {"steering": list(partition.steering), "evaluation": list(partition.evaluation)}
         self.suite = Suite(
@@ -222,17 +222,17 @@ class _SuiteFit:
         """Refuse a folder that holds a suite of another model, of other data, or of other halves of them."""
         try:
             found = Suite.open(self.suite.folder).file
-        except ConfigError:
+        except UsageError:
             return
         for name in ("model", "task", "data_digest", "labels", "layers", "seed"):
             old, new = getattr(found, name), getattr(self.suite.file, name)
             if old != new:
-                raise ConfigError(
+                raise UsageError(
                     f"{self.suite.folder}: holds a suite whose {name} is {_short(old)}, not {_short(new)}; "
                     "take another folder, or delete it"
                 )
         if found.prompts != self.suite.file.prompts:
-            raise ConfigError(
+            raise UsageError(
                 f"{self.suite.folder}: holds a suite with other held-out prompts; this fit might be fitted "
                 "to them: take another folder, or delete it"
             )

@@ -18,9 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ksteer_vllm.data.positions import FirstPositions
-from ksteer_vllm.data.rows import DataError
 from ksteer_vllm.data.split import MIN_ROWS
-from ksteer_vllm.errors import listing
+from ksteer_vllm.errors import DataError, listing
 from ksteer_vllm.fit.heldout import evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_means
 from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan

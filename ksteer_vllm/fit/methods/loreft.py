@@ -43,7 +43,7 @@ class LoReFT(Edit):
 
 
 def fit(task: FitTask) -> Probe:
-    """A probe of family `loreft`; no engine starts. Raises DataError, ConfigError."""
+    """A probe of family `loreft`; no engine starts. Raises DataError, UsageError."""
     plan = task.plan(LoReFTPlan)
     fitted = fit_edits(task, plan, lambda size, scale, generator: LoReFT(size, plan.rank, scale, generator))
     tensors = {

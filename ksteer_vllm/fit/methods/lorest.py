@@ -77,7 +77,7 @@ class LoReST(Edit):
 
 
 def fit(task: FitTask) -> Probe:
-    """A probe of family `lorest`; no engine starts. Raises DataError, ConfigError."""
+    """A probe of family `lorest`; no engine starts. Raises DataError, UsageError."""
     plan = task.plan(LoReSTPlan)
     fitted = fit_edits(task, plan, lambda size, scale, generator: LoReST(size, plan, scale, generator))
     tensors = {

@@ -23,7 +23,7 @@ from pydantic import Field
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from ksteer_vllm.data.rows import DataError
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.heldout import evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors, standardisation
 from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan

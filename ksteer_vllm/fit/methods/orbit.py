@@ -19,8 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ksteer_vllm.data.rows import DataError
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import DataError, UsageError
 from ksteer_vllm.fit.heldout import evaluate
 from ksteer_vllm.fit.logistic import logistic_regression
 from ksteer_vllm.fit.statistics import (
@@ -55,7 +54,7 @@ def fit(task: FitTask) -> Probe:
     """Planes, angles and gates from the training rows; held-out metrics read labels off the closed gates."""
     plan = task.plan(ORBITPlan)
     if plan.directions > task.identity.hidden_size:
-        raise ConfigError(f"directions: {plan.directions} of {task.identity.hidden_size} dimensions")
+        raise UsageError(f"directions: {plan.directions} of {task.identity.hidden_size} dimensions")
     train, test = task.train_and_test()
     shown, absent = label_means(train.stream, train.targets)
     check_directions(shown - absent, task.labels)

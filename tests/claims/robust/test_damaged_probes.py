@@ -20,8 +20,13 @@ from safetensors.torch import save as save_tensors
 from ksteer_vllm import ModelIdentity, ProbeError
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.probes.metadata import MAX_METADATA_BYTES, METADATA_FILE, WEIGHTS_FILE, ProbeMetadata
-from ksteer_vllm.probes.metadata import digest_of
+from ksteer_vllm.probes.metadata import (
+    MAX_METADATA_BYTES,
+    METADATA_FILE,
+    WEIGHTS_FILE,
+    ProbeMetadata,
+    digest_of,
+)
 from ksteer_vllm.probes.probe import MAX_WEIGHTS_BYTES, Probe
 from tests.support.folders import random_family_probe
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ksteer_vllm import ConfigError
+from ksteer_vllm import UsageError
 from ksteer_vllm.cli import app
 from ksteer_vllm.server.replicas import Replica, every_address, replica_of
 
@@ -261,7 +261,7 @@ def test_names_stay_one_part_of_the_path(two: tuple[StandIn, StandIn]) -> None:
     ],
 )
 def test_what_is_no_address_of_a_server(url: str) -> None:
-    with pytest.raises(ConfigError, match="--url"):
+    with pytest.raises(UsageError, match="--url"):
         replica_of(url)
 
 
@@ -294,7 +294,7 @@ def test_a_name_stands_for_all_its_addresses(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_names_that_cannot_be_resolved() -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.invalid"):
+    with pytest.raises(UsageError, match=r"nowhere\.invalid"):
         every_address(replica_of("http://nowhere.invalid:8000"))
-    with pytest.raises(ConfigError, match="needs http"):
+    with pytest.raises(UsageError, match="needs http"):
         every_address(replica_of("https://replicas:8000"))

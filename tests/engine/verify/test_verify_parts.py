@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ksteer_vllm.cli import app
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.spec.edit import Edit
 from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.verify import Finding, VerifyReport
@@ -122,7 +122,7 @@ class Still:
     ids=["no probe", "unknown probe", "closed layer", "short"],
 )
 def test_nothing_to_look_at(changes: dict[str, Any], asked: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(UsageError, match=says):
         verify(Still(facts(**changes)), **asked)
 
 

@@ -12,8 +12,8 @@ import torch
 
 from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.config import EngineConfig
-from ksteer_vllm.device.pool import PoolFullError, ProbePool
-from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.device.pool import ProbePool
+from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.probes.probe import Probe
 from tests.server.live.conftest import NAMES
 from tests.support.models import HIDDEN_SIZE

@@ -14,7 +14,7 @@ from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.demo import MODEL_DIR
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from tests.workbench.bench.small_suite import LABELS, LAYER, prompts
 
 TOLERANCE = 1e-3
@@ -140,5 +140,5 @@ def test_a_refused_spec_leaves_nothing_under_way(bench: Bench, asks: list[Ask]) 
 
 
 def test_a_prompt_without_room_for_its_reply_is_named(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match=r"has \d+ tokens, its reply needs 41; .*max_model_len"):
+    with pytest.raises(UsageError, match=r"has \d+ tokens, its reply needs 41; .*max_model_len"):
         bench.run([Ask("word " * 200)])

@@ -9,7 +9,7 @@ import pytest
 
 from ksteer_vllm.bench.coherence import CoherenceRule, measures, repetition
 from ksteer_vllm.bench.jobs import Ask, Reply
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
@@ -85,5 +85,5 @@ def test_measures() -> None:
 def test_what_was_not_scored_cannot_be_judged(rule: CoherenceRule) -> None:
     with pytest.raises(ValueError, match="scored"):
         rule.coherent(replace(reply(), nll=None))
-    with pytest.raises(ConfigError, match="all 1 unsteered replies are empty"):
+    with pytest.raises(UsageError, match="all 1 unsteered replies are empty"):
         CoherenceRule.of([reply(None)])

@@ -7,7 +7,7 @@ import pytest
 from ksteer_vllm.bench.jobs import Ask
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.data.rows import Message
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 
 IDENTITY = {"model": "m", "probes": {"mlp": "abc"}, "temperature": 1.0}
 
@@ -48,7 +48,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: str) -> None:
 
 def test_another_runs_journal_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path / "journal.jsonl", IDENTITY).__exit__()
-    with pytest.raises(ConfigError, match="temperature differ"):
+    with pytest.raises(UsageError, match="temperature differ"):
         Journal(tmp_path / "journal.jsonl", {**IDENTITY, "temperature": 0.0})
 
 

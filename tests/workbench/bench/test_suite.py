@@ -6,7 +6,7 @@ import pytest
 
 from ksteer_vllm.bench.suite import Suite, SuiteFile
 from ksteer_vllm.bench.variants import STANDARD, variants_of
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.spec.spec import SteeringSpec
 from tests.support.probes import random_probe
@@ -48,7 +48,7 @@ def test_probes_by_name_and_the_probe_that_reads_apart(tmp_path: Path) -> None:
 def test_what_is_no_suite_is_refused(tmp_path: Path, text: str | None, says: str) -> None:
     if text is not None:
         (tmp_path / "suite.json").write_text(text)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(UsageError, match=says):
         Suite.open(tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 from ksteer_vllm.bench.folder import ReportFolder
 from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.suite import EVALUATION
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.merge import merged
 from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration
 from ksteer_vllm.experiments.calibration.report import write_report
@@ -54,7 +54,7 @@ def test_a_calibration_knows_what_it_was_made_with(subject: Subject) -> None:
     now = {name: Probe.load_metadata(path).digest for name, path in subject.paths.items()}
     found.check(now)
     found.check({**now, "mlp": "fitted again, but not calibrated"})
-    with pytest.raises(ConfigError, match=r"'caa': fitted again .*`ksteer sweep` again"):
+    with pytest.raises(UsageError, match=r"'caa': fitted again .*`ksteer sweep` again"):
         found.check({**now, "caa": "0" * 64})
 
 

@@ -12,7 +12,7 @@ import pytest
 from ksteer_vllm.bench.judges import described
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import LabelledRow
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration import command
 from ksteer_vllm.experiments.calibration.command import SweepRequest
 from ksteer_vllm.experiments.calibration.run import SweepPlan
@@ -51,7 +51,7 @@ def test_prompts_of_the_probes_own_data_are_told_of(tmp_path: Path) -> None:
 def test_nothing_to_calibrate_is_refused(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "suite")
     Probe.load(suite.paths["caa"]).save(suite.folder / "random")
-    with pytest.raises(ConfigError, match=r"variants: 'random' has none to calibrate; there are: K-Steer"):
+    with pytest.raises(UsageError, match=r"variants: 'random' has none to calibrate; there are: K-Steer"):
         Subject.of_suite(suite.folder).only(["random"])
 
 
@@ -60,7 +60,7 @@ def test_an_endpoint_that_is_named_is_the_judge(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("ksteer_vllm.data.opening.open_task", lambda _: task())
     request = SweepRequest(folder, data="data.jsonl", judge_options={"url": "http://localhost:1/v1"})
     assert command._subject(request).judge == "openai"
-    with pytest.raises(ConfigError, match="judge of itself"):
+    with pytest.raises(UsageError, match="judge of itself"):
         command._subject(replace(request, judge_options={}))
 
 

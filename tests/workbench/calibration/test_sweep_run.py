@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm.bench.folder import ReportFolder
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.cells import targets_of
 from ksteer_vllm.experiments.calibration.grid import PILOT_SHIFT
 from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration
@@ -123,7 +123,7 @@ def test_by_propensity_the_score_is_the_weakest_targets_probability(subject: Sub
     scores = sorted({round(point.score, 4) for point in found.cell("CAA", 2).points})
     assert scores == [0.1192, 0.8808]
     without = replace(subject, reader=None)
-    with pytest.raises(ConfigError, match="evaluation probe"):
+    with pytest.raises(UsageError, match="evaluation probe"):
         sweep(without, metric="propensity")
 
 
@@ -146,7 +146,7 @@ def test_several_layers_are_swept_and_the_better_one_is_chosen(tmp_path: Path) -
     written = write_defaults(subject, found)
     assert written["caa"]["default_layers"] == (4,)
     assert Probe.load_metadata(subject.paths["caa"]).default_layers == (4,)
-    with pytest.raises(ConfigError, match=r"'caa' was fitted at 1, 2, 4, not at 3.*--layers 1,3"):
+    with pytest.raises(UsageError, match=r"'caa' was fitted at 1, 2, 4, not at 3.*--layers 1,3"):
         subject.layers_of(subject.variants[0], (1, 3))
 
 
@@ -171,15 +171,15 @@ def test_strengths_are_written_and_read_back(subject: Subject) -> None:
 
 def test_a_calibration_says_what_it_lacks(subject: Subject, tmp_path: Path) -> None:
     found, _ = sweep(subject.only(["CAA"]), rounds=0)
-    with pytest.raises(ConfigError, match=r"'ACE' was not calibrated, only CAA"):
+    with pytest.raises(UsageError, match=r"'ACE' was not calibrated, only CAA"):
         found.alpha("ACE", 1)
-    with pytest.raises(ConfigError, match=r"1, 2 labels, not 3; .*--sizes 1,2,3"):
+    with pytest.raises(UsageError, match=r"1, 2 labels, not 3; .*--sizes 1,2,3"):
         found.alpha("CAA", 3)
-    with pytest.raises(ConfigError, match=r"`ksteer sweep"):
+    with pytest.raises(UsageError, match=r"`ksteer sweep"):
         Calibration.load(tmp_path)
     (tmp_path / CALIBRATION).mkdir()
     (tmp_path / CALIBRATION / "results.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"delete it"):
+    with pytest.raises(UsageError, match=r"delete it"):
         Calibration.load(tmp_path)
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.partition import Partition
-from ksteer_vllm.data.rows import DataError, LabelledRow, Message
+from ksteer_vllm.data.rows import LabelledRow, Message
 from ksteer_vllm.data.split import MIN_ROWS, prompt_key
+from ksteer_vllm.errors import DataError
 
 STYLES = {"warm": "Be warm.", "dry": "Be dry."}
 

@@ -12,11 +12,11 @@ import pytest
 from ksteer_vllm.data import hub
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.opening import open_task
-from ksteer_vllm.data.rows import DataError, Message
+from ksteer_vllm.data.rows import Message
 from ksteer_vllm.data.styles import DEBATES, TONES
 from ksteer_vllm.demo.lexicon import TONES as DEMO_TONES
 from ksteer_vllm.demo.run import DemoPlan, labelled_text
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import DataError, UsageError
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_bad_questions_are_refused(tmp_path: Path, file: str, text: str, problem
 
 
 def test_questions_are_of_predefined_tasks_only(questions: Path) -> None:
-    with pytest.raises(ConfigError, match="only the tasks tones, debates take them, not 'demo'"):
+    with pytest.raises(UsageError, match="only the tasks tones, debates take them, not 'demo'"):
         open_task("demo", questions=questions)
 
 

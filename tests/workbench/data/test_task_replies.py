@@ -15,11 +15,11 @@ prepare_environment()
 from ksteer_vllm.bench import replies  # noqa: E402
 from ksteer_vllm.bench.journal import Journal  # noqa: E402
 from ksteer_vllm.bench.replies import generate_missing_replies  # noqa: E402
-from ksteer_vllm.data.rows import DataError, LabelledRow, Message  # noqa: E402
+from ksteer_vllm.data.rows import LabelledRow, Message  # noqa: E402
 from ksteer_vllm.demo import MODEL_DIR  # noqa: E402
 from ksteer_vllm.demo.generate import ENGINE_OPTIONS  # noqa: E402
 from ksteer_vllm.demo.reader import read  # noqa: E402
-from ksteer_vllm.errors import ConfigError  # noqa: E402
+from ksteer_vllm.errors import DataError, UsageError  # noqa: E402
 
 QUESTION = "How do I clean my kettle?"
 
@@ -98,7 +98,7 @@ def test_replies_follow_the_instruction_and_a_stopped_run_goes_on(
 
 
 def test_a_prompt_without_room_is_refused(stops: list[int]) -> None:
-    with pytest.raises(ConfigError, match="the engine holds 256"):
+    with pytest.raises(UsageError, match="the engine holds 256"):
         _generate(ROWS, max_tokens=250)
     assert stops == [1]
 

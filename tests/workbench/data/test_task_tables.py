@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from ksteer_vllm.cli import app
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.opening import open_task
-from ksteer_vllm.data.rows import DataError, LabelledRow, Message
+from ksteer_vllm.data.rows import LabelledRow, Message
 from ksteer_vllm.data.tables import Columns
+from ksteer_vllm.errors import DataError
 
 FRAME = {"prompt": ["How?", "Why?", "Who?"], "warm": [True, False, True], "dry": [False, True, True]}
 

@@ -15,7 +15,7 @@ from ksteer_vllm.bench.judges import JUDGES, Verdict
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.bench.variants import STANDARD, variants_of
 from ksteer_vllm.cli import app
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.command import run_evaluation
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.strengths import calibrated_settings, chosen_variants, planned
@@ -47,9 +47,9 @@ def test_strengths_are_the_calibrated_ones_and_the_random_control_has_those_of_c
 
 
 def test_sizes_and_avoid_are_those_of_the_calibration() -> None:
-    with pytest.raises(ConfigError, match=r"2 was not calibrated, only 1; .*with --sizes 1,2"):
+    with pytest.raises(UsageError, match=r"2 was not calibrated, only 1; .*with --sizes 1,2"):
         _settings(sizes=(1,))
-    with pytest.raises(ConfigError, match=r"calibrated with 'none'; .*`ksteer sweep` with --avoid rest"):
+    with pytest.raises(UsageError, match=r"calibrated with 'none'; .*`ksteer sweep` with --avoid rest"):
         _settings(EvaluationPlan(sizes=(1, 2), avoid="rest"), avoid="none")
 
 
@@ -58,9 +58,9 @@ def test_what_the_plan_leaves_open_is_as_calibrated_and_another_sampling_is_refu
     plan = planned(EvaluationPlan(prompts=3), calibration)
     assert (plan.sizes, plan.avoid, plan.max_tokens, plan.prompts) == ((1,), "none", 7, 3)
     assert planned(EvaluationPlan(max_tokens=7), calibration).max_tokens == 7
-    with pytest.raises(ConfigError, match=r"max_tokens: 96, .* with 7; .* with --max-tokens 96"):
+    with pytest.raises(UsageError, match=r"max_tokens: 96, .* with 7; .* with --max-tokens 96"):
         planned(EvaluationPlan(max_tokens=96), calibration)
-    with pytest.raises(ConfigError, match=r"temperature: 0.5, .* with --temperature 0.5"):
+    with pytest.raises(UsageError, match=r"temperature: 0.5, .* with --temperature 0.5"):
         planned(EvaluationPlan(temperature=0.5), calibration)
 
 
@@ -73,7 +73,7 @@ def test_variants_are_chosen_by_their_name_or_their_probes() -> None:
         "CAA",
     ]
     assert chosen_variants(named, []) == named
-    with pytest.raises(ConfigError, match="unknown 'nope'; there are: K-Steering, 1 step"):
+    with pytest.raises(UsageError, match="unknown 'nope'; there are: K-Steering, 1 step"):
         chosen_variants(named, ["nope"])
 
 

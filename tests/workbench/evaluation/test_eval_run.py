@@ -14,7 +14,7 @@ from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.bench.variants import variants_of
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.forced import EXACT_UP_TO, Reader
 from ksteer_vllm.experiments.evaluation.metrics import UNSTEERED
 from ksteer_vllm.experiments.evaluation.outcome import Evaluation
@@ -183,7 +183,7 @@ def test_goes_on_where_it_was_stopped(found: Evaluation, suite: Suite, folder: P
 
 
 def test_a_plan_that_does_not_fit_is_refused(suite: Suite, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="sizes: 4 of 3 labels"):
+    with pytest.raises(UsageError, match="sizes: 4 of 3 labels"):
         evaluate_suite(suite, _settings(suite), PLAN.model_copy(update={"sizes": (4,)}), tmp_path)
-    with pytest.raises(ConfigError, match="none has a calibrated strength; run `ksteer sweep`"):
+    with pytest.raises(UsageError, match="none has a calibrated strength; run `ksteer sweep`"):
         evaluate_suite(suite, [], PLAN, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.judges import Verdict, described, judge_for
 from ksteer_vllm.data.styles import TONES
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from tests.workbench.evaluation.fake_endpoint import FakeEndpoint
 
 LABELS = ("casual", "cautious")
@@ -44,7 +44,7 @@ def test_exact_reader() -> None:
 
 
 def test_exact_reader_knows_the_demo_language_only() -> None:
-    with pytest.raises(ConfigError, match="not polite; take 'probe' or 'openai'"):
+    with pytest.raises(UsageError, match="not polite; take 'probe' or 'openai'"):
         judge_for("reader", ["casual", "polite"])
 
 
@@ -53,19 +53,19 @@ def test_evaluation_probe() -> None:
     read = _reply(propensity={"casual": 0.1, "cautious": -0.1, "other": 3.0})
     empty = Reply(Ask("Why?"), "", tokens=0, finished=True)
     assert judge.judge([read, empty]) == [Verdict(frozenset({"casual"})), Verdict(frozenset())]
-    with pytest.raises(ConfigError, match="needs an evaluation probe"):
+    with pytest.raises(UsageError, match="needs an evaluation probe"):
         judge.judge([_reply()])
-    with pytest.raises(ConfigError, match="does not know cautious"):
+    with pytest.raises(UsageError, match="does not know cautious"):
         judge.judge([_reply(propensity={"casual": 0.1})])
 
 
 def test_unknown_judges_and_options_are_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown 'oracle'; known: reader, probe, openai"):
+    with pytest.raises(UsageError, match="unknown 'oracle'; known: reader, probe, openai"):
         judge_for("oracle", LABELS)
-    with pytest.raises(ConfigError, match="'probe' takes no url"):
+    with pytest.raises(UsageError, match="'probe' takes no url"):
         judge_for("probe", LABELS, url="http://localhost")
     for options in ({}, {"url": ""}, {"model": "m"}):
-        with pytest.raises(ConfigError, match=r"'openai' needs the address of an endpoint, .*--judge-url"):
+        with pytest.raises(UsageError, match=r"'openai' needs the address of an endpoint, .*--judge-url"):
             judge_for("openai", LABELS, **options)
 
 
@@ -129,7 +129,7 @@ def test_an_endpoint_none_of_whose_answers_follow_the_schema_is_refused(tmp_path
     with FakeEndpoint(lambda _: "yes").running() as endpoint:
         judge = judge_for("openai", LABELS, url=endpoint.url, **options)
         assert not judge.judge(unusable[:1])[0].judged
-        with pytest.raises(ConfigError, match="no answer of 'judge' followed the schema"):
+        with pytest.raises(UsageError, match="no answer of 'judge' followed the schema"):
             judge.judge(unusable)
     with FakeEndpoint(lambda _: _answer()).running() as endpoint:
         judge_for("openai", LABELS, url=endpoint.url, **options).judge([_reply()])
@@ -149,10 +149,10 @@ def test_endpoint_refusals_are_one_line() -> None:
     refusal = (400, {"error": {"message": "response_format is not supported"}})
     with (
         FakeEndpoint(lambda _: refusal).running() as endpoint,
-        pytest.raises(ConfigError, match=r"judge: http://127.*: .*response_format is not supported"),
+        pytest.raises(UsageError, match=r"judge: http://127.*: .*response_format is not supported"),
     ):
         judge_for("openai", LABELS, url=endpoint.url, model="m").judge([_reply()])
-    with pytest.raises(ConfigError, match="cannot be reached"):
+    with pytest.raises(UsageError, match="cannot be reached"):
         judge_for("openai", LABELS, url=endpoint.url, model="m", attempts=1).judge([_reply()])
 
 
@@ -160,7 +160,7 @@ def test_endpoint_times_out() -> None:
     with FakeEndpoint(lambda _: _answer()).running() as endpoint:
         endpoint.delay = 1.0
         judge = judge_for("openai", LABELS, url=endpoint.url, timeout=0.1, attempts=1, model="m")
-        with pytest.raises(ConfigError, match="no answer in time"):
+        with pytest.raises(UsageError, match="no answer in time"):
             judge.judge([_reply()])
 
 
@@ -180,6 +180,6 @@ def test_endpoint_asks_several_at_a_time() -> None:
 def test_the_model_is_found_only_where_there_is_one() -> None:
     with (
         FakeEndpoint(lambda _: "", models=("a", "b")).running() as endpoint,
-        pytest.raises(ConfigError, match="serves a, b: say which model"),
+        pytest.raises(UsageError, match="serves a, b: say which model"),
     ):
         judge_for("openai", LABELS, url=endpoint.url)

@@ -12,7 +12,7 @@ import pytest
 from ksteer_vllm.bench.combinations import avoided, combinations, name_of
 from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.judges import Verdict
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.comparison import best_of, compare, difference_table, sentences
 from ksteer_vllm.experiments.evaluation.metrics import UNSTEERED, reply_frame, summarise, towards
 from ksteer_vllm.experiments.evaluation.side_effects import NextTokens, kl_divergence, mean_kl
@@ -27,7 +27,7 @@ def test_combinations() -> None:
     assert avoided(LABELS, ["b"]) == ("a", "c")
     assert avoided(LABELS, ["b"], "none") == ()
     assert name_of(["a", "b"]) == "a + b"
-    with pytest.raises(ConfigError, match="sizes: 4 of 3 labels; allowed: 1 to 3"):
+    with pytest.raises(UsageError, match="sizes: 4 of 3 labels; allowed: 1 to 3"):
         combinations(LABELS, [4])
 
 

@@ -10,8 +10,9 @@ import torch
 
 from ksteer_vllm import ConfigError
 from ksteer_vllm.data.positions import encode_row
-from ksteer_vllm.data.rows import DataError, LabelledRow
+from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.device.capture import CAPTURE_KEY, Capture
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import collect_activations
 from tests.support.engines import OPTIONS
 

@@ -9,7 +9,8 @@ import pytest
 from jinja2 import Environment, TemplateError
 
 from ksteer_vllm.data.chat import chat_text
-from ksteer_vllm.data.rows import DataError, Message
+from ksteer_vllm.data.rows import Message
+from ksteer_vllm.errors import DataError
 
 SYSTEM = Message(role="system", content="Be dry.")
 USER = Message(role="user", content="How?")

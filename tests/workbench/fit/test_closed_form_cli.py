@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from ksteer_vllm import ModelIdentity, ProbeMetadata
 from ksteer_vllm.cli import app
 from ksteer_vllm.data.positions import REPLY, FirstPositions, Window
-from ksteer_vllm.data.rows import DataError, LabelledRow, write_rows
+from ksteer_vllm.data.rows import LabelledRow, write_rows
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import Activations, collect_activations
 from ksteer_vllm.probes.probe import Probe
 from tests.support.engines import OPTIONS

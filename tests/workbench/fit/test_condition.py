@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ksteer_vllm import ConfigError
-from ksteer_vllm.data.rows import DataError, data_digest
+from ksteer_vllm import UsageError
+from ksteer_vllm.data.rows import data_digest
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import FitTask, condition
 from ksteer_vllm.fit.condition import best_cut, find_condition, scores_of
 from ksteer_vllm.probes.probe import Probe
@@ -134,7 +135,7 @@ def test_what_cannot_be_a_condition_is_refused(at_hand: FitTask) -> None:
         (caa, {"label": "hot"}, "'hot' is not in the probe; it has: warm, dry"),
         (elsewhere, {"label": "warm"}, "model_type is llama, the probe was fitted where it is gpt2"),
     ):
-        with pytest.raises(ConfigError, match=text):
+        with pytest.raises(UsageError, match=text):
             find_condition("synthetic", rows, probe, **arguments)
     with pytest.raises(DataError, match="hot in no row"):
         find_condition("synthetic", rows, caa, "warm", steer="hot")

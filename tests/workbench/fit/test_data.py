@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 
 from ksteer_vllm.data.opening import open_task
-from ksteer_vllm.data.rows import (
-    DataError,
-    LabelledRow,
-    data_digest,
-    labels_of,
-    read_rows,
-    row_name,
-    write_rows,
-)
+from ksteer_vllm.data.rows import LabelledRow, data_digest, labels_of, read_rows, row_name, write_rows
 from ksteer_vllm.data.split import check_labels, targets_of, without_instruction
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.experiments.suite.fit import SuitePlan, fit_suite
 from tests.support.engines import OPTIONS
 from tests.workbench.fit.conftest import make_rows

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ksteer_kernels.reference.loreft import loreft
-from ksteer_vllm.data.rows import DataError, LabelledRow
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import DataError, UsageError
 from ksteer_vllm.fit.language_model import FrozenModel
 from ksteer_vllm.fit.methods.loreft import LoReFT, fit
 from ksteer_vllm.probes.probe import Probe
@@ -75,9 +75,9 @@ def test_the_seed_decides_everything(llama: Path, rows: list[LabelledRow]) -> No
 def test_the_rank_is_an_option(llama: Path, rows: list[LabelledRow]) -> None:
     tensors = fit(task_of(llama, rows, "loreft", rank=1, **QUICK)).tensors
     assert tensors["weight"].shape == (len(LABELS), 1, HIDDEN_SIZE)
-    with pytest.raises(ConfigError, match=f"rank: {HIDDEN_SIZE + 1} of a residual stream of size"):
+    with pytest.raises(UsageError, match=f"rank: {HIDDEN_SIZE + 1} of a residual stream of size"):
         fit(task_of(llama, rows, "loreft", rank=HIDDEN_SIZE + 1))
-    with pytest.raises(ConfigError, match="takes no width"):
+    with pytest.raises(UsageError, match="takes no width"):
         fit(task_of(llama, rows, "loreft", width=3))
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ksteer_kernels.reference.lorest import lorest
-from ksteer_vllm.data.rows import DataError, LabelledRow
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.methods.lorest import LoReST, LoReSTPlan, fit
 from ksteer_vllm.probes.probe import Probe
 from tests.support.models import HIDDEN_SIZE

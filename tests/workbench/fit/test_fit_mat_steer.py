@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from ksteer_kernels.reference.mat import mat_steer
-from ksteer_vllm.data.rows import DataError
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import DataError, UsageError
 from ksteer_vllm.fit.methods.mat_steer import fit, squared_mmd
 from ksteer_vllm.probes.probe import Probe
 from tests.workbench.fit.recorded import HIDDEN_SIZE, LABELS, recorded_task
@@ -91,5 +90,5 @@ def test_the_seed_decides_everything() -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(DataError, match="at least 10 are needed"):
         fit(recorded_task("mat_steer", num_rows=12))
-    with pytest.raises(ConfigError, match="takes no rank"):
+    with pytest.raises(UsageError, match="takes no rank"):
         fit(recorded_task("mat_steer", rank=2))

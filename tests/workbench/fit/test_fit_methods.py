@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ksteer_vllm import ConfigError
+from ksteer_vllm import UsageError
 from ksteer_vllm.data.positions import REPLY, FirstPositions
-from ksteer_vllm.data.rows import DataError, LabelledRow
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import Activations, FitTask, fit_to_rows
 from ksteer_vllm.methods.vectors import matched_random
 from ksteer_vllm.probes.probe import Probe
@@ -250,9 +251,9 @@ def test_values_that_are_not_finite_are_refused(method: str) -> None:
 
 
 def test_unknown_methods_and_options_are_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown 'magic'; known: mlp, linear, caa, actadd, random, ace"):
+    with pytest.raises(UsageError, match="unknown 'magic'; known: mlp, linear, caa, actadd, random, ace"):
         fit_to_rows("nowhere", synthetic_rows(), "magic")
-    with pytest.raises(ConfigError, match="method 'caa' takes no width; it takes: seed"):
+    with pytest.raises(UsageError, match="method 'caa' takes no width; it takes: seed"):
         fitted(synthetic_task("caa", width=3))
-    with pytest.raises(ConfigError, match=r"first: .*greater than or equal to 1 \(got '0'\)"):
+    with pytest.raises(UsageError, match=r"first: .*greater than or equal to 1 \(got '0'\)"):
         fitted(synthetic_task("actadd", first=0))

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from ksteer_kernels.reference.orbit import orbit
-from ksteer_vllm.data.rows import DataError
-from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.errors import DataError, UsageError
 from ksteer_vllm.fit.methods.orbit import fit, joint_subspace, planes
 from ksteer_vllm.fit.statistics import label_means
 from ksteer_vllm.probes.probe import Probe
@@ -89,7 +88,7 @@ def test_the_same_task_gives_the_same_probe(probe: Probe) -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(DataError, match="at least 10 are needed"):
         fit(recorded_task("orbit", num_rows=12))
-    with pytest.raises(ConfigError, match=f"directions: {HIDDEN_SIZE + 1} of {HIDDEN_SIZE}"):
+    with pytest.raises(UsageError, match=f"directions: {HIDDEN_SIZE + 1} of {HIDDEN_SIZE}"):
         fit(recorded_task("orbit", directions=HIDDEN_SIZE + 1))
     mean = torch.ones(1, HIDDEN_SIZE, dtype=torch.float64)
     with pytest.raises(DataError, match="'warm' point the same way"):

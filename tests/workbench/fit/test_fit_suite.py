@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ksteer_vllm import ConfigError
+from ksteer_vllm import UsageError
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.cli import app
 from ksteer_vllm.data.dataset import TaskDataset
-from ksteer_vllm.data.rows import DataError, data_digest, write_rows
+from ksteer_vllm.data.rows import data_digest, write_rows
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.experiments.suite.fit import EVALUATION_WIDTH, SuitePlan, fit_suite
 from ksteer_vllm.fit.activations import Recorder
 from ksteer_vllm.probes.probe import Probe
@@ -125,9 +126,9 @@ def test_a_folder_of_something_else_is_refused(
         (dataset, replace(PLAN, seed=1), "whose seed is 0, not 1"),
         (replace(dataset, prompts=swapped), PLAN, "other held-out prompts"),
     ):
-        with pytest.raises(ConfigError, match=f"{says}.*take another folder"):
+        with pytest.raises(UsageError, match=f"{says}.*take another folder"):
             fit_suite(str(llama), task, folder, plan, engine_options=ENGINE)
-    with pytest.raises(ConfigError, match=r"method: unknown 'magic'; known: .*, or all"):
+    with pytest.raises(UsageError, match=r"method: unknown 'magic'; known: .*, or all"):
         fit_suite(str(llama), dataset, folder, SuitePlan(methods=("magic",)), engine_options=ENGINE)
     data = write_rows(tmp_path / "data.jsonl", dataset.rows)
     result = CliRunner().invoke(app, ["fit", str(llama), str(data), "--out", str(folder), "--seed", "1"])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ksteer_vllm.data.positions import REPLY
-from ksteer_vllm.data.rows import DataError, LabelledRow
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.language_model import FrozenModel, Tokens
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS, make_model
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ksteer_vllm import ConfigError
+from ksteer_vllm import UsageError
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import write_rows
 from ksteer_vllm.experiments.layers.report import layer_table, write_layer_report
@@ -89,11 +89,11 @@ def _nothing_to_run(llm: Any, pending: dict[str, Any], *_: Any) -> tuple[()]:
 
 def test_layers_and_judges_that_are_not_there(llama: Path, tmp_path: Path) -> None:
     dataset = TaskDataset.of("words", make_rows(240))
-    with pytest.raises(ConfigError, match="layers: 9 of a model with layers 0 to 3"):
+    with pytest.raises(UsageError, match="layers: 9 of a model with layers 0 to 3"):
         sweep_layers(str(llama), dataset, tmp_path, LayerPlan(layers=(9,)))
-    with pytest.raises(ConfigError, match="judge: 'reader' reads the demo's tones only"):
+    with pytest.raises(UsageError, match="judge: 'reader' reads the demo's tones only"):
         sweep_layers(str(llama), dataset, tmp_path, LayerPlan(judge="reader"))
-    with pytest.raises(ConfigError, match=r"judge: 'openai' is none of .* it takes: reader, probe"):
+    with pytest.raises(UsageError, match=r"judge: 'openai' is none of .* it takes: reader, probe"):
         sweep_layers(str(llama), dataset, tmp_path, LayerPlan(judge="openai"))
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from ksteer_vllm import ConfigError
+from ksteer_vllm import UsageError
 from ksteer_vllm.data.positions import PROMPT_LAST, REPLY
-from ksteer_vllm.data.rows import DataError
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import FitPlan, FitTask, fit_probe, train
 from ksteer_vllm.fit.methods.mlp import fit
 from ksteer_vllm.fit.presets import PRESETS, preset_of
@@ -94,7 +94,7 @@ def test_a_preset_is_what_was_published() -> None:
     assert paper.options["loss"] == "cross-entropy"
     assert paper.options["width"] == 256
     assert preset_of(None).options == {}
-    with pytest.raises(ConfigError, match=r"preset: unknown 'best'; known: paper, pip-0.1.2"):
+    with pytest.raises(UsageError, match=r"preset: unknown 'best'; known: paper, pip-0.1.2"):
         preset_of("best")
 
 
@@ -110,13 +110,13 @@ def test_compat_reads_the_blocks_input_and_says_so() -> None:
     assert probe.metadata.settings == {"compat": "pip-0.1.2"}
     assert probe.metadata.training["compat"] == "pip-0.1.2"
     assert plain.metadata.settings == {}
-    with pytest.raises(ConfigError, match="layer: the input of block 0"):
+    with pytest.raises(UsageError, match="layer: the input of block 0"):
         fit(replace(compat, layer=0))
 
 
 def test_shared_options_are_taken_by_those_who_know_them() -> None:
     task = recorded_task("caa", width=8, seed=3)
-    with pytest.raises(ConfigError, match="takes no width"):
+    with pytest.raises(UsageError, match="takes no width"):
         fitted(task)
     assert fitted(replace(task, shared_options=True)).metadata.training["seed"] == 3
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from ksteer_vllm import ConfigError
+from ksteer_vllm import UsageError
 from ksteer_vllm.data.positions import PROMPT_LAST, REPLY, REPLY_MEAN, window_of
-from ksteer_vllm.data.rows import DataError, LabelledRow
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import activations
 from ksteer_vllm.fit.activations import Activations, Recorder
 from ksteer_vllm.fit.stream import Stream
@@ -115,5 +116,5 @@ def test_a_row_that_cannot_be_recorded_is_named(recorder: Recorder, rows: list[L
 
 def test_positions_by_name() -> None:
     assert window_of("prompt-last") is PROMPT_LAST
-    with pytest.raises(ConfigError, match="positions: unknown 'last'; known: reply, reply-mean, prompt-last"):
+    with pytest.raises(UsageError, match="positions: unknown 'last'; known: reply, reply-mean, prompt-last"):
         window_of("last")

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 
 from ksteer_vllm import ModelIdentity
-from ksteer_vllm.data.rows import DataError, LabelledRow
+from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.shards import ShardFolder
 
 D = 3

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ksteer_vllm.data.rows import DataError
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import FitPlan, statistics, stream, train
 from ksteer_vllm.fit.logistic import logistic_regression
 from ksteer_vllm.fit.stream import Stream

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ksteer_vllm import ModelIdentity, Probe
-from ksteer_vllm.data.rows import DataError
 from ksteer_vllm.data.split import MIN_ROWS, conversations_of, split_conversations
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import FitPlan, fit_probe
 from ksteer_vllm.fit.statistics import label_vectors
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ksteer_vllm import ConfigError, ProbeError
+from ksteer_vllm import ProbeError, UsageError
 from ksteer_vllm.bench.suite import Suite, SuiteFile
 from ksteer_vllm.data.rows import Message
 from ksteer_vllm.hub.transfer import pull, push
@@ -186,7 +186,7 @@ def test_a_refusal_of_the_client_is_explained(
 
     push(probe, "owner/tones", **at(hub))
     monkeypatch.setattr(HfApi, "hf_hub_download", refuse)
-    with pytest.raises(ConfigError, match=r"^owner/tones on http://[\d.:]+: no such path$"):
+    with pytest.raises(UsageError, match=r"^owner/tones on http://[\d.:]+: no such path$"):
         pull("owner/tones", tmp_path / "new", **at(hub))
     assert not (tmp_path / "new").exists()
 
@@ -237,7 +237,7 @@ def test_no_path_of_the_machine_is_published(
 
 def test_results_that_cannot_be_read_are_not_published(hub: FakeHub, suite: Path) -> None:
     (suite / "calibration/results.json").write_text("command: /data/private")
-    with pytest.raises(ConfigError, match=r"calibration/results.json: Expecting value.*write the report"):
+    with pytest.raises(UsageError, match=r"calibration/results.json: Expecting value.*write the report"):
         push(suite, "owner/suite", **at(hub))
     assert not hub.requests
 
@@ -265,7 +265,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_anything_is_asked(
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for out in ("file", "file/new", "loop/new", "tones"):
-        with pytest.raises(ConfigError, match="give another folder"):
+        with pytest.raises(UsageError, match="give another folder"):
             pull("owner/tones", tmp_path / out, **at(hub))
     assert not hub.requests
 
@@ -284,7 +284,7 @@ def test_what_fails_at_the_end_is_explained_and_leaves_nothing(
 
     monkeypatch.setattr(Path, "rename", fails)
     for out in ("there", "new"):
-        with pytest.raises(ConfigError, match=f"{out}: cannot be written: No space left"):
+        with pytest.raises(UsageError, match=f"{out}: cannot be written: No space left"):
             pull("owner/tones", tmp_path / out, **at(hub))
     assert list((tmp_path / "there").iterdir()) == []
     assert not (tmp_path / "new").exists()
@@ -317,11 +317,11 @@ def test_what_the_hub_refuses_is_explained(hub: FakeHub, probe: Path, tmp_path: 
         (("owner//tones", new), "repository name 'owner//tones'"),
         (("owner/tones", probe), "already there and not empty"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(UsageError, match=message):
             pull(*arguments, **at(hub))
-    with pytest.raises(ConfigError, match=r"owner/tones at v9 on .*: no such branch, tag or commit"):
+    with pytest.raises(UsageError, match=r"owner/tones at v9 on .*: no such branch, tag or commit"):
         pull("owner/tones", new, revision="v9", **at(hub))
-    with pytest.raises(ConfigError, match=r"owner/tones on http://127.0.0.1:9: "):
+    with pytest.raises(UsageError, match=r"owner/tones on http://127.0.0.1:9: "):
         pull("owner/tones", new, endpoint="http://127.0.0.1:9", token=TOKEN)
     assert not new.exists()
 
@@ -331,7 +331,7 @@ def test_a_damaged_folder_is_not_pushed(hub: FakeHub, probe: Path, tmp_path: Pat
         file.write(b"x")
     with pytest.raises(ProbeError, match="digest"):
         push(probe, "owner/tones", **at(hub))
-    with pytest.raises(ConfigError, match="neither"):
+    with pytest.raises(UsageError, match="neither"):
         push(tmp_path, "owner/tones", **at(hub))
     assert not hub.requests
 

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from ksteer_vllm import ConfigError, KSteering, ProbeError, SpecError, SteeringConfig, SteeringSpec
-from ksteer_vllm.data.rows import DataError, LabelledRow, Message
+from ksteer_vllm import KSteering, ProbeError, SpecError, SteeringConfig, SteeringSpec, UsageError
+from ksteer_vllm.data.rows import LabelledRow, Message
+from ksteer_vllm.errors import DataError
 from ksteer_vllm.ksteering import data
 from ksteer_vllm.ksteering.config import TrainerConfig, sampling_of
 from ksteer_vllm.ksteering.specs import LENGTH
@@ -151,11 +152,11 @@ def test_what_cannot_be_steered_is_refused_at_once(tmp_path: Path) -> None:
         steering.spec([])
     with pytest.raises(SpecError, match=r"ksteer.lengths: unknown field"):
         steering.spec(["warm"], lengths=3)
-    with pytest.raises(ConfigError, match=r"compat: expected pip-0.1.2 or None, got 'pip-1'"):
+    with pytest.raises(UsageError, match=r"compat: expected pip-0.1.2 or None, got 'pip-1'"):
         KSteering("m", compat="pip-1")
-    with pytest.raises(ConfigError, match="nothing to steer with yet"):
+    with pytest.raises(UsageError, match="nothing to steer with yet"):
         KSteering("m").spec(["warm"])
-    with pytest.raises(ConfigError, match="either a task or a dataset"):
+    with pytest.raises(UsageError, match="either a task or a dataset"):
         KSteering("m").fit()
     random_family_probe("ace").save(tmp_path / "ace")
     with pytest.raises(ProbeError, match="family 'ace'; KSteering takes mlp and linear"):
@@ -280,7 +281,7 @@ def test_sampling_by_transformers_names() -> None:
         sampling_of({"seed": 3, "stop": ["x"]}, None, as_pip=False).items()
         >= {"seed": 3, "stop": ["x"]}.items()
     )
-    with pytest.raises(ConfigError, match=r"generation_kwargs: no num_beams here; known: max_new_tokens, "):
+    with pytest.raises(UsageError, match=r"generation_kwargs: no num_beams here; known: max_new_tokens, "):
         sampling_of({"num_beams": 4}, None, as_pip=False)
 
 
