@@ -27,6 +27,6 @@ else
   say "installing vLLM $version, CUDA build"
   pip install "vllm==$version"
 fi
-say "installing ksteer-vllm (editable) with its test tools"
-pip install -e "$root[demo,study,test]"
+say "installing ksteer-vllm (editable) with the workbench, the docs' tools and the tests' tools"
+pip install -e "$root[workbench,docs,test]"
 say "ready: $venv"
