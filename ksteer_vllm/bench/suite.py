@@ -3,7 +3,7 @@
 SUITE/suite.json            what was fitted to what, and the held-out prompts
 SUITE/mlp/, SUITE/caa/ ...  probe folders, by the name of their fit method
 SUITE/evaluation/           the probe that reads: fitted to the half of the conversations no method saw
-SUITE/layers/ SUITE/calibration/ SUITE/results/    report folders of `ksteer layers`, `sweep` and `eval`
+SUITE/layers/ SUITE/calibration/ SUITE/results/    write-ups of `ksteer layers`, `calibrate` and `eval`
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import ksteer_vllm
-from ksteer_vllm.cli.calibrate import sweep
+from ksteer_vllm.cli.calibrate import calibrate
 from ksteer_vllm.cli.condition import condition
 from ksteer_vllm.cli.convert import convert
 from ksteer_vllm.cli.demo import demo
@@ -44,7 +44,8 @@ def main(
     """Steering in vLLM: fit probes and vectors, look at them, run the demo."""
 
 
-for command in (layers, fit, sweep, condition, convert, inspect, demo, verify, push, pull):
+for command in (layers, fit, calibrate, condition, convert, inspect, demo, verify, push, pull):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("sweep", hidden=True)(calibrate)  # its name before 0.2
 app.add_typer(server, name="server")

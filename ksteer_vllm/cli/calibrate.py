@@ -1,4 +1,4 @@
-"""`ksteer sweep`: how strongly each method may steer."""
+"""`ksteer calibrate`: how strongly each method may steer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ksteer_vllm.cli.options import (
     wide_console,
 )
 
-__all__ = ["sweep"]
+__all__ = ["calibrate"]
 
 
-def sweep(
+def calibrate(
     folder: Annotated[Path, typer.Argument(help="A suite, or one probe folder together with --data.")],
     data: Annotated[
         str,
@@ -66,12 +66,12 @@ def sweep(
     """Calibrate: for every variant and number of labels the best strength and the largest coherent one."""
     quiet_vllm()
     one_process()
-    from ksteer_vllm.experiments.calibration.command import SweepRequest, sweep_folder
+    from ksteer_vllm.experiments.calibration.command import CalibrationRequest, calibrate_folder
     from ksteer_vllm.experiments.calibration.record import Rule
 
     console = wide_console()
     with clean_errors():
-        request = SweepRequest(
+        request = CalibrationRequest(
             folder=folder,
             plan={
                 "sizes": numbers_of("sizes", sizes),
@@ -99,4 +99,4 @@ def sweep(
                 gpu_memory_utilization=gpu_memory_utilization,
             ),
         )
-        sweep_folder(request, console)
+        calibrate_folder(request, console)

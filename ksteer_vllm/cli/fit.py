@@ -212,9 +212,9 @@ def _several(
     console: Console,
 ) -> None:
     from ksteer_vllm.experiments.suite.fit import fit_suite
-    from ksteer_vllm.experiments.suite.report import suite_table
+    from ksteer_vllm.experiments.suite.writeup import suite_table
 
     suite = fit_suite(model, dataset, out, plan, engine_options=engine_options, console=console)
     console.print(suite_table(suite))
     console.print(f"suite of {len(suite.paths)} methods and the evaluation probe: {out}")
-    console.print(f"next: ksteer sweep {out}")
+    console.print(f"next: ksteer calibrate {out}")

@@ -37,7 +37,7 @@ __all__ = ["layers"]
 def layers(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="The suite folder; the report goes to OUT/layers.")],
+    out: Annotated[Path, typer.Option(help="The suite folder; the write-up goes to OUT/layers.")],
     only: Annotated[
         str, typer.Option("--layers", help="Decoder blocks to look at, 1,2,3; default: all.")
     ] = "",
@@ -67,8 +67,8 @@ def layers(
 ) -> None:
     """Read and steer every layer, and recommend one; the rule of 60 % of the depth is shown beside it."""
     from ksteer_vllm.data.opening import open_task
-    from ksteer_vllm.experiments.layers.report import layer_table, write_layer_report
     from ksteer_vllm.experiments.layers.sweep import LayerPlan, sweep_layers
+    from ksteer_vllm.experiments.layers.writeup import layer_table, write_up
 
     quiet_vllm()
     one_process()
@@ -104,11 +104,9 @@ def layers(
             ),
             console=console,
         )
-        report = write_layer_report(
-            sweep, plan, folder, model=model, task=dataset.name, data_digest=dataset.digest
-        )
+        path = write_up(sweep, plan, folder, model=model, task=dataset.name, data_digest=dataset.digest)
     console.print(layer_table(sweep))
-    console.print(f"recommended: layer {sweep.layer} (60 % rule: {sweep.by_depth}); {report}")
+    console.print(f"recommended: layer {sweep.layer} (60 % rule: {sweep.by_depth}); {path}")
 
 
 def _lengths(text: str) -> tuple[float, ...]:

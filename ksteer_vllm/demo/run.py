@@ -39,7 +39,7 @@ from ksteer_vllm.demo.results import (
     summarise,
 )
 from ksteer_vllm.fit.activations import shut_down
-from ksteer_vllm.fit.heldout import report_table
+from ksteer_vllm.fit.heldout import heldout_table
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows
 from ksteer_vllm.fit.train import FitPlan
 from ksteer_vllm.probes.probe import Probe
@@ -88,7 +88,7 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
         engine_options=ENGINE_OPTIONS,
         console=console,
     )
-    console.print(report_table(probe.metadata.metrics), report_table(probe.metadata.metrics, "replies"))
+    console.print(heldout_table(probe.metadata.metrics), heldout_table(probe.metadata.metrics, "replies"))
     fitted = time.perf_counter()
     probe.save(out / "probe")
     llm = start_engine(out / "model", out / "probe")

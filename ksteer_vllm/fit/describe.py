@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ksteer_vllm.errors import listing
-from ksteer_vllm.fit.heldout import report_table
+from ksteer_vllm.fit.heldout import heldout_table
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
 
@@ -30,7 +30,7 @@ def metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
     """The held-out metrics: per label where the fit read tokens and replies, else as they are."""
     units = [unit for unit in ("tokens", "replies") if unit in metrics]
     for unit in units:
-        yield report_table(metrics, unit)
+        yield heldout_table(metrics, unit)
     others = {name: value for name, value in metrics.items() if name not in (*units, "layers")}
     if "layers" in metrics:
         yield _by_layer(metrics["layers"])

@@ -11,7 +11,7 @@ from rich.table import Table
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 
-__all__ = ["evaluate", "evaluate_ranking", "report_table"]
+__all__ = ["evaluate", "evaluate_ranking", "heldout_table"]
 
 _MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": lambda truth, score: float(((score > 0) == truth).mean()),
@@ -65,7 +65,7 @@ def _scores(
     return {"count": len(targets), "mean": mean, "labels": per_label}
 
 
-def report_table(metrics: Mapping[str, Any], unit: str = "tokens") -> Table:
+def heldout_table(metrics: Mapping[str, Any], unit: str = "tokens") -> Table:
     """A table of the held-out metrics in `probe.json`; unit: `tokens` or `replies`."""
     scores = metrics[unit]
     table = Table(title=f"held-out {unit} ({scores['count']})", title_justify="left")

@@ -17,11 +17,11 @@ from ksteer_vllm.data.positions import PROMPT_LAST, REPLY, Window
 from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.spec.compat import PIP_0_1_2
 
-__all__ = ["PRESETS", "Preset", "preset_of"]
+__all__ = ["PRESETS", "FitPreset", "preset_of"]
 
 
 @dataclass(frozen=True)
-class Preset:
+class FitPreset:
     """options: of the method `mlp`; window: the positions read; compat: as in `FitTask`."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -37,20 +37,20 @@ _AS_PUBLISHED = {
     "early_stopping": False,
 }
 
-PRESETS: dict[str, Preset] = {
-    "paper": Preset(
+PRESETS: dict[str, FitPreset] = {
+    "paper": FitPreset(
         {**_AS_PUBLISHED, "width": 256, "loss": "cross-entropy", "epochs": 10, "batch_size": 32}, PROMPT_LAST
     ),
-    PIP_0_1_2: Preset(
+    PIP_0_1_2: FitPreset(
         {**_AS_PUBLISHED, "width": 128, "loss": "bce", "epochs": 1, "batch_size": 64}, PROMPT_LAST, PIP_0_1_2
     ),
 }
 
 
-def preset_of(name: str | None) -> Preset:
+def preset_of(name: str | None) -> FitPreset:
     """None: no preset. Raises UsageError for an unknown name."""
     if name is None:
-        return Preset()
+        return FitPreset()
     if name not in PRESETS:
         raise UsageError(f"preset: unknown {name[:80]!r}; known: {listing(PRESETS)}")
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""What a pushed folder says: its model card, and its metadata and reports without paths of this machine."""
+"""What a pushed folder says: its model card, and its metadata and write-ups without paths of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["model_card", "public_report", "published", "suite_text"]
+__all__ = ["model_card", "public_results", "published", "suite_text"]
 
 _ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -138,13 +138,13 @@ def suite_text(suite: Suite, model: str) -> bytes:
     return (public.model_dump_json(indent=2) + "\n").encode()
 
 
-def public_report(path: Path, base_model: str | None) -> bytes:
-    """report.md or results.json without the command line and the suite's path in its provenance."""
+def public_results(path: Path, base_model: str | None) -> bytes:
+    """results.md or results.json without the command line and the suite's path in its provenance."""
     try:
         text = path.read_text(encoding="utf-8")
         results = json.loads(text) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {error}; write the report again, or remove it") from None
+        raise UsageError(f"{path}: {error}; write the results again, or remove the file") from None
     if path.suffix == ".json":
         if isinstance(results, dict) and isinstance(source := results.get("provenance"), dict):
             kept = {key: value for key, value in source.items() if key not in ("command", "suite")}

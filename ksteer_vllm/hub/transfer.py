@@ -1,7 +1,7 @@
 """Probe folders and suites to and from the Hugging Face hub, or any server with its API.
 
 Only files of ours travel, in both directions: `probe.json`, `probe.safetensors`, `suite.json`, and of the
-report folders `report.md`, `results.json` and figures. None of them is code or a pickle. Paths of the machine
+write-ups `results.md`, `results.json` and figures. None of them is code or a pickle. Paths of the machine
 that pushes are left out. What is pulled is checked in a folder of its own first; a folder that does not check
 is not put in place.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from ksteer_vllm.bench.suite import SUITE_FILE, Suite
 from ksteer_vllm.errors import ProbeError, UsageError, listing
-from ksteer_vllm.hub.card import model_card, public_report, published, suite_text
+from ksteer_vllm.hub.card import model_card, public_results, published, suite_text
 from ksteer_vllm.probes.metadata import METADATA_FILE, WEIGHTS_FILE
 from ksteer_vllm.probes.probe import Probe
 
@@ -28,7 +28,8 @@ __all__ = ["Pulled", "pull", "push"]
 
 CARD = "README.md"
 _PROBE = (METADATA_FILE, WEIGHTS_FILE)
-_REPORT = ("report.md", "results.json")
+_WRITE_UP = ("results.md", "results.json", "report.md")
+"""Of a write-up; earlier versions called results.md report.md."""
 _NAME = re.compile(r"[\w][\w .-]*")
 
 
@@ -68,8 +69,8 @@ def push(
         CARD: model_card(repo_id, public, suite=suite is not None).encode(),
     }
     for name in _local(folder):
-        report = name.rpartition("/")[2] in _REPORT
-        files[name] = public_report(folder / name, base_model) if report else str(folder / name)
+        written = name.rpartition("/")[2] in _WRITE_UP
+        files[name] = public_results(folder / name, base_model) if written else str(folder / name)
     for name, probe in public.items():
         if probe.metadata != probes[name].metadata:
             files[_in(name, METADATA_FILE)] = _metadata_text(probe)
@@ -205,7 +206,7 @@ def _ours(names: Iterable[str]) -> list[str]:
 def _of_a_suite(name: str) -> bool:
     """Whether it is FOLDER/FILE, both plain names, and FILE one of ours."""
     parts = name.split("/")
-    wanted = parts[-1] in (*_PROBE, *_REPORT) or parts[-1].endswith(".png")
+    wanted = parts[-1] in (*_PROBE, *_WRITE_UP) or parts[-1].endswith(".png")
     return wanted and len(parts) == 2 and all(_NAME.fullmatch(part) for part in parts)
 
 

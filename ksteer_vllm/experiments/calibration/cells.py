@@ -1,4 +1,4 @@
-"""The cells of a sweep and the requests that fill them."""
+"""The cells of a calibration and the requests that fill them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.data.rows import Prompt
 from ksteer_vllm.experiments.calibration.record import Point
 
-__all__ = ["SweptCell", "targets_of"]
+__all__ = ["OpenCell", "targets_of"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def targets_of(labels: Sequence[str], size: int, prompts: int) -> Targets:
 
 
 @dataclass
-class SweptCell:
-    """One variant at one size and layer while it is being swept. points: by strength."""
+class OpenCell:
+    """One variant at one size and layer while it is being calibrated. points: by strength."""
 
     variant: Variant
     size: int

@@ -1,4 +1,4 @@
-"""What `ksteer sweep` does: open, run, write, print."""
+"""What `ksteer calibrate` does: open, run, write, print."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from rich.console import Console
 from rich.table import Table
 
 from ksteer_vllm.bench.bench import Bench
-from ksteer_vllm.bench.folder import ReportFolder
+from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge, described, judge_for
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.merge import merged
 from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration, Rule
-from ksteer_vllm.experiments.calibration.report import calibration_frame, write_report
-from ksteer_vllm.experiments.calibration.run import SweepPlan, check_plan, run_sweep
-from ksteer_vllm.experiments.calibration.subject import Subject
+from ksteer_vllm.experiments.calibration.run import CalibrationPlan, calibrate, check_plan
+from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 from ksteer_vllm.experiments.calibration.write import write_defaults
+from ksteer_vllm.experiments.calibration.writeup import calibration_frame, write_up
 from ksteer_vllm.fit.pipeline import few_threads, progress_bar
 
-__all__ = ["SweepRequest", "sweep_folder"]
+__all__ = ["CalibrationRequest", "calibrate_folder"]
 
 
 @dataclass(frozen=True)
-class SweepRequest:
-    """One sweep of a suite, or of a probe folder with `data`.
+class CalibrationRequest:
+    """One calibration of a suite, or of a probe folder with `data`.
 
     variants: names of variants or of probes; none: all but random directions, which take the strength of
-    the vectors they are the control of. plan: fields of `SweepPlan`; sizes empty: 1, 2 and 3, as far as there
-    are labels. judge: empty: the data's own. rule: which strength `write` puts into the probes.
+    the vectors they are the control of. plan: fields of `CalibrationPlan`; sizes empty: 1, 2 and 3, as far
+    as there are labels. judge: empty: the data's own. rule: which strength `write` puts into the probes.
     """
 
     folder: Path
@@ -50,15 +50,17 @@ class SweepRequest:
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
+def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibration:
     """Calibrate and leave FOLDER/calibration. Started again after it was interrupted, it goes on with the
     replies it has. Raises UsageError, ProbeError, DataError."""
     if request.rule not in get_args(Rule):
         raise UsageError(f"rule: {request.rule!r}; allowed: best, largest_coherent")
     whole = _subject(request)
     subject = whole.only(request.variants)
-    report = ReportFolder(subject.folder / CALIBRATION, "Calibration")
-    plan = SweepPlan.of({**request.plan, "sizes": _sizes(request.plan.get("sizes", ()), subject.labels)})
+    writeup = WriteUp(subject.folder / CALIBRATION, "Calibration")
+    plan = CalibrationPlan.of(
+        {**request.plan, "sizes": _sizes(request.plan.get("sizes", ()), subject.labels)}
+    )
     judge = _judge(request, subject, plan)
     check_plan(subject, plan, judge)
     used = {variant.probe for variant in subject.variants}
@@ -78,14 +80,14 @@ def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
         Journal(subject.folder / CALIBRATION / "journal.jsonl", bench.identity) as journal,
         progress_bar(console) as progress,
     ):
-        calibration = run_sweep(subject, plan, bench, judge, journal=journal, progress=progress)
+        calibration = calibrate(subject, plan, bench, judge, journal=journal, progress=progress)
     notes = list(subject.notes)
     if (subject.folder / CALIBRATION / "results.json").exists():
         calibration, dropped = _with_earlier(calibration, whole)
         notes += dropped
     written = write_defaults(subject, calibration, rule=request.rule, probes=used) if request.write else {}
-    path = write_report(
-        report,
+    path = write_up(
+        writeup,
         calibration,
         written,
         notes=notes,
@@ -102,35 +104,37 @@ def sweep_folder(request: SweepRequest, console: Console) -> Calibration:
             console.print(f"{name}: earlier strength of {', '.join(changes['removed'])} removed")
     for note in notes:
         console.print(f"note: {note}", style="yellow")
-    console.print(f"report: {path}")
+    console.print(f"results: {path}")
     return calibration
 
 
-def _subject(request: SweepRequest) -> Subject:
-    if Subject.is_suite(request.folder):
+def _subject(request: CalibrationRequest) -> CalibrationSubject:
+    if CalibrationSubject.is_suite(request.folder):
         if request.data:
             raise UsageError("data: a suite has its own prompts; --data goes with a probe folder")
-        subject = Subject.of_suite(request.folder)
+        subject = CalibrationSubject.of_suite(request.folder)
         return replace(subject, model=request.model) if request.model else subject
     if not request.data:
         raise UsageError(f"{request.folder}: a probe folder needs --data, for the prompts and the judge")
     from ksteer_vllm.data.opening import open_task
 
     judge = _judge_name(request)
-    return Subject.of_probe(request.folder, open_task(request.data), model=request.model, judge=judge)
+    return CalibrationSubject.of_probe(
+        request.folder, open_task(request.data), model=request.model, judge=judge
+    )
 
 
-def _judge_name(request: SweepRequest) -> str:
+def _judge_name(request: CalibrationRequest) -> str:
     """As asked for, openai if only an endpoint was named; empty: the data's own."""
     return request.judge or ("openai" if request.judge_options else "")
 
 
-def _with_earlier(found: Calibration, whole: Subject) -> tuple[Calibration, list[str]]:
+def _with_earlier(found: Calibration, whole: CalibrationSubject) -> tuple[Calibration, list[str]]:
     """See `merged`; an earlier result that cannot be read is dropped."""
     try:
         earlier = Calibration.load(whole.folder)
     except UsageError:
-        return found, ["dropped what an earlier sweep found: it cannot be read"]
+        return found, ["dropped what an earlier calibration found: it cannot be read"]
     return merged(found, earlier, whole.variants, whole.digests)
 
 
@@ -138,7 +142,7 @@ def _sizes(wanted: Sequence[int], labels: Sequence[str]) -> Sequence[int]:
     return wanted or tuple(size for size in (1, 2, 3) if size <= len(labels))
 
 
-def _judge(request: SweepRequest, subject: Subject, plan: SweepPlan) -> Judge | None:
+def _judge(request: CalibrationRequest, subject: CalibrationSubject, plan: CalibrationPlan) -> Judge | None:
     """None if the metric needs none and none was named."""
     name = _judge_name(request) or subject.judge
     if name == "probe" and subject.reader is None:

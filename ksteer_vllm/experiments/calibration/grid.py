@@ -1,4 +1,4 @@
-"""The strengths a sweep begins with, around what is natural for each way to steer."""
+"""The strengths a calibration begins with, around what is natural for each way to steer."""
 
 from __future__ import annotations
 

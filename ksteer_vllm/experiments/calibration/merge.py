@@ -1,4 +1,4 @@
-"""A sweep of some variants beside what an earlier one found for the others."""
+"""A calibration of some variants beside what an earlier one found for the others."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def merged(
     known: all variants there are, in their order. digests: of the probes there are now. Kept is what was
     calibrated in the same way on a probe that is still the same.
     """
-    swept = {variant.name for variant in found.variants}
-    others = [variant for variant in earlier.variants if variant.name not in swept]
+    calibrated = {variant.name for variant in found.variants}
+    others = [variant for variant in earlier.variants if variant.name not in calibrated]
     reason = _difference(found, earlier)
     kept, notes = [], []
     for variant in others:
@@ -70,5 +70,6 @@ def _told(dropped: Sequence[tuple[str, str]]) -> list[str]:
     for name, why in dropped:
         by_reason.setdefault(why, []).append(name)
     return [
-        f"dropped what an earlier sweep found for {listing(names)}: {why}" for why, names in by_reason.items()
+        f"dropped what an earlier calibration found for {listing(names)}: {why}"
+        for why, names in by_reason.items()
     ]

@@ -1,4 +1,4 @@
-"""What a sweep found, as it is kept in `calibration/results.json`."""
+"""What a calibration found, as it is kept in `calibration/results.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ksteer_vllm.bench.coherence import CoherenceRule
 from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.errors import UsageError, listing
 
-__all__ = ["CALIBRATION", "Calibration", "Cell", "Point", "Rule"]
+__all__ = ["CALIBRATION", "CalibratedCell", "Calibration", "Point", "Rule"]
 
 CALIBRATION = "calibration"
 """The folder, within the suite's."""
@@ -21,11 +21,11 @@ CALIBRATION = "calibration"
 Rule = Literal["best", "largest_coherent"]
 
 
-class _Model(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Point(_Model):
+class Point(_Record):
     """One strength: means over its replies, all combinations of one size together.
 
     score: by the chosen metric. coherent: share of coherent replies. on_target: share that show every target
@@ -43,7 +43,7 @@ class Point(_Model):
     perplexity: float | None = None
 
 
-class Cell(_Model):
+class CalibratedCell(_Record):
     """One variant, at combinations of one size, at one layer (None: the probe's own).
 
     points: ascending. best, largest_coherent: strengths, None if no strength tried was within the budget.
@@ -63,7 +63,7 @@ class Cell(_Model):
         return next((point for point in self.points if point.alpha == alpha), None)
 
 
-class Calibration(_Model):
+class Calibration(_Record):
     """Every cell, and by which rules its strengths were chosen.
 
     digests: of the probes, and the evaluation probe's, by name, as they were steered with. temperature,
@@ -79,21 +79,22 @@ class Calibration(_Model):
     temperature: float
     max_tokens: int
     layers: dict[str, int | None] = {}
-    cells: tuple[Cell, ...]
+    cells: tuple[CalibratedCell, ...]
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
-        """That of a suite's or a probe's folder. Raises UsageError, naming `ksteer sweep`."""
+        """That of a suite's or a probe's folder. Raises UsageError, naming `ksteer calibrate`."""
         path = Path(folder) / CALIBRATION / "results.json"
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise UsageError(
-                f"{path}: {error.strerror or error}; calibrate with `ksteer sweep {folder}` first"
+                f"{path}: {error.strerror or error}; calibrate with `ksteer calibrate {folder}` first"
             ) from None
         except (ValueError, ValidationError):
             raise UsageError(
-                f"{path}: not what `ksteer sweep` writes; delete it and run `ksteer sweep {folder}` again"
+                f"{path}: not what `ksteer calibrate` writes; delete it and run `ksteer calibrate {folder}` "
+                "again"
             ) from None
 
     def check(self, digests: Mapping[str, str]) -> None:
@@ -103,7 +104,7 @@ class Calibration(_Model):
         if differing:
             raise UsageError(
                 f"{listing(map(repr, differing))}: fitted again since the strengths were calibrated; "
-                "run `ksteer sweep` again"
+                "run `ksteer calibrate` again"
             )
 
     def alpha(self, variant: str, size: int, *, rule: Rule = "best") -> float | None:
@@ -114,7 +115,7 @@ class Calibration(_Model):
         cell = self.cell(variant, size)
         return cell.best if rule == "best" else cell.largest_coherent
 
-    def cell(self, variant: str, size: int) -> Cell:
+    def cell(self, variant: str, size: int) -> CalibratedCell:
         """At the chosen layer. Raises UsageError."""
         layer = self.layers.get(variant)
         for cell in self.cells:
@@ -123,10 +124,10 @@ class Calibration(_Model):
         sizes = sorted({cell.size for cell in self.cells if cell.variant == variant})
         if not sizes:
             known = listing({cell.variant: None for cell in self.cells})
-            raise UsageError(f"{variant!r} was not calibrated, only {known}; run `ksteer sweep`")
+            raise UsageError(f"{variant!r} was not calibrated, only {known}; run `ksteer calibrate`")
         raise UsageError(
             f"{variant!r} was calibrated for combinations of {listing(sizes)} labels, not {size}; "
-            f"run `ksteer sweep --sizes {','.join(map(str, [*sizes, size]))}`"
+            f"run `ksteer calibrate --sizes {','.join(map(str, [*sizes, size]))}`"
         )
 
     def layer(self, variant: str) -> int | None:

@@ -1,4 +1,4 @@
-"""A sweep: every strength of every cell in one batched generation, then a few more around what was found."""
+"""A calibration: every strength of every cell in one batch, then a few more around what was found."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ksteer_vllm.bench.verdicts import Verdicts
 from ksteer_vllm.data.rows import Prompt
 from ksteer_vllm.errors import UsageError, first_problem
 from ksteer_vllm.experiments.calibration.bisect import bracket, largest_coherent, next_strengths
-from ksteer_vllm.experiments.calibration.cells import SweptCell, targets_of
+from ksteer_vllm.experiments.calibration.cells import OpenCell, targets_of
 from ksteer_vllm.experiments.calibration.choose import best_strength
 from ksteer_vllm.experiments.calibration.grid import has_natural_strength, log_grid, towards_shift
-from ksteer_vllm.experiments.calibration.record import Calibration, Cell
+from ksteer_vllm.experiments.calibration.record import CalibratedCell, Calibration
 from ksteer_vllm.experiments.calibration.scores import Metric, Scores
-from ksteer_vllm.experiments.calibration.subject import Subject
+from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 
-__all__ = ["SweepPlan", "check_plan", "run_sweep"]
+__all__ = ["CalibrationPlan", "calibrate", "check_plan"]
 
 _PILOTS = 2
 
 
-class SweepPlan(BaseModel):
+class CalibrationPlan(BaseModel):
     """sizes: of the combinations. strengths: of the first grid. layers: to try; empty: each probe's own.
 
     prompts: calibration prompts per single label; larger combinations share as many requests. rounds: of
@@ -51,7 +51,7 @@ class SweepPlan(BaseModel):
     seed: int = 0
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> SweepPlan:
+    def of(cls, fields: Mapping[str, Any]) -> CalibrationPlan:
         """Raises UsageError, naming the field."""
         try:
             return cls.model_validate(dict(fields))
@@ -60,7 +60,7 @@ class SweepPlan(BaseModel):
             raise UsageError(f"{first}, got {first.got!r}") from None
 
 
-def check_plan(subject: Subject, plan: SweepPlan, judge: Judge | None) -> None:
+def check_plan(subject: CalibrationSubject, plan: CalibrationPlan, judge: Judge | None) -> None:
     """Raise UsageError for a metric without its judge or probe, a size or a layer there is not."""
     if plan.metric == "judge" and judge is None:
         raise UsageError("metric: 'judge' needs a judge; take `--judge`, or `--metric propensity`")
@@ -73,9 +73,9 @@ def check_plan(subject: Subject, plan: SweepPlan, judge: Judge | None) -> None:
         subject.layers_of(variant, plan.layers)
 
 
-def run_sweep(
-    subject: Subject,
-    plan: SweepPlan,
+def calibrate(
+    subject: CalibrationSubject,
+    plan: CalibrationPlan,
     bench: Bench,
     judge: Judge | None,
     *,
@@ -84,8 +84,8 @@ def run_sweep(
 ) -> Calibration:
     """Calibrate every variant of the subject on a bench that holds its probes. Raises as `check_plan`."""
     check_plan(subject, plan, judge)
-    sweep = _Sweep(subject, plan, bench, judge, journal, progress)
-    cells = sweep.cells()
+    run = _CalibrationRun(subject, plan, bench, judge, journal, progress)
+    cells = run.cells()
     for number in range(plan.rounds + 1):
         wanted = [
             (cell, alpha)
@@ -98,14 +98,14 @@ def run_sweep(
         ]
         if not wanted:
             break
-        sweep.fill(wanted, f"bisection, round {number}" if number else f"{len(cells)} cells")
-    return sweep.result(cells)
+        run.fill(wanted, f"bisection, round {number}" if number else f"{len(cells)} cells")
+    return run.result(cells)
 
 
 @dataclass
-class _Sweep:
-    subject: Subject
-    plan: SweepPlan
+class _CalibrationRun:
+    subject: CalibrationSubject
+    plan: CalibrationPlan
     bench: Bench
     judge: Judge | None
     journal: Journal | None
@@ -127,20 +127,20 @@ class _Sweep:
         )
         self.scores = Scores(rule, verdicts, self.plan.metric)
 
-    def cells(self) -> list[SweptCell]:
+    def cells(self) -> list[OpenCell]:
         """All cells, with the strengths of their grids."""
         plan, subject = self.plan, self.subject
         targets = {
             size: targets_of(subject.labels, size, len(self.prompts)) for size in sorted(set(plan.sizes))
         }
         places = {
-            (variant.name, layer): SweptCell(variant, 1, layer, targets_of(subject.labels, 1, 1))
+            (variant.name, layer): OpenCell(variant, 1, layer, targets_of(subject.labels, 1, 1))
             for variant in subject.variants
             for layer in subject.layers_of(variant, plan.layers)
         }
         centres = self._centres(places)
         return [
-            SweptCell(
+            OpenCell(
                 place.variant,
                 size,
                 place.layer,
@@ -151,7 +151,7 @@ class _Sweep:
             for name, place in places.items()
         ]
 
-    def fill(self, wanted: Sequence[tuple[SweptCell, float]], description: str) -> None:
+    def fill(self, wanted: Sequence[tuple[OpenCell, float]], description: str) -> None:
         """Try the strengths, all in one batch, and keep their points in the cells."""
         asks: list[Ask] = []
         slices = []
@@ -163,9 +163,9 @@ class _Sweep:
         for (cell, alpha), part in zip(wanted, slices, strict=True):
             cell.points[alpha] = self.scores.point(alpha, replies[part])
 
-    def result(self, cells: Sequence[SweptCell]) -> Calibration:
+    def result(self, cells: Sequence[OpenCell]) -> Calibration:
         found = [
-            Cell(
+            CalibratedCell(
                 variant=cell.variant.name,
                 size=cell.size,
                 layer=cell.layer,
@@ -189,7 +189,7 @@ class _Sweep:
             cells=tuple(found),
         )
 
-    def _centres(self, places: Mapping[tuple[str, int | None], SweptCell]) -> dict[Any, float]:
+    def _centres(self, places: Mapping[tuple[str, int | None], OpenCell]) -> dict[Any, float]:
         """Place -> natural strength, where alpha has no unit of its own found from the shift it causes."""
         centres = {name: has_natural_strength(place.variant) for name, place in places.items()}
         piloted = [name for name, natural in centres.items() if natural is None]
@@ -202,7 +202,7 @@ class _Sweep:
                 strengths[name] = towards_shift(strengths[name], shifts)
         return {name: strengths[name] if natural is None else natural for name, natural in centres.items()}
 
-    def _pilot(self, place: SweptCell, alpha: float) -> list[Ask]:
+    def _pilot(self, place: OpenCell, alpha: float) -> list[Ask]:
         found = []
         for number, (target, _) in enumerate(place.targets.combinations):
             avoid = avoided(self.subject.labels, target, self.plan.avoid)
@@ -216,7 +216,7 @@ class _Sweep:
         return self.bench.run(asks, journal=self.journal, progress=self.progress, description=description)
 
 
-def _best_layer(variant: str, cells: Sequence[Cell]) -> int | None:
+def _best_layer(variant: str, cells: Sequence[CalibratedCell]) -> int | None:
     """The layer with the highest mean score at the best strengths, the lowest of equals."""
     scores: dict[int | None, list[float]] = {}
     for cell in cells:

@@ -18,7 +18,7 @@ from ksteer_vllm.spec.families import FAMILIES
 if TYPE_CHECKING:
     from ksteer_vllm.data.dataset import TaskDataset
 
-__all__ = ["Subject"]
+__all__ = ["CalibrationSubject"]
 
 RANDOM = "random"
 """The method of random directions, controls that take the strength of the vectors they are like."""
@@ -30,7 +30,7 @@ _FITTED_TO = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class CalibrationSubject:
     """folder: where the calibration goes. paths, probes: by name. reader: the evaluation probe.
 
     prompts: the calibration prompts. task: its name. judge: the one that suits the data. variants: those to
@@ -51,7 +51,7 @@ class Subject:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of_suite(cls, folder: str | Path) -> Subject:
+    def of_suite(cls, folder: str | Path) -> CalibrationSubject:
         """Raises UsageError if the folder is no suite, or one without probes or prompts."""
         suite = Suite.open(folder)
         if not suite.paths:
@@ -75,7 +75,7 @@ class Subject:
     @classmethod
     def of_probe(
         cls, folder: str | Path, dataset: TaskDataset, *, model: str = "", judge: str = ""
-    ) -> Subject:
+    ) -> CalibrationSubject:
         """One probe folder, on the calibration prompts of a task.
 
         model: default: as it was given to the fit. judge: default: the task's. Raises ProbeError,
@@ -124,7 +124,7 @@ class Subject:
             f"({METADATA_FILE})"
         )
 
-    def only(self, names: Sequence[str]) -> Subject:
+    def only(self, names: Sequence[str]) -> CalibrationSubject:
         """With the variants that are named, by their own name or their probe's.
 
         None named: all but random directions. Raises UsageError for a name that none has, or if that leaves

@@ -7,7 +7,7 @@ from typing import Any
 
 from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.experiments.calibration.record import Calibration, Rule
-from ksteer_vllm.experiments.calibration.subject import Subject
+from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.edit import Edit
 from ksteer_vllm.spec.families import FAMILIES
@@ -16,7 +16,7 @@ __all__ = ["write_defaults"]
 
 
 def write_defaults(
-    subject: Subject,
+    subject: CalibrationSubject,
     calibration: Calibration,
     *,
     rule: Rule = "best",

@@ -18,9 +18,9 @@ from ksteer_vllm.experiments.calibration.record import Calibration
 from ksteer_vllm.experiments.evaluation.metrics import MEASURES
 from ksteer_vllm.experiments.evaluation.outcome import Evaluation
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
-from ksteer_vllm.experiments.evaluation.report import headline, size_table, write_report
 from ksteer_vllm.experiments.evaluation.run import evaluate_suite
 from ksteer_vllm.experiments.evaluation.strengths import calibrated_settings, chosen_variants, planned
+from ksteer_vllm.experiments.evaluation.writeup import headline, size_table, write_up
 
 __all__ = ["RESULTS", "run_evaluation"]
 
@@ -31,7 +31,7 @@ _SHOWN = ("on_target", "success", "coherent", "nll", "shift", "kl")
 
 
 def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Evaluation:
-    """Evaluate a calibrated suite and leave the report in SUITE/results.
+    """Evaluate a calibrated suite and leave the write-up in SUITE/results.
 
     Raises UsageError for a folder that is no suite or is not calibrated, for probes that are not those
     that were calibrated, or a plan that does not fit.
@@ -55,9 +55,9 @@ def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Eval
         console=console,
     )
     found.without = without
-    path = write_report(found, results)
+    path = write_up(found, results)
     _print(found, console)
-    console.print(f"report: {path}")
+    console.print(f"results: {path}")
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ksteer_vllm.bench.combinations import Avoid, name_of
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.experiments.evaluation.forced import ForcedText, Reader
-from ksteer_vllm.experiments.evaluation.matching import Point, match_strengths
+from ksteer_vllm.experiments.evaluation.matching import Attempt, match_strengths
 from ksteer_vllm.experiments.evaluation.settings import Setting
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Displacement"]
 
-Cell = tuple[str, int]
+SettingAndSize = tuple[str, int]
 """A setting's name and a size of combinations."""
 
 
@@ -68,11 +68,13 @@ class Displacement:
             )
         return pd.DataFrame(rows)
 
-    def matched(self, settings: Sequence[Setting], wanted: Mapping[Cell, float]) -> dict[Cell, Point]:
+    def matched(
+        self, settings: Sequence[Setting], wanted: Mapping[SettingAndSize, float]
+    ) -> dict[SettingAndSize, Attempt]:
         """Per setting and size the strength that gives the wanted mean displacement, and the one it gives."""
         by_name = {setting.name: setting for setting in settings}
 
-        def measure(strengths: Mapping[Cell, float]) -> dict[Cell, float]:
+        def measure(strengths: Mapping[SettingAndSize, float]) -> dict[SettingAndSize, float]:
             trying: dict[str, dict[int, float]] = {}
             for (name, size), alpha in strengths.items():
                 trying.setdefault(name, {})[size] = alpha

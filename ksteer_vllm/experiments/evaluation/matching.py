@@ -11,7 +11,7 @@ __all__ = ["TOLERANCE", "closest", "match_strengths", "next_strength"]
 
 Key = TypeVar("Key", bound=Hashable)
 
-Point = tuple[float, float]
+Attempt = tuple[float, float]
 """A strength and the displacement it gave."""
 
 TOLERANCE = 0.03
@@ -20,7 +20,7 @@ TOLERANCE = 0.03
 _LARGEST_FACTOR = 8.0
 
 
-def next_strength(points: Sequence[Point], wanted: float) -> float | None:
+def next_strength(points: Sequence[Attempt], wanted: float) -> float | None:
     """The strength to try next: between two that enclose the wanted displacement, on log scales, else in
     proportion, by a factor of 8 at most. None if a point is within the tolerance, or nothing is wanted.
     """
@@ -41,7 +41,7 @@ def next_strength(points: Sequence[Point], wanted: float) -> float | None:
     return high * min(wanted / more if more > 0 else _LARGEST_FACTOR, _LARGEST_FACTOR)
 
 
-def closest(points: Sequence[Point], wanted: float) -> Point:
+def closest(points: Sequence[Attempt], wanted: float) -> Attempt:
     """The point whose displacement is nearest to the wanted one."""
     return min(points, key=lambda point: abs(point[1] - wanted))
 
@@ -51,13 +51,13 @@ def match_strengths(
     wanted: Mapping[Key, float],
     displacement: Callable[[Mapping[Key, float]], Mapping[Key, float]],
     rounds: int = 5,
-) -> dict[Key, Point]:
+) -> dict[Key, Attempt]:
     """Per key, the strength that comes closest to its wanted displacement, and the displacement it gives.
 
     displacement: strengths -> displacements, all of a round at once. A method that cannot move as far (or as
     little) ends at what comes closest.
     """
-    points: dict[Key, list[Point]] = {key: [] for key in start}
+    points: dict[Key, list[Attempt]] = {key: [] for key in start}
     trying = dict(start)
     for _ in range(rounds):
         for key, moved in displacement(trying).items():

@@ -38,7 +38,7 @@ class Matched:
 
 @dataclass
 class Evaluation:
-    """Everything the report is made from.
+    """Everything the write-up is made from.
 
     own, matched, steps: rows per reply as `metrics.towards` gives them, at each variant's own calibrated
     strength, at equal displacement, and by number of steps. moved: displacement and KL at own strengths.

@@ -19,7 +19,7 @@ from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.displacement import Displacement
 from ksteer_vllm.experiments.evaluation.forced import EXACT_UP_TO, TOP_TOKENS, Reader
-from ksteer_vllm.experiments.evaluation.matching import Point
+from ksteer_vllm.experiments.evaluation.matching import Attempt
 from ksteer_vllm.experiments.evaluation.metrics import reply_frame, towards
 from ksteer_vllm.experiments.evaluation.outcome import STEPS_OF, Evaluation, Matched
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
@@ -59,7 +59,9 @@ def evaluate_suite(
     if not prompts:
         raise UsageError(f"{suite.folder}: the suite has no evaluation prompts")
     if not settings:
-        raise UsageError("variants: none has a calibrated strength; run `ksteer sweep` on the suite first")
+        raise UsageError(
+            "variants: none has a calibrated strength; run `ksteer calibrate` on the suite first"
+        )
     targets = combinations(file.labels, plan.sizes)
     used = sorted({setting.variant.probe for setting in settings})
     options = {**file.engine_options, "max_logprobs": max(EXACT_UP_TO, TOP_TOKENS)}
@@ -77,7 +79,9 @@ def evaluate_suite(
             ) as bench,
             Journal(folder / JOURNAL, bench.identity) as journal,
         ):
-            run = _Run(suite, list(settings), plan, bench, journal, progress, prompts, targets, judge, rule)
+            run = _EvaluationRun(
+                suite, list(settings), plan, bench, journal, progress, prompts, targets, judge, rule
+            )
             return run.evaluation()
 
 
@@ -88,7 +92,7 @@ def _judge(suite: Suite, plan: EvaluationPlan, progress: Progress) -> Judge:
 
 
 @dataclass
-class _Run:
+class _EvaluationRun:
     suite: Suite
     settings: list[Setting]
     plan: EvaluationPlan
@@ -223,9 +227,11 @@ class _Run:
         return projected(streams, chosen)
 
 
-def _as_matched(points: dict[tuple[str, int], Point], wanted: dict[tuple[str, int], float]) -> list[Matched]:
+def _as_matched(
+    points: dict[tuple[str, int], Attempt], wanted: dict[tuple[str, int], float]
+) -> list[Matched]:
     return [Matched(*cell, *point, wanted[cell]) for cell, point in points.items()]
 
 
-def _strengths_of(points: dict[tuple[str, int], Point], setting: Setting) -> dict[int, float]:
+def _strengths_of(points: dict[tuple[str, int], Attempt], setting: Setting) -> dict[int, float]:
     return {size: alpha for (name, size), (alpha, _) in points.items() if name == setting.name}

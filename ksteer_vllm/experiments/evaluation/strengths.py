@@ -37,7 +37,7 @@ def planned(plan: EvaluationPlan, calibration: Calibration) -> EvaluationPlan:
     if new := sorted(set(plan.sizes) - set(calibrated)):
         raise UsageError(
             f"sizes: {listing(new)} was not calibrated, only {listing(calibrated)}; leave the others out, or "
-            f"run `ksteer sweep` with --sizes {','.join(map(str, sorted({*calibrated, *new})))}"
+            f"run `ksteer calibrate` with --sizes {','.join(map(str, sorted({*calibrated, *new})))}"
         )
     for field in ("avoid", "temperature", "max_tokens"):
         wanted, found = getattr(plan, field), getattr(calibration, field)
@@ -46,7 +46,7 @@ def planned(plan: EvaluationPlan, calibration: Calibration) -> EvaluationPlan:
         elif wanted != found:
             raise UsageError(
                 f"{field}: {wanted!r}, but the strengths were calibrated with {found!r}; leave it out, or "
-                f"run `ksteer sweep` with --{field.replace('_', '-')} {wanted}"
+                f"run `ksteer calibrate` with --{field.replace('_', '-')} {wanted}"
             )
     return plan
 

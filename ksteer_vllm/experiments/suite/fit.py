@@ -81,9 +81,9 @@ def fit_suite(
 ) -> Suite:
     """Fill the suite folder `out`; probes that are there, fitted to the same in the same way, are kept.
 
-    Of methods that were not named, one that the data does not suit is left out, which is reported. Raises
-    DataError, UsageError (a suite of something else in `out`), and what vLLM raises for a model it cannot
-    load.
+    Of methods that were not named, one that the data does not suit is left out, and the write-up says so.
+    Raises DataError, UsageError (a suite of something else in `out`), and what vLLM raises for a model it
+    cannot load.
     """
     with progress_bar(console) as progress:
         fit = _SuiteFit(model, dataset, Path(out), plan or SuitePlan(), engine_options or {}, progress)
@@ -133,7 +133,7 @@ class _SuiteFit:
                 prompts={name: tuple(prompts) for name, prompts in partition.prompts.items()},
             ),
         )
-        self.report = self.suite.folder / "fit" / "report.md"
+        self.writeup = self.suite.folder / "fit" / "results.md"
         self.recorded: dict[str, dict[Window, Activations]] = {"steering": {}, "evaluation": {}}
         self.left_out: dict[str, str] = {}
 
@@ -144,10 +144,10 @@ class _SuiteFit:
         todo = [name for name in (*self.methods, EVALUATION) if not self._is_there(name)]
         if todo:
             self._fit_all(todo)
-        if not self.report.exists():
-            from ksteer_vllm.experiments.suite.report import write_report
+        if not self.writeup.exists():
+            from ksteer_vllm.experiments.suite.writeup import write_up
 
-            write_report(self.suite, self.left_out, self._recorded(), self.rows["steering"], self.layer)
+            write_up(self.suite, self.left_out, self._recorded(), self.rows["steering"], self.layer)
         if not self.plan.keep_activations:
             shutil.rmtree(self.suite.folder / ACTIVATIONS, ignore_errors=True)
 
@@ -183,7 +183,7 @@ class _SuiteFit:
     def _fit(self, name: str, task: FitTask) -> None:
         try:
             fit_once(task, self.suite.folder / name, self._layers_of(name))
-            self.report.unlink(missing_ok=True)  # it is of what there was before
+            self.writeup.unlink(missing_ok=True)  # it is of what there was before
         except DataError as error:
             if self.plan.methods or name in (EVALUATION, "mlp"):
                 raise DataError(f"{name}: {error}") from None

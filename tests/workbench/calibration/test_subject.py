@@ -14,9 +14,9 @@ from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration import command
-from ksteer_vllm.experiments.calibration.command import SweepRequest
-from ksteer_vllm.experiments.calibration.run import SweepPlan
-from ksteer_vllm.experiments.calibration.subject import Subject
+from ksteer_vllm.experiments.calibration.command import CalibrationRequest
+from ksteer_vllm.experiments.calibration.run import CalibrationPlan
+from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 from ksteer_vllm.probes.probe import Probe
 from tests.workbench.bench.small_suite import LABELS, prompts, vectors, write_suite
 
@@ -33,7 +33,7 @@ def fitted_to(folder: Path, digest: str) -> Path:
 
 
 def notes(folder: Path, dataset: TaskDataset) -> Sequence[str]:
-    return Subject.of_probe(folder, dataset, judge="openai").notes
+    return CalibrationSubject.of_probe(folder, dataset, judge="openai").notes
 
 
 def test_prompts_of_the_probes_own_data_are_told_of(tmp_path: Path) -> None:
@@ -52,13 +52,13 @@ def test_nothing_to_calibrate_is_refused(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "suite")
     Probe.load(suite.paths["caa"]).save(suite.folder / "random")
     with pytest.raises(UsageError, match=r"variants: 'random' has none to calibrate; there are: K-Steer"):
-        Subject.of_suite(suite.folder).only(["random"])
+        CalibrationSubject.of_suite(suite.folder).only(["random"])
 
 
 def test_an_endpoint_that_is_named_is_the_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fitted_to(tmp_path / "caa", "")
     monkeypatch.setattr("ksteer_vllm.data.opening.open_task", lambda _: task())
-    request = SweepRequest(folder, data="data.jsonl", judge_options={"url": "http://localhost:1/v1"})
+    request = CalibrationRequest(folder, data="data.jsonl", judge_options={"url": "http://localhost:1/v1"})
     assert command._subject(request).judge == "openai"
     with pytest.raises(UsageError, match="judge of itself"):
         command._subject(replace(request, judge_options={}))
@@ -67,9 +67,9 @@ def test_an_endpoint_that_is_named_is_the_judge(tmp_path: Path, monkeypatch: pyt
 def test_a_judge_is_told_what_the_tasks_labels_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
     monkeypatch.setattr(command, "judge_for", lambda name, labels, **options: told.update(options))
-    whole = Subject.of_suite(write_suite(tmp_path / "suite").folder)
+    whole = CalibrationSubject.of_suite(write_suite(tmp_path / "suite").folder)
     subject = replace(whole, task="tones", labels=("expert", "cautious"))
-    request = SweepRequest(subject.folder, judge_options={"url": "http://localhost:1/v1"})
-    command._judge(request, subject, SweepPlan())
+    request = CalibrationRequest(subject.folder, judge_options={"url": "http://localhost:1/v1"})
+    command._judge(request, subject, CalibrationPlan())
     assert told["descriptions"] == described("tones", subject.labels)
     assert set(told["descriptions"]) == {"expert", "cautious"}

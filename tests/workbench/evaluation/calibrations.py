@@ -1,4 +1,4 @@
-"""Calibrations as a sweep would leave them."""
+"""Calibrations as a run would leave them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ksteer_vllm.bench.coherence import CoherenceRule
 from ksteer_vllm.bench.variants import Variant
-from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration, Cell
+from ksteer_vllm.experiments.calibration.record import CALIBRATION, CalibratedCell, Calibration
 from ksteer_vllm.probes.probe import Probe
 
 LENIENT = CoherenceRule(
@@ -31,7 +31,7 @@ def calibration_of(
 ) -> Calibration:
     """strengths: variant -> its best strength, half of the largest coherent one; the others are left out."""
     cells = [
-        Cell(variant=name, size=size, points=(), best=alpha, largest_coherent=alpha and 2 * alpha)
+        CalibratedCell(variant=name, size=size, points=(), best=alpha, largest_coherent=alpha and 2 * alpha)
         for name, alpha in strengths.items()
         for size in sizes
     ]

@@ -49,7 +49,7 @@ def test_strengths_are_the_calibrated_ones_and_the_random_control_has_those_of_c
 def test_sizes_and_avoid_are_those_of_the_calibration() -> None:
     with pytest.raises(UsageError, match=r"2 was not calibrated, only 1; .*with --sizes 1,2"):
         _settings(sizes=(1,))
-    with pytest.raises(UsageError, match=r"calibrated with 'none'; .*`ksteer sweep` with --avoid rest"):
+    with pytest.raises(UsageError, match=r"calibrated with 'none'; .*`ksteer calibrate` with --avoid rest"):
         _settings(EvaluationPlan(sizes=(1, 2), avoid="rest"), avoid="none")
 
 
@@ -96,7 +96,7 @@ def test_evaluates_a_calibrated_suite(suite: Suite, tmp_path: Path) -> None:
     assert found["provenance"]["plan"]["sizes"] == [1], "as calibrated"
     assert found["provenance"]["plan"]["max_tokens"] == 4
     assert "ActAdd (not calibrated)" in found["left_out"]
-    assert "ACE (not calibrated)" in (folder / "results" / "report.md").read_text()
+    assert "ACE (not calibrated)" in (folder / "results" / "results.md").read_text()
 
 
 def test_strengths_of_other_probes_are_refused(suite: Suite, tmp_path: Path) -> None:
@@ -109,11 +109,11 @@ def test_strengths_of_other_probes_are_refused(suite: Suite, tmp_path: Path) -> 
     assert result.exit_code == 2
     message = " ".join(result.output.split())
     assert "caa" in message
-    assert "ksteer sweep" in message
+    assert "ksteer calibrate" in message
     assert "actadd" not in message
 
 
-def test_sizes_there_are_not_labels_for_are_not_sent_to_a_sweep(suite: Suite, tmp_path: Path) -> None:
+def test_sizes_there_are_not_labels_for_are_not_sent_to_a_calibration(suite: Suite, tmp_path: Path) -> None:
     folder = tmp_path / "suite"
     shutil.copytree(suite.folder, folder)
     digests = digests_of(suite.paths)
@@ -140,7 +140,7 @@ def test_sizes_without_single_labels_and_methods_without_steps(suite: Suite, tmp
     finally:
         del JUDGES["stub"]
     assert found.steps is found.points is None
-    text = (folder / "results" / "report.md").read_text()
+    text = (folder / "results" / "results.md").read_text()
     assert "## Side effects" in text
     assert "## Steerability" not in text
 
@@ -158,7 +158,7 @@ class Stub:
 def test_what_is_missing_is_said_in_one_line(suite: Suite, tmp_path: Path) -> None:
     for folder, says in (
         (tmp_path, "a suite is what `ksteer fit --method all` writes"),
-        (suite.folder, f"calibrate with `ksteer sweep {suite.folder}` first"),
+        (suite.folder, f"calibrate with `ksteer calibrate {suite.folder}` first"),
     ):
         result = CliRunner().invoke(app, ["eval", str(folder)])
         assert result.exit_code == 2

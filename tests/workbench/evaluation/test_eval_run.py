@@ -20,9 +20,9 @@ from ksteer_vllm.experiments.evaluation.metrics import UNSTEERED
 from ksteer_vllm.experiments.evaluation.outcome import Evaluation
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.projections import worth_a_point
-from ksteer_vllm.experiments.evaluation.report import size_table, write_report
 from ksteer_vllm.experiments.evaluation.run import JOURNAL, evaluate_suite
 from ksteer_vllm.experiments.evaluation.settings import Setting, unsteered_asks
+from ksteer_vllm.experiments.evaluation.writeup import size_table, write_up
 from tests.support.oracle import Oracle
 
 PLAN = EvaluationPlan(sizes=(1, 2), prompts=2, steps=(1, 8), texts=1, max_tokens=8)
@@ -110,7 +110,7 @@ def test_matched_strengths_give_the_same_displacement(found: Evaluation) -> None
 
 
 def test_report(found: Evaluation, tmp_path: Path) -> None:
-    path = write_report(found, tmp_path)
+    path = write_up(found, tmp_path)
     text = path.read_text()
     for heading in ("Who wins where", "Side effects", "At equal displacement", "Steerability"):
         assert f"\n## {heading}\n" in text
@@ -133,12 +133,12 @@ def test_numbers_of_steps_that_did_not_reach_the_displacement_are_marked(
         replace(m, shift=m.wanted * (0.5 if (m.variant, m.size) == ("1 step", 2) else 1))
         for m in found.step_strengths
     ]
-    text = write_report(replace(found, step_strengths=strengths), tmp_path).read_text()
+    text = write_up(replace(found, step_strengths=strengths), tmp_path).read_text()
     assert "Not reached, and left out of the figure: 1 step at 2 labels." in text
     rows = json.loads((tmp_path / "results.json").read_text())["steps"]
     assert {(row["variant"], row["size"]) for row in rows if not row["reached"]} == {("1 step", 2)}
     strengths = [replace(m, shift=0.0) for m in strengths]
-    write_report(replace(found, step_strengths=strengths), tmp_path / "none")
+    write_up(replace(found, step_strengths=strengths), tmp_path / "none")
     assert not (tmp_path / "none" / "steps.png").exists()
 
 
@@ -150,7 +150,7 @@ def test_the_share_of_coherent_unsteered_replies_is_the_evaluations_own(
         float(variant != UNSTEERED or prompt == 0)
         for variant, prompt in zip(own["variant"], own["prompt"], strict=True)
     ]
-    text = write_report(replace(found, own=own), tmp_path).read_text()
+    text = write_up(replace(found, own=own), tmp_path).read_text()
     assert "0.50 of the unsteered replies are coherent" in text
 
 
@@ -185,5 +185,5 @@ def test_goes_on_where_it_was_stopped(found: Evaluation, suite: Suite, folder: P
 def test_a_plan_that_does_not_fit_is_refused(suite: Suite, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="sizes: 4 of 3 labels"):
         evaluate_suite(suite, _settings(suite), PLAN.model_copy(update={"sizes": (4,)}), tmp_path)
-    with pytest.raises(UsageError, match="none has a calibrated strength; run `ksteer sweep`"):
+    with pytest.raises(UsageError, match="none has a calibrated strength; run `ksteer calibrate`"):
         evaluate_suite(suite, [], PLAN, tmp_path)

@@ -63,7 +63,7 @@ def test_methods_and_reader_are_fitted_to_different_conversations(folder: Path, 
 
 
 def test_the_report_shows_every_method_and_the_activations(folder: Path) -> None:
-    text = (folder / "fit" / "report.md").read_text()
+    text = (folder / "fit" / "results.md").read_text()
     for name in (*METHODS, "evaluation", "auroc (tokens)", "activations.png", "data_digest"):
         assert name in text
     results = json.loads((folder / "fit" / "results.json").read_text())
@@ -86,10 +86,10 @@ def test_an_interrupted_fit_gets_its_report_from_the_shards(
     """Stopped before its report, and when one is there that lacks what was fitted since."""
     plan = replace(PLAN, methods=("mlp", "caa"), keep_activations=True)
     fit_suite(str(llama), dataset, tmp_path, plan, engine_options=ENGINE)
-    report, shards = tmp_path / "fit" / "report.md", tmp_path / "activations"
+    report, shards = tmp_path / "fit" / "results.md", tmp_path / "activations"
     monkeypatch.setattr(Recorder, "_engine", None)
     with monkeypatch.context() as patch:
-        patch.setattr("ksteer_vllm.experiments.suite.report.write_report", _interrupted)
+        patch.setattr("ksteer_vllm.experiments.suite.writeup.write_up", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit_suite(
                 str(llama), dataset, tmp_path, replace(plan, methods=("caa", "ace")), engine_options=ENGINE
@@ -144,7 +144,7 @@ def test_a_method_the_data_does_not_suit(llama: Path, dataset: TaskDataset, tmp_
     suite = fit_suite(str(llama), dataset, tmp_path, replace(plan, methods=()), engine_options=ENGINE)
     assert "actadd" not in suite.paths
     assert {"mlp", "linear", "caa", "ace", "loreft", "lorest", "orbit", "mat_steer"} <= set(suite.paths)
-    assert "Left out: actadd: first:" in (tmp_path / "fit" / "report.md").read_text()
+    assert "Left out: actadd: first:" in (tmp_path / "fit" / "results.md").read_text()
 
 
 KILLED = """

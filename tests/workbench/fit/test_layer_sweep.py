@@ -12,8 +12,8 @@ import pytest
 from ksteer_vllm import UsageError
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import write_rows
-from ksteer_vllm.experiments.layers.report import layer_table, write_layer_report
 from ksteer_vllm.experiments.layers.sweep import CAA, K_STEERING, LayerPlan, recommended, sweep_layers
+from ksteer_vllm.experiments.layers.writeup import layer_table, write_up
 from ksteer_vllm.fit.activations import Recorder
 from ksteer_vllm.probes.probe import Probe
 from tests.support.engines import OPTIONS
@@ -71,7 +71,7 @@ def test_every_layer_is_read_and_steered_in_one_batch(
     assert len(lines) == 1 + 100 + 2 * 2 * 2 * 2 * 2  # identity, unsteered, every cell's label and prompt
     assert Probe.load(tmp_path / "probes" / "mlp").metadata.layers == (0, 2)
     assert not (tmp_path / "activations").exists()
-    report = write_layer_report(sweep, PLAN, tmp_path, model=str(llama))
+    report = write_up(sweep, PLAN, tmp_path, model=str(llama))
     assert "Recommended: **layer" in report.read_text()
     assert json.loads((tmp_path / "results.json").read_text())["recommended"] == sweep.layer
     assert (tmp_path / "layers.png").stat().st_size > 5000

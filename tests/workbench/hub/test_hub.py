@@ -55,7 +55,7 @@ def suite(tmp_path: Path) -> Path:
     )
     Suite(folder, file).write()
     (folder / "calibration").mkdir()
-    for name in ("report.md", "strengths.png", "journal.jsonl"):
+    for name in ("results.md", "strengths.png", "journal.jsonl"):
         (folder / "calibration" / name).write_text(f"{name}\n")
     (folder / "calibration" / "results.json").write_text('{"judge": "probe"}\n')
     (folder / "activations").mkdir()
@@ -95,7 +95,7 @@ def test_the_model_card_says_what_it_is(hub: FakeHub, probe: Path) -> None:
     assert json.loads(hub.files("owner/tones")["probe.json"])["model"]["name"] == "someone/tiny-llama"
 
 
-def test_a_suite_comes_back_with_its_reports_and_nothing_else(
+def test_a_suite_comes_back_with_its_write_ups_and_nothing_else(
     hub: FakeHub, suite: Path, tmp_path: Path
 ) -> None:
     push(suite, "owner/suite", private=False, **at(hub))
@@ -104,7 +104,7 @@ def test_a_suite_comes_back_with_its_reports_and_nothing_else(
         "mlp/probe.json", "mlp/probe.safetensors",
         "caa/probe.json", "caa/probe.safetensors",
         "evaluation/probe.json", "evaluation/probe.safetensors",
-        "calibration/report.md", "calibration/results.json", "calibration/strengths.png",
+        "calibration/results.md", "calibration/results.json", "calibration/strengths.png",
     }  # fmt: skip
     assert not hub.repositories["owner/suite"]["private"]
     assert not any(b"/data/models" in data for data in hub.files("owner/suite").values())
@@ -115,7 +115,14 @@ def test_a_suite_comes_back_with_its_reports_and_nothing_else(
     assert {name: it.metadata.digest for name, it in found.probes.items()} == {
         name: it.metadata.digest for name, it in before.probes.items()
     }
-    assert (tmp_path / "new/calibration/report.md").read_text() == "report.md\n"
+    assert (tmp_path / "new/calibration/results.md").read_text() == "results.md\n"
+
+
+def test_a_write_up_of_an_earlier_version_comes_along(hub: FakeHub, suite: Path, tmp_path: Path) -> None:
+    push(suite, "owner/suite", **at(hub))
+    hub.commit("owner/suite", {"layers/report.md": b"as it was called then"})
+    pull("owner/suite", tmp_path / "new", **at(hub))
+    assert (tmp_path / "new/layers/report.md").read_bytes() == b"as it was called then"
 
 
 def test_a_tampered_file_is_refused_and_nothing_is_kept(hub: FakeHub, probe: Path, tmp_path: Path) -> None:
@@ -158,9 +165,10 @@ def test_a_pickle_beside_it_is_not_even_downloaded(hub: FakeHub, probe: Path, tm
 
 
 ELSEWHERE = (
-    "../probe.json", "../../results.json", "mlp/../../report.md", "/etc/report.md", "//mlp/report.md",
-    "mlp\\probe.json", "..\\..\\report.md", "C:/report.md", "./results.json", ".git/report.md",
-    "mlp/.png", "mlp/deep/report.md", "mlp/steering.py", "mlp/report.md\n", "report.md", "[m]lp/probe.json",
+    "../probe.json", "../../results.json", "mlp/../../results.md", "/etc/results.md", "//mlp/results.md",
+    "mlp\\probe.json", "..\\..\\results.md", "C:/results.md", "./results.json", ".git/results.md",
+    "mlp/.png", "mlp/deep/results.md", "mlp/steering.py", "mlp/results.md\n", "results.md",
+    "[m]lp/probe.json",
 )  # fmt: skip
 
 
@@ -211,7 +219,7 @@ def test_no_path_of_the_machine_is_published(
     (suite / "calibration/results.json").write_text(json.dumps(results))
     lines = "\n".join(f"- {name}: {value}" for name, value in source.items())
     sample = "# Report\n\n- command: of a sample\n- model: of a sample\n"
-    (suite / "calibration/report.md").write_text(f"{sample}\n## Provenance\n\n{lines}\n")
+    (suite / "calibration/results.md").write_text(f"{sample}\n## Provenance\n\n{lines}\n")
     before = {path: path.read_bytes() for path in suite.rglob("*") if path.is_file()}
 
     push(suite, "owner/suite", base_model=base_model, **at(hub))
@@ -229,7 +237,7 @@ def test_no_path_of_the_machine_is_published(
     assert json.loads(files["calibration/results.json"]) == {
         **results, "provenance": {"date": "today", "model": public},
     }  # fmt: skip
-    assert files["calibration/report.md"].decode() == (
+    assert files["calibration/results.md"].decode() == (
         f"{sample}\n## Provenance\n\n- date: today\n- model: {public}\n"
     )
     assert before == {path: path.read_bytes() for path in suite.rglob("*") if path.is_file()}
@@ -237,7 +245,7 @@ def test_no_path_of_the_machine_is_published(
 
 def test_results_that_cannot_be_read_are_not_published(hub: FakeHub, suite: Path) -> None:
     (suite / "calibration/results.json").write_text("command: /data/private")
-    with pytest.raises(UsageError, match=r"calibration/results.json: Expecting value.*write the report"):
+    with pytest.raises(UsageError, match=r"calibration/results.json: Expecting value.*write the results"):
         push(suite, "owner/suite", **at(hub))
     assert not hub.requests
 

@@ -1,4 +1,4 @@
-"""The report folder of a sweep: strengths by variant and size, and the curves they were chosen from."""
+"""The write-up of a calibration: strengths by variant and size, and the curves they were chosen from."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.bench.coherence import RULE
-from ksteer_vllm.bench.folder import ReportFolder
+from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.experiments.calibration.choose import TOLERANCE
-from ksteer_vllm.experiments.calibration.record import Calibration, Cell
+from ksteer_vllm.experiments.calibration.record import CalibratedCell, Calibration
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["calibration_frame", "curves", "write_report"]
+__all__ = ["calibration_frame", "curves", "write_up"]
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
 _STYLES = ("-", "--", ":", "-.")
@@ -50,48 +50,48 @@ def calibration_frame(calibration: Calibration, *, chosen: bool = False) -> pd.D
     return frame.drop(columns=[name for name in ("layer", "note") if not _says_something(frame[name])])
 
 
-def write_report(
-    report: ReportFolder,
+def write_up(
+    writeup: WriteUp,
     calibration: Calibration,
     written: dict[str, Any] | None = None,
     *,
     notes: Sequence[str] = (),
     **source: Any,
 ) -> Path:
-    """report.md, results.json and a figure for every size. Returns the report's path.
+    """results.md, results.json and a figure for every size. Returns the path of results.md.
 
-    report: an empty folder's, opened when the sweep began. written: what `write_defaults` gave the probes.
-    notes: what the reader has to know. source: provenance.
+    writeup: an empty folder's, opened when the calibration began. written: what `write_defaults` gave the
+    probes. notes: what the reader has to know. source: provenance.
     """
     rule = calibration.coherence
-    report.text(
+    writeup.text(
         f"How strongly each method may steer. Budget: at least {rule.least:.3f} of the replies coherent "
         f"({rule.budget:g} of the unsteered share, {rule.unsteered:.3f}). Best: of the strengths within the "
         f"budget, the middle one of those around the highest {_metric(calibration)} that score within "
         f"{TOLERANCE} of it. Largest coherent: the largest strength tried within the budget, found by "
         "bisection on a log scale."
     )
-    report.text(f"Here {RULE}." + (" The judge's word counts as well." if calibration.judge else ""))
+    writeup.text(f"Here {RULE}." + (" The judge's word counts as well." if calibration.judge else ""))
     for note in notes:
-        report.text(f"**Note:** {note}.")
-    report.table(calibration_frame(calibration), caption="Strength by variant and number of target labels")
+        writeup.text(f"**Note:** {note}.")
+    writeup.table(calibration_frame(calibration), caption="Strength by variant and number of target labels")
     if written:
-        report.text(
+        writeup.text(
             "Written into the probes, for requests without a strength: "
             + "; ".join(f"{name}: {_written(changes)}" for name, changes in written.items())
         )
     for size in sorted({cell.size for cell in calibration.cells}):
         cells = [cell for cell in calibration.cells if cell.size == size]
-        report.figure(
+        writeup.figure(
             f"strengths-{size}",
             curves(calibration, cells),
             f"{_metric(calibration)} and coherence by strength, {size} target label{'s' * (size > 1)}",
         )
-    report.results = calibration.as_json() | {"written": written or {}, "notes": list(notes)}
-    return report.write(**source)
+    writeup.results = calibration.as_json() | {"written": written or {}, "notes": list(notes)}
+    return writeup.write(**source)
 
 
-def curves(calibration: Calibration, cells: Sequence[Cell]) -> Figure:
+def curves(calibration: Calibration, cells: Sequence[CalibratedCell]) -> Figure:
     """One panel per variant, one line style per layer; the chosen strengths as vertical lines."""
     import matplotlib
 
@@ -119,7 +119,7 @@ def curves(calibration: Calibration, cells: Sequence[Cell]) -> Figure:
     return figure
 
 
-def _panel(axis: Axes, calibration: Calibration, cells: Sequence[Cell]) -> None:
+def _panel(axis: Axes, calibration: Calibration, cells: Sequence[CalibratedCell]) -> None:
     for style, cell in zip(_STYLES * len(cells), cells, strict=False):
         alphas = [point.alpha for point in cell.points]
         where = "" if cell.layer is None or len(cells) == 1 else f", layer {cell.layer}"
@@ -150,7 +150,7 @@ def _metric(calibration: Calibration) -> str:
     return "on target" if calibration.metric == "judge" else "P(weakest target)"
 
 
-def _note(cell: Cell) -> str:
+def _note(cell: CalibratedCell) -> str:
     if cell.largest_coherent is None:
         return "no strength tried is within the budget"
     return "" if cell.bracketed else "coherent up to the largest strength tried"

@@ -1,4 +1,4 @@
-"""The report folder of a layer sweep, and its table for the terminal."""
+"""The write-up of a layer sweep, and its table for the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ksteer_vllm.bench.coherence import RULE as COHERENCE
-from ksteer_vllm.bench.folder import ReportFolder
+from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.bench.unsteered import UNSTEERED_REPLIES
 from ksteer_vllm.experiments.layers.sweep import CAA, K_STEERING, RULE, STEPS, LayerPlan, LayerSweep
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["by_layer", "layer_table", "write_layer_report"]
+__all__ = ["by_layer", "layer_table", "write_up"]
 
 _STYLES: dict[str, dict[str, Any]] = {
     "mlp": {"color": "#0072B2", "marker": "o"},
@@ -63,22 +63,22 @@ def layer_table(sweep: LayerSweep) -> Table:
     return table
 
 
-def write_layer_report(sweep: LayerSweep, plan: LayerPlan, folder: str | Path, **source: Any) -> Path:
-    """report.md, results.json and the figure. Returns report.md's path."""
-    report = ReportFolder(folder, "Which layer to steer at")
-    report.text(
+def write_up(sweep: LayerSweep, plan: LayerPlan, folder: str | Path, **source: Any) -> Path:
+    """results.md, results.json and the figure. Returns results.md's path."""
+    writeup = WriteUp(folder, "Which layer to steer at")
+    writeup.text(
         f"Recommended: **layer {sweep.layer}**; the rule of 60 % of the depth gives layer {sweep.by_depth}. "
         f"Rule: {RULE}."
     )
-    report.table(by_layer(sweep))
-    report.figure(
+    writeup.table(by_layer(sweep))
+    writeup.figure(
         "layers",
         _figure(sweep),
         "Left: how well each layer is read, token by token, on held-out replies. Right: share of replies on "
         "target, at each layer's best strength. Dashed: the recommended layer; dotted: 60 % of the depth.",
     )
-    report.heading("What was done")
-    report.text(
+    writeup.heading("What was done")
+    writeup.text(
         f"AUROC: mean over labels, of single tokens of held-out replies. Steering: "
         f"single labels, away from the others, one layer at a time, {plan.prompts} calibration prompts per "
         f"label, the same seeds everywhere; lengths {', '.join(map(str, plan.strengths))} in units of "
@@ -86,9 +86,9 @@ def write_layer_report(sweep: LayerSweep, plan: LayerPlan, folder: str | Path, *
         f"{sweep.judge!r} finds the label, and the reply is coherent: {COHERENCE}. Of at "
         f"least {UNSTEERED_REPLIES} unsteered replies to the same prompts, {sweep.unsteered:.0%} are."
     )
-    report.heading("All strengths")
-    report.table(sweep.steering)
-    report.results = {
+    writeup.heading("All strengths")
+    writeup.table(sweep.steering)
+    writeup.results = {
         "recommended": sweep.layer,
         "rule": RULE,
         "by_depth": sweep.by_depth,
@@ -97,7 +97,7 @@ def write_layer_report(sweep: LayerSweep, plan: LayerPlan, folder: str | Path, *
         "coherence": sweep.rule.model_dump(),
         "judge": sweep.judge,
     }
-    return report.write(**source)
+    return writeup.write(**source)
 
 
 def _best(sweep: LayerSweep, method: str) -> pd.DataFrame:

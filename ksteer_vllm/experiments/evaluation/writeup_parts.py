@@ -1,4 +1,4 @@
-"""Sections of the report that follow the comparison at own strengths."""
+"""Sections of the write-up that follow the comparison at own strengths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.bench.coherence import RULE
 from ksteer_vllm.bench.combinations import name_of, size_name
-from ksteer_vllm.bench.folder import ReportFolder
+from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.experiments.evaluation import figures
 from ksteer_vllm.experiments.evaluation.comparison import intervals
 from ksteer_vllm.experiments.evaluation.metrics import MEASURES, READING, UNSTEERED, summarise
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["equal_displacement", "how", "projections", "records", "samples", "slopes", "steps"]
 
 
-def equal_displacement(report: ReportFolder, found: Evaluation) -> None:
-    report.heading("At equal displacement")
+def equal_displacement(writeup: WriteUp, found: Evaluation) -> None:
+    writeup.heading("At equal displacement")
     table = summarise(found.matched, ["size", "variant"])[["size", "variant", "replies", *READING[:4]]]
     table = table.merge(_strengths(found.strengths), on=["variant", "size"], how="left")
-    report.results["equal_displacement"] = records(table)
+    writeup.results["equal_displacement"] = records(table)
     table["reached"] = _words(table["reached"])
-    report.table(
+    writeup.table(
         table.rename(columns=MEASURES),
         caption="Strengths at which all variants move the stream equally far, by the median of their "
         f"displacements at own strength ({_by_size(found.strengths)}). "
@@ -36,20 +36,20 @@ def equal_displacement(report: ReportFolder, found: Evaluation) -> None:
     )
 
 
-def steps(report: ReportFolder, found: Evaluation) -> None:
+def steps(writeup: WriteUp, found: Evaluation) -> None:
     if found.steps is None:
         return
-    report.heading("How many gradient steps")
+    writeup.heading("How many gradient steps")
     table = intervals(found.steps)
     curve = table[table["variant"] != UNSTEERED].merge(
         _strengths(found.step_strengths), on=["variant", "size"], how="left"
     )
     curve["steps"] = [int(name.split()[0]) for name in curve["variant"]]
-    report.results["steps"] = records(curve)
+    writeup.results["steps"] = records(curve)
     references = intervals(found.reached())
     reached = curve[curve["reached"]]
     if len(reached):
-        report.figure(
+        writeup.figure(
             "steps",
             figures.steps(reached, references[references["variant"] == "CAA"]),
             f"K-Steering by number of steps, at the displacement of {STEPS_OF}; dashed: CAA at the common "
@@ -57,7 +57,7 @@ def steps(report: ReportFolder, found: Evaluation) -> None:
         )
     shown = curve[["size", "steps", "mean", "low", "high", "alpha", "displacement", "reached"]]
     missed = [f"{m.variant} at {size_name(m.size)}" for m in found.step_strengths if not m.reached]
-    report.table(
+    writeup.table(
         shown.assign(reached=_words(shown["reached"])),
         caption=f"Share of replies on target. Displacement wanted: {_by_size(found.step_strengths)}. "
         + (
@@ -66,33 +66,33 @@ def steps(report: ReportFolder, found: Evaluation) -> None:
     )
 
 
-def slopes(report: ReportFolder, found: Evaluation) -> None:
+def slopes(writeup: WriteUp, found: Evaluation) -> None:
     rows = found.propensities
     if rows.empty or rows["propensity"].isna().all():
         return
-    report.heading("Steerability")
+    writeup.heading("Steerability")
     table = steerability(rows)
     by_variant = table.groupby("variant", sort=False)[["slope", "negative_share"]].mean().reset_index()
     curves = rows.groupby(["variant", "multiplier"], sort=False)["propensity"].mean().reset_index()
     curves = curves.sort_values("multiplier", kind="stable")
-    report.figure(
+    writeup.figure(
         "steerability", figures.slopes(curves), "Propensity by multiplier, mean over labels and prompts"
     )
-    report.table(
+    writeup.table(
         by_variant.rename(columns={"slope": "mean slope", "negative_share": "share negative"}),
         caption="Single labels, as Tan et al. (arXiv 2407.12404) define it: per example the least-squares "
         "slope of propensity over multipliers −1 to 1 of the calibrated strength, and the share of examples "
         "with a negative slope. Propensity: the evaluation probe's mean logit of the target. Multiplier 0 is "
         "the unsteered reply.",
     )
-    report.results["steerability"] = records(table)
+    writeup.results["steerability"] = records(table)
 
 
-def projections(report: ReportFolder, found: Evaluation) -> None:
+def projections(writeup: WriteUp, found: Evaluation) -> None:
     if found.points is None:
         return
-    report.heading("Before and after")
-    report.figure(
+    writeup.heading("Before and after")
+    writeup.figure(
         "projections",
         figures.streams(found.points, UNSTEERED),
         "Replies as the unsteered model reads them: the mean residual stream of each, before (grey) and "
@@ -100,9 +100,9 @@ def projections(report: ReportFolder, found: Evaluation) -> None:
     )
 
 
-def samples(report: ReportFolder, found: Evaluation) -> None:
-    report.heading("The first prompt")
-    report.text(f"> {found.samples[0].ask.question}")
+def samples(writeup: WriteUp, found: Evaluation) -> None:
+    writeup.heading("The first prompt")
+    writeup.text(f"> {found.samples[0].ask.question}")
     lines = []
     for target in [next(t for t in found.targets if len(t) == size) for size in found.plan.sizes]:
         lines += [
@@ -111,18 +111,18 @@ def samples(report: ReportFolder, found: Evaluation) -> None:
             if tuple(reply.ask.tags.get("target", ())) == target
         ]
     plain = next(r.text for r in found.samples if r.ask.tags["variant"] == UNSTEERED)
-    report.text("\n".join([f"- unsteered: {plain}", *lines]))
+    writeup.text("\n".join([f"- unsteered: {plain}", *lines]))
 
 
-def how(report: ReportFolder, found: Evaluation) -> None:
-    report.heading("How it was measured")
+def how(writeup: WriteUp, found: Evaluation) -> None:
+    writeup.heading("How it was measured")
     rule = found.rule
     away = "away from all other labels" if found.plan.avoid == "rest" else "away from none"
     thresholds = (
         f"perplexity at most {rule.max_perplexity:.3g}, repetition at most {rule.max_repetition:.2f}, "
         f"{rule.min_length:.0f} to {rule.max_length:.0f} tokens"
     )
-    report.text(
+    writeup.text(
         f"Specs name the target labels, and steer {away} where the method takes such. Replies to one prompt "
         "share a sampling seed. Coherent: by the judge's word, where it gives one, and by this rule, the "
         f"same for every variant: {RULE}. Here: {thresholds}; "

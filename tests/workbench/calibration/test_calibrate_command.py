@@ -1,4 +1,4 @@
-"""`ksteer sweep` from the command line: what it refuses, and that a killed one goes on where it was."""
+"""`ksteer calibrate` from the command line: what it refuses, and that a killed one goes on where it was."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.workbench.bench.small_suite import write_suite
 OPTIONS = ["--variants", "CAA", "--variants", "K-Steering, 8 steps", "--sizes", "1", "--prompts", "4"]
 OPTIONS += ["--strengths", "4", "--rounds", "1", "--max-tokens", "40"]
 KEPT = 150
-"""Values in the journal of the sweep that is killed; the whole has more."""
+"""Values in the journal of the run that is killed; the whole has more."""
 
 
 def refusal(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(app, ["sweep", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
     assert result.exit_code == 2, result.output
     return result.output
 
@@ -51,6 +51,13 @@ def test_a_probe_cannot_judge_itself(tmp_path: Path) -> None:
     assert "cannot be the judge of itself" in refusal(suite / "mlp", "--data", "demo", "--judge", "probe")
 
 
+def test_its_earlier_name_still_works(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["sweep", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "neither a suite" in result.output
+    assert "sweep" not in CliRunner().invoke(app, ["--help"]).output
+
+
 COMMAND = "from ksteer_vllm.cli import app; app()"
 KILLED = f"""
 import os, signal
@@ -68,7 +75,7 @@ Journal.add = add_and_die
 
 def run(suite: Path, program: str = COMMAND) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program, "sweep", str(suite), *OPTIONS],
+        [sys.executable, "-c", program, "calibrate", str(suite), *OPTIONS],
         env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
         capture_output=True,
         text=True,
@@ -88,7 +95,7 @@ def results(suite: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on_and_ends_alike(tmp_path: Path) -> None:
+def test_a_calibration_that_was_killed_goes_on_and_ends_alike(tmp_path: Path) -> None:
     whole = write_suite(tmp_path / "whole").folder
     finished(whole)
     killed = write_suite(tmp_path / "killed").folder

@@ -1,4 +1,4 @@
-"""The report folder of an evaluation."""
+"""The write-up of an evaluation."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.bench.combinations import size_name
-from ksteer_vllm.bench.folder import ReportFolder
+from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.experiments.evaluation import figures
-from ksteer_vllm.experiments.evaluation import report_parts as parts
+from ksteer_vllm.experiments.evaluation import writeup_parts as parts
 from ksteer_vllm.experiments.evaluation.comparison import LEVEL, difference_table, intervals, sentences
 from ksteer_vllm.experiments.evaluation.metrics import MEASURES, READING, UNSTEERED, summarise
 from ksteer_vllm.experiments.evaluation.outcome import Evaluation
-from ksteer_vllm.experiments.evaluation.report_parts import records
+from ksteer_vllm.experiments.evaluation.writeup_parts import records
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["headline", "size_table", "write_report"]
+__all__ = ["headline", "size_table", "write_up"]
 
 CHAMPION = "K-Steering"
 PROBABILITIES = ("target_probability_change", "weakest_probability_change", "others_probability_change")
@@ -42,36 +42,36 @@ def size_table(found: Evaluation) -> pd.DataFrame:
     return table.sort_values("size", kind="stable", ignore_index=True)
 
 
-def write_report(found: Evaluation, folder: Path) -> Path:
-    """report.md, results.json, replies.csv and the figures. Returns the path of report.md."""
-    report = ReportFolder(folder, f"Evaluation: {found.source['task']}")
-    _summary(report, found)
-    _own_strength(report, found)
-    _side_effects(report, found)
-    parts.equal_displacement(report, found)
-    parts.steps(report, found)
-    parts.slopes(report, found)
-    parts.projections(report, found)
-    parts.samples(report, found)
-    parts.how(report, found)
-    report.results["by_target"] = records(summarise(found.own, ["size", "target", "variant"]))
-    found.own.to_csv(report.folder / "replies.csv", index=False)
-    return report.write(**found.source)
+def write_up(found: Evaluation, folder: Path) -> Path:
+    """results.md, results.json, replies.csv and the figures. Returns the path of results.md."""
+    writeup = WriteUp(folder, f"Evaluation: {found.source['task']}")
+    _summary(writeup, found)
+    _own_strength(writeup, found)
+    _side_effects(writeup, found)
+    parts.equal_displacement(writeup, found)
+    parts.steps(writeup, found)
+    parts.slopes(writeup, found)
+    parts.projections(writeup, found)
+    parts.samples(writeup, found)
+    parts.how(writeup, found)
+    writeup.results["by_target"] = records(summarise(found.own, ["size", "target", "variant"]))
+    found.own.to_csv(writeup.folder / "replies.csv", index=False)
+    return writeup.write(**found.source)
 
 
-def _summary(report: ReportFolder, found: Evaluation) -> None:
+def _summary(writeup: WriteUp, found: Evaluation) -> None:
     count = len(found.targets)
-    report.text(
+    writeup.text(
         f"{count} combinations of {_listed(found.plan.sizes)} of {len(found.source['labels'])} labels, "
         f"{found.own['prompt'].nunique()} held-out prompts, {len(found.settings)} variants beside the "
         f"unsteered model; judge: {found.judge}. A reply is on target if it shows every label asked for and "
         "is coherent."
     )
     if found.without:
-        report.text(f"Left out, in part or whole: {'; '.join(found.without)}.")
-        report.results["left_out"] = found.without
-    report.heading("Who wins where")
-    report.text(
+        writeup.text(f"Left out, in part or whole: {'; '.join(found.without)}.")
+        writeup.results["left_out"] = found.without
+    writeup.heading("Who wins where")
+    writeup.text(
         "Shares of replies on target. Compared are replies to the same prompts and targets; a tie is a "
         f"paired difference whose {LEVEL:.0%} bootstrap interval over prompts includes 0. Intervals are "
         "not corrected for the number of comparisons."
@@ -83,35 +83,35 @@ def _summary(report: ReportFolder, found: Evaluation) -> None:
             lines, pairs = _sentences(seen, size)
             if lines:
                 title = f"**{size_name(size)}, {_AT[name]}.**"
-                report.text("\n".join([title, "", *(f"- {line}" for line in lines)]))
+                writeup.text("\n".join([title, "", *(f"- {line}" for line in lines)]))
             tables.append((f"Paired differences, {size_name(size)}, {_AT[name]}.", difference_table(pairs)))
             differences.setdefault(name, []).extend(pair.as_json() for pair in pairs)
-    report.results["differences"] = differences
+    writeup.results["differences"] = differences
     own, matched = intervals(found.own), intervals(found.reached())
-    report.figure(
+    writeup.figure(
         "ranking",
         figures.ranking(own, matched, found.plan.sizes),
         f"Share of replies on target by size of the combination, with {LEVEL:.0%} intervals",
     )
     for caption, table in tables:
         if len(table):
-            report.table(table, caption=caption)
-    report.results["on_target"] = {"own strength": records(own), "equal displacement": records(matched)}
+            writeup.table(table, caption=caption)
+    writeup.results["on_target"] = {"own strength": records(own), "equal displacement": records(matched)}
 
 
-def _own_strength(report: ReportFolder, found: Evaluation) -> None:
-    report.heading("At each variant's own calibrated strength")
+def _own_strength(writeup: WriteUp, found: Evaluation) -> None:
+    writeup.heading("At each variant's own calibrated strength")
     table = size_table(found)
-    report.results["by_size"] = records(table)
+    writeup.results["by_size"] = records(table)
     shown = table.drop(columns=["kl"]).rename(columns={**MEASURES, "shift": "displacement"})
-    report.table(
+    writeup.table(
         shown,
         caption="Every variant calibrated to the same coherence budget. Nats per token: of the reply under "
         "the unsteered model. Displacement: mean ‖x′ − x‖/‖x‖ where it edits.",
     )
     cells = summarise(found.own, ["size", "target", "variant"])
-    report.figure("composition", figures.composition(cells), "Share of replies on target, targets × methods")
-    report.table(
+    writeup.figure("composition", figures.composition(cells), "Share of replies on target, targets × methods")
+    writeup.table(
         summarise(found.own, ["size", "variant"])[["size", "variant", *PROBABILITIES]].rename(
             columns=MEASURES
         ),
@@ -120,14 +120,14 @@ def _own_strength(report: ReportFolder, found: Evaluation) -> None:
     )
 
 
-def _side_effects(report: ReportFolder, found: Evaluation) -> None:
-    report.heading("Side effects")
+def _side_effects(writeup: WriteUp, found: Evaluation) -> None:
+    writeup.heading("Side effects")
     names = ["others_shown", "others_shown_change", "nll_change"]
     table = summarise(found.own, ["size", "variant"])[["size", "variant", *names]]
     moved = found.moved.groupby(["size", "variant"])[["kl"]].mean().reset_index()
     table = table.merge(moved, on=["size", "variant"], how="left")
     exact = "exact" if found.exact_kl else "a lower bound, from the likeliest tokens"
-    report.table(
+    writeup.table(
         table.rename(columns={**MEASURES, "kl": "KL, nats"}),
         caption="Other labels shown: mean share over the labels not asked for (with `avoid rest` the edit "
         "moves away from them). KL: of the steered to the unsteered next-token distribution on the unsteered "

@@ -1,4 +1,4 @@
-"""The report folder of a suite's fit: how each method reads held-out text, and what the data looks like."""
+"""The write-up of a suite's fit: how each method reads held-out text, and what the data looks like."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from ksteer_vllm.bench.folder import ReportFolder
+from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.bench.palette import OKABE_ITO
 from ksteer_vllm.bench.suite import EVALUATION, Suite
 from ksteer_vllm.data.positions import Window
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["metrics_frame", "projections", "suite_table", "write_report"]
+__all__ = ["metrics_frame", "projections", "suite_table", "write_up"]
 
 _MARKERS = ("o", "s", "^", "D")
 _MOST_POINTS = 2000
 
 
-def write_report(
+def write_up(
     suite: Suite,
     left_out: Mapping[str, str],
     recorded: Mapping[Window, Activations],
     rows: Sequence[LabelledRow],
     layer: int,
 ) -> None:
-    """SUITE/fit: report.md, results.json and figures. left_out: methods that were not fitted, and why."""
-    report = ReportFolder(suite.folder / "fit", f"Fit: {suite.file.task}")
+    """SUITE/fit: results.md, results.json and figures. left_out: methods that were not fitted, and why."""
+    writeup = WriteUp(suite.folder / "fit", f"Fit: {suite.file.task}")
     probes = {**suite.probes, **({EVALUATION: suite.evaluation} if suite.evaluation else {})}
     frame = metrics_frame(probes)
-    report.heading("Held-out text")
-    report.text(
+    writeup.heading("Held-out text")
+    writeup.text(
         "The steering methods were fitted to one half of the conversations, the evaluation probe (another "
         "seed and width) to the other. Each is tested on rows of its own half that it was not fitted to. "
         "AUROC of a method without a probe is that of its direction; LoReFT and LoReST are tested by the "
         "language model's loss on replies that show the label, in nats per token, without the edit and with."
     )
-    report.table(frame)
+    writeup.table(frame)
     for name, reason in left_out.items():
-        report.text(f"Left out: {name}: {reason}")
-    report.heading(f"Activations at layer {layer}")
+        writeup.text(f"Left out: {name}: {reason}")
+    writeup.heading(f"Activations at layer {layer}")
     for window, activations in recorded.items():
         if layer in activations.streams:
             figure = projections(activations, rows, suite.file.labels, layer)
@@ -60,21 +60,21 @@ def write_report(
                 "discriminants, fitted to the other half of these rows."
             )
             if figure is not None:
-                report.figure("activations", figure, caption)
+                writeup.figure("activations", figure, caption)
             else:
-                report.text("Too few rows show exactly one label to draw them.")
+                writeup.text("Too few rows show exactly one label to draw them.")
             break
     else:
-        report.text(
-            "None are at hand to draw; `--keep-activations` keeps those of a fit for the next report."
+        writeup.text(
+            "None are at hand to draw; `--keep-activations` keeps those of a fit for the next write-up."
         )
-    report.results = {
+    writeup.results = {
         "methods": {name: probe.metadata.metrics for name, probe in probes.items()},
         "left_out": dict(left_out),
         "labels": suite.file.labels,
         "layers": suite.file.layers,
     }
-    report.write(
+    writeup.write(
         model=suite.file.model,
         data_digest=suite.file.data_digest,
         digests={name: probe.metadata.digest for name, probe in probes.items()},
