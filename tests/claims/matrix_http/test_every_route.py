@@ -2,7 +2,7 @@
 
 `tests/server/http/test_http_routes.py` asks the routes that refuse in every spelling; here those that steer
 have to prove it, and a preset in the name of the model counts as a spec too. Websockets:
-`tests/server/http/test_gate.py`.
+`tests/unit/server/test_gate.py`.
 """
 
 from __future__ import annotations

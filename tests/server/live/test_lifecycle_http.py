@@ -20,6 +20,7 @@ from tests.server.http.replies import COMPLETIONS, Reply, choice_of, reply_of, r
 from tests.server.http.serving import Server, serve
 from tests.support.compare import assert_same
 from tests.support.models import make_model
+from tests.support.probe_directory import write_directory
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -33,9 +34,11 @@ WARM = {"target": ["warm"], "alpha": 4.0, "where": "both"}
 
 
 @pytest.fixture(scope="module")
-def probes(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of this module's own, since it damages what is in it."""
-    return shutil.copytree(directory, tmp_path_factory.mktemp("live") / "probes")
+    directory = tmp_path_factory.mktemp("live") / "probes"
+    directory.mkdir()
+    return write_directory(directory)
 
 
 @pytest.fixture(scope="module")

@@ -10,20 +10,13 @@ import pytest
 
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
+from tests.support.probe_directory import write_directory
 from tests.support.probes import random_probe
-
-NAMES = ("first", "second", "third")
 
 
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("probes")
-    for seed, name in enumerate(NAMES):
-        random_probe(seed=seed, default_alpha={"gradient": 2.0}).save(root / name)
-    random_probe(labels=("calm", "wild"), seed=7, default_alpha={"gradient": 2.0}).save(root / "other-labels")
-    random_probe(hidden_size=32).save(root / "misfit")
-    random_probe(layer=3).save(root / "closed-layer")
-    return root
+    return write_directory(tmp_path_factory.mktemp("probes"))
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.device.pool import ProbePool
 from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.probes.probe import Probe
-from tests.server.live.conftest import NAMES
 from tests.support.models import HIDDEN_SIZE
+from tests.support.probe_directory import NAMES
 
 NUM_LABELS = 3
 ConfigOf = Callable[..., EngineConfig]
