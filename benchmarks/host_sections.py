@@ -61,9 +61,9 @@ def sections() -> list[Section]:
         Section("begin_step", "ksteer_vllm.device.state:SteeringState.begin_step", "step"),
         Section("row writes", "ksteer_vllm.device.row_writer:RowWriter.write", "step", inside=True),
         Section("token rows", "ksteer_vllm.device.state:token_rows_", "step", inside=True),
-        Section("plans", "ksteer_vllm.device.state:plan_groups", "step"),
-        Section("the edit itself (CPU)", "ksteer_vllm.device.state:steer_groups_", "step"),
-        Section("the edit's launches (GPU)", "ksteer_vllm.device.state:steer_", "step"),
+        Section("plans", "ksteer_vllm.device.cpu_backend:plan_groups", "step"),
+        Section("the edit itself (CPU)", "ksteer_vllm.device.cpu_backend:steer_groups_", "step"),
+        Section("the edit's launches (GPU)", "ksteer_vllm.device.gpu_backend:steer_", "step"),
     ]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ksteer_kernels import NO_ROW, ProbeTables, ReportBuffers, RowTables
+from ksteer_kernels import NO_ROW, ReportBuffers
+from ksteer_vllm.device.backend import StepTables
 from ksteer_vllm.device.pool import RequestRows
 from ksteer_vllm.device.report_store import ReportStore
 
@@ -15,48 +16,45 @@ __all__ = ["DeviceReports"]
 
 
 class DeviceReports:
-    """Buffers that captured CUDA graphs write into, and the requests they belong to in the current step."""
+    """Buffers that captured CUDA graphs write into, and the requests they belong to in the current step.
 
-    def __init__(
-        self,
-        rows: RowTables,
-        tables: ProbeTables,
-        layer_index: Mapping[int, int],
-        digest_of_slot: Mapping[int, str],
-        max_tokens: int,
-    ) -> None:
+    Args:
+        tables: What the steps' tokens meet.
+        store: Where records go once their step is over.
+    """
+
+    def __init__(self, tables: StepTables, store: ReportStore) -> None:
         self.buffers = ReportBuffers.allocate(
-            rows.slot.shape[0], max_tokens, tables.max_labels, rows.slot.device
+            tables.rows.slot.shape[0],
+            tables.token_row.shape[1],
+            tables.pool.tables.max_labels,
+            tables.token_row.device,
         )
-        self._num_stages = rows.num_stages
         self._tables = tables
-        self._layer_index = dict(layer_index)
-        self._digest_of_slot = digest_of_slot
+        self._store = store
         self._requests: dict[int, RequestRows] = {}
 
-    def begin_step(self, requests: Mapping[int, RequestRows]) -> None:
+    def begin_step(self) -> None:
         """Remember whose rows these are: by the time the step is over, requests may have come and gone."""
-        self._requests = dict(requests)
+        self._requests = dict(self._tables.requests)
 
-    def collect(self, store: ReportStore, token_row: Tensor) -> None:
-        """Hand the last step's records to the store; waits for the device only if somebody asked for one.
-
-        token_row: [S, T] of that step.
-        """
+    def collect(self) -> None:
+        """Hand the last step's records to the store; waits for the device only if somebody asked for one."""
         requests, self._requests = self._requests, {}
-        tokens = store.wanted_tokens()
+        tokens = self._store.wanted_tokens()
         if tokens is None or not requests:
             return
-        at = tokens.to(token_row.device)
-        rows = token_row[:, at].cpu()
+        tables, num_stages = self._tables, self._tables.rows.num_stages
+        at = tokens.to(tables.token_row.device)
+        rows = tables.token_row[:, at].cpu()
         shift, steps = self.buffers.shift[:, at].cpu(), self.buffers.steps[:, at].cpu()
         before, after = self.buffers.before[:, at].cpu(), self.buffers.after[:, at].cpu()
-        for layer, index in self._layer_index.items():
-            for stage in range(self._num_stages):
-                entry = index * self._num_stages + stage
+        for layer, index in tables.layer_index.items():
+            for stage in range(num_stages):
+                entry = index * num_stages + stage
                 for slot, members, edits in self._by_slot(requests, rows[stage], shift[entry], layer, stage):
-                    labels = self._tables.host_sizes[slot][2]
-                    store.record(
+                    labels = tables.pool.tables.host_sizes[slot][2]
+                    self._store.record(
                         layer,
                         edits,
                         tokens[members],
@@ -64,7 +62,7 @@ class DeviceReports:
                         steps[entry, members],
                         torch.sigmoid(before[entry, members, :labels]) if labels else None,
                         torch.sigmoid(after[entry, members, :labels]) if labels else None,
-                        self._digest_of_slot[slot],
+                        tables.pool.digest_of_slot[slot],
                     )
 
     def _by_slot(

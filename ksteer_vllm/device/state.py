@@ -7,60 +7,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ksteer_kernels import (
-    EditRecord,
-    PlannedGroup,
-    RowTables,
-    Workspace,
-    plan_groups,
-    steer_,
-    steer_groups_,
-    token_rows_,
-)
-from ksteer_kernels.native import gradient_kernel
+from ksteer_kernels import RowTables, token_rows_
 from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.device.backend import Backend, Counters, StepTables
 from ksteer_vllm.device.capture import Capture
+from ksteer_vllm.device.cpu_backend import CPUBackend
+from ksteer_vllm.device.gpu_backend import GPUBackend
 from ksteer_vllm.device.pool import ProbePool, RequestRows
-from ksteer_vllm.device.report_buffers import DeviceReports
 from ksteer_vllm.device.report_store import ReportStore
 from ksteer_vllm.device.row_writer import RowWriter
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.telemetry.events import emit
 
-__all__ = ["Counters", "SteeringState"]
-
-
-@dataclass
-class Counters:
-    """Host time spent in this plugin, in nanoseconds, and what it was spent on.
-
-    dropped_edits: a token's edits at a layer that were left out because its activations or the edit were not
-    finite; on a GPU they are counted there, see `SteeringState.snapshot`.
-    """
-
-    steps: int = 0
-    steered_steps: int = 0
-    prepare_ns: int = 0
-    op_calls: int = 0
-    op_ns: int = 0
-    requests: int = 0
-    dropped_edits: int = 0
-
-    def snapshot(self) -> dict[str, int]:
-        return asdict(self)
+__all__ = ["SteeringState"]
 
 
 class SteeringState:
     """Owns everything steering needs on one worker; built once, when the model is loaded.
 
-    Persistent buffers only: captured CUDA graphs keep their addresses. max_rows: requests that can run
-    at once; max_tokens: tokens of the largest step, padding included.
+    Its buffers are persistent, since captured CUDA graphs keep their addresses.
+
+    Args:
+        config: Resolved engine options.
+        hidden_size: Size d of the residual stream.
+        weight_dtype: Of the probes' basis in the device tables.
+        device: Where the model runs.
+        max_rows: Requests that can run at once.
+        max_tokens: Tokens of the largest step, padding included.
+
+    Raises:
+        ConfigError: The kernels asked for cannot run on this device.
+        ProbeError: A configured probe cannot be read or does not fit.
     """
 
     def __init__(
@@ -74,53 +55,37 @@ class SteeringState:
         max_tokens: int,
     ) -> None:
         assert isinstance(config.layers, tuple)
+        kernels = _kernels(config, device)
         self.config = config
         self.device = device
-        self.backend: Literal["torch", "triton"]
-        if config.kernels == "auto":
-            self.backend = "triton" if device.type == "cuda" else "torch"
-        else:
-            self.backend = config.kernels
-        if self.backend == "torch" and device.type != "cpu":
-            raise ConfigError("ksteer option kernels: torch runs on CPUs only, this engine runs on a GPU")
-        self._use_native = config.kernels == "auto" and device.type == "cpu"
-        if self._use_native:
-            gradient_kernel()  # built now, not at the first steered request
-        self.layer_index = {layer: index for index, layer in enumerate(config.layers)}
         self.pool = ProbePool(config, hidden_size=hidden_size, weight_dtype=weight_dtype, device=device)
-        tables = self.pool.tables
         self.rows = RowTables.allocate(
             max(len(config.layers), 1),
             max_rows,
-            tables.max_width,
-            tables.max_labels,
+            self.pool.tables.max_width,
+            self.pool.tables.max_labels,
             device,
             config.max_stages,
-        )
-        self.workspace = (
-            Workspace.allocate(max_tokens, tables.max_width, device, tables.max_labels)
-            if self.backend == "triton"
-            else None
         )
         shape = (config.max_stages, max_tokens)
         self.token_row = torch.full(shape, -1, dtype=torch.int32, device=device)
         self.gain = torch.ones(shape, device=device)
-        self._planned_for = (self.token_row.clone(), self.gain.clone())
+        self.layer_index = {layer: index for index, layer in enumerate(config.layers)}
         self.capture = Capture(config.capture.layers) if config.capture is not None else None
         self.reports = ReportStore() if config.reports else None
-        self._device_reports = (
-            DeviceReports(self.rows, tables, self.layer_index, self.pool.digest_of_slot, max_tokens)
-            if config.reports and self.backend == "triton"
-            else None
-        )
         self.counters = Counters()
-        self._announced_dropped = 0
         self.active = False
-        self._writer = RowWriter(self.rows, self.layer_index, device)
         self._requests: dict[int, RequestRows] = {}
+        self._writer = RowWriter(self.rows, self.layer_index, device)
         self._token_row_dirty = False
-        self._plans: dict[int, list[PlannedGroup]] = {}
-        self._plans_by_cells: dict[tuple[int, ...], list[PlannedGroup]] = {}
+        tables = StepTables(
+            self.pool, self.rows, self.token_row, self.gain, self.layer_index, self._requests, self.reports
+        )
+        self.backend: Backend = (
+            GPUBackend(tables, self.counters)
+            if kernels == "triton"
+            else CPUBackend(tables, self.counters, use_native=config.kernels == "auto")
+        )
 
     @property
     def num_steered(self) -> int:
@@ -130,26 +95,12 @@ class SteeringState:
     @property
     def nbytes(self) -> int:
         """Device bytes held by the tables, the scratch memory and the report buffers."""
-        parts = (self.pool.tables, self.rows, self.workspace)
-        held = sum(part.nbytes for part in parts if part is not None)
-        return held + (0 if self._device_reports is None else self._device_reports.buffers.nbytes)
+        return self.pool.tables.nbytes + self.rows.nbytes + self.backend.nbytes
 
     def snapshot(self) -> dict[str, int]:
-        """The counters; waits for a device that counts."""
-        counts = self.counters.snapshot()
-        if self.workspace is not None:
-            counts["dropped_edits"] = int(self.workspace.dropped)
-            self._announce_dropped(counts["dropped_edits"])
-        return counts
-
-    def _count_dropped(self, count: int) -> None:
-        self.counters.dropped_edits += count
-        self._announce_dropped(self.counters.dropped_edits)
-
-    def _announce_dropped(self, total: int) -> None:
-        if total > self._announced_dropped:
-            self._announced_dropped = total
-            emit("dropped_edits", total=total)
+        """The counters by name; waits for a device that counts."""
+        self.backend.update_counters()
+        return self.counters.snapshot()
 
     def set_row(self, row: int, canonical: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Give a row to a request: its canonical spec and what admission recorded of it.
@@ -172,10 +123,15 @@ class SteeringState:
     ) -> None:
         """Point every token of the coming forward pass at its row.
 
-        request_rows [num_reqs] int (-1: unsteered), query_start_loc [num_reqs + 1] int32,
-        positions [>= num_tokens] int64: device tensors, read without a host synchronisation.
+        All tensors lie on the device and are read without waiting for it.
+
+        Args:
+            request_rows: [num_reqs] int, each request's row, -1: unsteered.
+            query_start_loc: [num_reqs + 1] int32, where each request's tokens begin.
+            positions: [>= num_tokens] int64, absolute.
+            num_tokens: Tokens of the step, without padding.
         """
-        self.collect_reports()
+        self.backend.collect_reports()
         rows_changed = self._writer.write()
         self.active = True
         self._token_row_dirty = True
@@ -188,23 +144,14 @@ class SteeringState:
             request_rows,
             self.rows,
             num_tokens,
-            self.backend,
+            self.backend.name,
         )
-        if self._device_reports is not None:
-            self._device_reports.begin_step(self._requests)
-        if self.backend == "torch":
-            row, gain = self._planned_for
-            if rows_changed or not (torch.equal(self.token_row, row) and torch.equal(self.gain, gain)):
-                # While the same tokens meet the same rows, as in steady decoding, the plans stay.
-                self._plans.clear()
-                self._plans_by_cells.clear()
-                row.copy_(self.token_row)
-                gain.copy_(self.gain)
+        self.backend.begin_step(rows_changed)
 
     def end_step(self) -> None:
         """Nobody is steered from here on, until the next `begin_step`: idle steps and dummy runs."""
         self.active = False
-        self.collect_reports()
+        self.backend.collect_reports()
         if self.capture is not None:
             self.capture.end_step()
         if self.reports is not None:
@@ -214,14 +161,18 @@ class SteeringState:
             self._token_row_dirty = False
 
     def collect_reports(self) -> None:
-        """Bring the reports of the step before to the host, where a device wrote them."""
-        if self._device_reports is not None and self.reports is not None:
-            self._device_reports.collect(self.reports, self.token_row)
+        """Bring the reports of the step before into `reports`, where a device still holds them."""
+        self.backend.collect_reports()
 
     def at_layer(self, hidden: Tensor, residual: Tensor | None, layer: int) -> None:
         """The decoder layer's step: record and edit the residual stream hidden + residual, in `hidden`.
 
         Under CUDA graphs this runs at capture only; on replay the device tables decide who is steered.
+
+        Args:
+            hidden: [T, d], any float dtype, edited in place.
+            residual: [T, d] or None, read only.
+            layer: The decoder block's index; one that is not open is left alone.
         """
         if self.capture is not None:
             self.capture.record(hidden, residual, layer)
@@ -231,75 +182,15 @@ class SteeringState:
         if index is None:
             return
         started = time.perf_counter_ns()
-        if self.backend == "torch":
-            self._steer_in_groups(hidden, residual, layer, index)
-        else:
-            steer_(
-                hidden,
-                residual,
-                self.token_row,
-                self.pool.tables,
-                self.rows,
-                index,
-                gain=self.gain,
-                workspace=self.workspace,
-                reports=None if self._device_reports is None else self._device_reports.buffers,
-                backend=self.backend,
-            )
+        self.backend.steer(hidden, residual, layer, index)
         self.counters.op_calls += 1
         self.counters.op_ns += time.perf_counter_ns() - started
 
-    def _steer_in_groups(self, hidden: Tensor, residual: Tensor | None, layer: int, index: int) -> None:
-        """The CPU path: stage by stage, with plans that last while the rows and their tokens stay."""
-        is_open = None
-        for stage in range(self.rows.num_stages):
-            entry = index * self.rows.num_stages + stage
-            groups = self._plans.get(entry)
-            if groups is None:
-                groups = self._plans[entry] = self._plan(layer, stage, entry, hidden.shape[0])
-            if groups:
 
-                def record(done: EditRecord, stage: int = stage) -> None:
-                    self._report(done, layer, stage)
-
-                is_open = steer_groups_(
-                    hidden,
-                    residual,
-                    self.pool.tables,
-                    groups,
-                    is_open,
-                    record,
-                    use_native=self._use_native,
-                    count_dropped=self._count_dropped,
-                )
-            else:
-                is_open = None
-
-    def _plan(self, layer: int, stage: int, entry: int, num_tokens: int) -> list[PlannedGroup]:
-        """Layers at which every request asks for the same share one plan."""
-        cells = [request.cells.get((layer, stage)) for request in self._requests.values()]
-        if not any(cells):
-            return []
-        key = (stage, *map(id, cells))
-        groups = self._plans_by_cells.get(key)
-        if groups is None:
-            groups = plan_groups(self.token_row[stage], self.rows, entry, num_tokens, self.gain[stage])
-            self._plans_by_cells[key] = groups
-        return groups
-
-    def _report(self, done: EditRecord, layer: int, stage: int) -> None:
-        """Hand what was done to reporting requests' tokens to the report store."""
-        if self.reports is None or done.tokens.numel() == 0:
-            return
-        rows = self.token_row[stage][done.tokens].tolist()
-        edits = torch.tensor([self._requests[row].edit_at[layer, stage] for row in rows])
-        self.reports.record(
-            layer,
-            edits,
-            done.tokens,
-            done.shift.float(),
-            done.steps.int(),
-            None if done.before is None else torch.sigmoid(done.before),
-            None if done.after is None else torch.sigmoid(done.after),
-            self.pool.digest_of_slot[done.slot],
-        )
+def _kernels(config: EngineConfig, device: torch.device) -> Literal["torch", "triton"]:
+    """The kernels that run. ConfigError if those asked for cannot."""
+    if config.kernels == "auto":
+        return "triton" if device.type == "cuda" else "torch"
+    if config.kernels == "torch" and device.type != "cpu":
+        raise ConfigError("ksteer option kernels: torch runs on CPUs only, this engine runs on a GPU")
+    return config.kernels

@@ -52,7 +52,7 @@ def attach_to_worker(worker: Any) -> None:
         listing(config.probes),
         listing(attached, 100),
         state.nbytes / 2**20,
-        state.backend,
+        state.backend.name,
     )
 
 

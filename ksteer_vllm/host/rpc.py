@@ -67,7 +67,7 @@ def ksteer_resident(worker: Any) -> dict[str, Any]:
 
 
 def ksteer_counters(worker: Any) -> dict[str, int]:
-    """Host time and calls since start-up, see `ksteer_vllm.device.state.Counters`."""
+    """CPU time and calls since start-up, see `ksteer_vllm.device.backend.Counters`."""
     return worker_state(worker).snapshot()
 
 
