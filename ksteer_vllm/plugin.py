@@ -6,15 +6,16 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Called by vLLM in every process, possibly twice. Applies the ledger; enables nothing by itself.
+    """Called by vLLM in every process, possibly twice. Applies the ledgers; enables nothing by itself.
 
     Raises HostVersionError on a vLLM that is too old or lacks a seam (the start-up self-check).
     """
-    from ksteer_vllm.host.version import check_version, installed_version
+    from ksteer_vllm.host.version import check_version, vllm_version
 
-    check_version(installed_version())
+    check_version(vllm_version())
 
     from ksteer_vllm.host.ledger import apply
-    from ksteer_vllm.host.seams import FRONT_END
+    from ksteer_vllm.host.seams import ENGINE
+    from ksteer_vllm.server.seams import LAUNCH
 
-    apply(FRONT_END)
+    apply((*ENGINE, *LAUNCH))

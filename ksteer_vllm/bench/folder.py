@@ -7,9 +7,10 @@ import platform
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ksteer_vllm.versions import installed_versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,15 +73,8 @@ def provenance(**source: Any) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **source,
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": installed_versions(_PACKAGES),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _plain(value: Any) -> str:

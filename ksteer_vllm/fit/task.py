@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +38,7 @@ from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.models import ModelIdentity
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
+from ksteer_vllm.versions import installed_version
 
 __all__ = ["FitTask", "LabelledActivations", "SplitPlan", "activation_scale"]
 
@@ -242,7 +242,7 @@ class FitTask:
             "rows": len(self.rows),
             **({"positions": (window or self.window).text} if recorded else {}),
             **({"compat": self.compat} if self.compat else {}),
-            "versions": {name: _version(name) for name in packages},
+            "versions": {name: installed_version(name) for name in packages},
         }
 
     def training(
@@ -292,10 +292,3 @@ class FitTask:
     def _split(self) -> SplitPlan:
         known = SplitPlan.model_fields
         return SplitPlan(**{name: value for name, value in self.options.items() if name in known})
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import vllm
-
-import ksteer_vllm
 from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.host.settings import model_identity
+from ksteer_vllm.versions import running_versions
 
 __all__ = ["EngineFacts", "eager_context", "engine_facts"]
 
@@ -41,11 +38,7 @@ def engine_facts(llm: Any) -> EngineFacts:
         vocabulary=int(config.get_vocab_size()),
         max_model_len=int(config.max_model_len),
         registry=registry,
-        versions={
-            "ksteer": ksteer_vllm.__version__,
-            "vllm": str(vllm.__version__),
-            "torch": str(torch.__version__),
-        },
+        versions=running_versions(),
     )
 
 

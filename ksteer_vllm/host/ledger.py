@@ -19,7 +19,7 @@ _MARK = "__ksteer_patch__"
 
 @dataclass(frozen=True)
 class Patch:
-    """One replaced symbol of vLLM.
+    """One replaced symbol of vLLM; two patches of the same symbol wrap one another, the later one outermost.
 
     targets: "module:attribute.path" candidates, one per spelling in the tested range; every one whose
     module exists is patched, and at least one must be there. wrap: original -> replacement.
@@ -32,7 +32,7 @@ class Patch:
 
 
 def apply(patches: Iterable[Patch]) -> None:
-    """Replace every symbol of the ledger, once. Raises HostVersionError naming the missing ones."""
+    """Replace every symbol of the ledger, once per patch. Raises HostVersionError naming the missing ones."""
     patches = list(patches)
     absent = missing(patches)
     if absent:
@@ -71,10 +71,11 @@ def _find(target: str) -> tuple[Any, str] | None:
 def _replace(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     raw = vars(owner)[name]
     function = raw.__func__ if isinstance(raw, (staticmethod, classmethod)) else raw
-    if getattr(function, _MARK, False):
+    applied: tuple[Any, ...] = getattr(function, _MARK, ())
+    if wrap in applied:
         return
     replacement = functools.wraps(function)(wrap(function))
-    setattr(replacement, _MARK, True)
+    setattr(replacement, _MARK, (*applied, wrap))
     setattr(
         owner, name, type(raw)(replacement) if isinstance(raw, (staticmethod, classmethod)) else replacement
     )

@@ -7,7 +7,9 @@ as a client error: ValueError offline, HTTP 400 online.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +21,6 @@ from ksteer_vllm.admission.refusals import count_refusal
 from ksteer_vllm.admission.registry import AdmittedSpec, Registry
 from ksteer_vllm.device.capture import CAPTURE_KEY, Capture
 from ksteer_vllm.errors import KSteerError, SpecError
-from ksteer_vllm.host.beam_search import default_is_off
 from ksteer_vllm.host.settings import engine_config
 from ksteer_vllm.spec.presets import is_opt_out
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
@@ -33,12 +34,27 @@ __all__ = [
     "compute_all_captured",
     "counting_refusals",
     "prompt_length",
+    "without_default",
 ]
 
 Result = TypeVar("Result")
 
 ADMISSION_KEY = "ksteer_admission"
 """`extra_args` key written by admission only: {"report", "edits"}, see `AdmittedSpec.records`."""
+
+
+_DEFAULT_IS_OFF: ContextVar[bool] = ContextVar("ksteer_default_is_off", default=False)
+"""Requests that say nothing of steering are made for a search that opted out."""
+
+
+@contextmanager
+def without_default() -> Iterator[None]:
+    """Requests made inside, and in tasks created inside, are not given the engine's default."""
+    token = _DEFAULT_IS_OFF.set(True)
+    try:
+        yield
+    finally:
+        _DEFAULT_IS_OFF.reset(token)
 
 
 class AdmissionError(VLLMValidationError, KSteerError, ValueError):
@@ -179,7 +195,7 @@ class Admission:
         self, registry: Registry | None, params: Any, num_prompt_tokens: int | None, resumable: bool
     ) -> AdmittedSpec | None:
         """What a request that says nothing of steering gets. What generates nothing gets nothing."""
-        if registry is None or registry.default is None or default_is_off():
+        if registry is None or registry.default is None or _DEFAULT_IS_OFF.get():
             return None
         if not isinstance(params, SamplingParams):
             return None

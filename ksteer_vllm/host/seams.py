@@ -1,4 +1,6 @@
-"""The ledger: every vLLM symbol this plugin replaces, why, and when the patch can go.
+"""The engine's ledger: every symbol of vLLM's engine this plugin replaces, why, and when the patch can go.
+
+The server's are in `ksteer_vllm.server.seams`; `ksteer_vllm.plugin` applies both.
 
 Nothing here touches a model, a worker or an engine in which steering is not enabled; there the patched
 symbols do what they did, and refuse requests that carry a spec.
@@ -10,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ksteer_vllm.host import engine_core, requests
-from ksteer_vllm.host.beam_search import check_beam_search, without_default
-from ksteer_vllm.host.ledger import Patch, apply
+from ksteer_vllm.host.beam_search import check_beam_search
+from ksteer_vllm.host.ledger import Patch
 from ksteer_vllm.host.metering import open_meter
 from ksteer_vllm.host.prefix_cache import with_steering_keys
 from ksteer_vllm.host.reporting import open_desk, wants_report
@@ -21,12 +23,11 @@ from ksteer_vllm.host.requests import (
     admitted_args,
     asks_for_steering,
     counting_refusals,
+    without_default,
 )
-from ksteer_vllm.host.settings import refuse_grpc_server, refuse_rust_front_end, resolve_in_place
-from ksteer_vllm.server.flags import add_flags, merge_flags
-from ksteer_vllm.server.seams import SERVER
+from ksteer_vllm.host.settings import resolve_in_place
 
-__all__ = ["FRONT_END", "SERVER"]
+__all__ = ["ENGINE"]
 
 Function = Callable[..., Any]
 
@@ -38,25 +39,6 @@ def _create_engine_config(original: Function) -> Function:
         return vllm_config
 
     return create_engine_config
-
-
-def _add_cli_args(original: Function) -> Function:
-    def add_cli_args(parser: Any) -> Any:
-        return add_flags(original(parser))
-
-    return add_cli_args
-
-
-def _from_cli_args(original: Function) -> Function:
-    def from_cli_args(cls: Any, args: Any) -> Any:
-        apply(SERVER)
-        engine_args = original(cls, args)
-        engine_args.additional_config = merge_flags(args, engine_args.additional_config)
-        refuse_rust_front_end(engine_args.additional_config)
-        refuse_grpc_server(engine_args.additional_config, args)
-        return engine_args
-
-    return from_cli_args
 
 
 def _input_processor_init(original: Function) -> Function:
@@ -122,7 +104,6 @@ def _async_generate(original: Function) -> Function:
 
 def _async_llm_init(original: Function) -> Function:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        apply(SERVER)
         original(self, *args, **kwargs)
         open_desk(self)
         open_meter(self)
@@ -224,20 +205,7 @@ def _init_device(original: Function) -> Function:
     return init_device
 
 
-FRONT_END: tuple[Patch, ...] = (
-    Patch(
-        ("vllm.engine.arg_utils:EngineArgs.add_cli_args",),
-        _add_cli_args,
-        why="adds --plugin and --ksteer-*; vLLM has no hook for a plugin's flags",
-        delete_when="vLLM lets a general plugin register command-line arguments",
-    ),
-    Patch(
-        ("vllm.engine.arg_utils:EngineArgs.from_cli_args",),
-        _from_cli_args,
-        why="moves the flags into additional_config, whatever their order beside --additional-config; and "
-        "applies the SERVER patches where HTTP is served without an engine (vllm launch render)",
-        delete_when="as add_cli_args",
-    ),
+ENGINE: tuple[Patch, ...] = (
     Patch(
         ("vllm.engine.arg_utils:EngineArgs.create_engine_config",),
         _create_engine_config,
@@ -265,9 +233,8 @@ FRONT_END: tuple[Patch, ...] = (
     Patch(
         ("vllm.v1.engine.async_llm:AsyncLLM.__init__",),
         _async_llm_init,
-        why="applies the SERVER patches below, which import the HTTP modules, only where they are needed; "
-        "opens the desk of steering reports",
-        delete_when="SERVER is empty, and vLLM lets a worker add to a request's output",
+        why="opens the desk of steering reports, and the meter",
+        delete_when="vLLM lets a worker add to a request's output",
     ),
     Patch(
         ("vllm.v1.engine.llm_engine:LLMEngine.__init__",),

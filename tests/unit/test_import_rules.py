@@ -20,14 +20,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "telemetry", "report", "ksteer_kernels"),
+    ("errors", "telemetry", "report", "versions", "ksteer_kernels"),
     ("models", "spec", "data"),
     ("probes", "config"),
     ("methods", "convert"),
     ("admission", "device", "bench"),
     ("fit", "hub", "host"),
-    ("experiments", "ksteering", "server", "verify", "plugin"),
-    ("demo", "__init__"),
+    ("experiments", "ksteering", "server", "verify"),
+    ("demo", "__init__", "plugin"),
     ("cli",),
 )
 """From the ground up. `methods` lies below `admission` and `device`: both run its programs."""
@@ -38,7 +38,13 @@ SERVING = {"spec", "admission", "device", "host", "server", "plugin", "methods",
 
 MAY_IMPORT_VLLM = ("host/", "server/", "bench/engines.py")
 
-PURE = ("ksteer_vllm.errors", "ksteer_vllm.models", "ksteer_vllm.probes.metadata", "ksteer_vllm.spec.*")
+PURE = (
+    "ksteer_vllm.errors",
+    "ksteer_vllm.models",
+    "ksteer_vllm.versions",
+    "ksteer_vllm.probes.metadata",
+    "ksteer_vllm.spec.*",
+)
 """Modules that work where neither torch nor vLLM is installed."""
 
 STRINGS = {
@@ -56,8 +62,6 @@ EXCEPTIONS: set[tuple[str, str]] = {
     ("experiments/evaluation/projections.py", "device"),
     ("fit/activations.py", "device"),
     ("fit/activations.py", "host"),
-    ("host/inspection.py", "__init__"),
-    ("host/seams.py", "server"),
     ("verify/offline.py", "__init__"),
 }
 """(file, imported room) that break a rule today."""

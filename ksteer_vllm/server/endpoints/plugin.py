@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ksteer_vllm.config import CONFIG_KEY
 from ksteer_vllm.server.flags import read_admin_key
+from ksteer_vllm.server.gate import SpecGate
 from ksteer_vllm.server.page_routes import attach_page
 
-__all__ = ["SteeringEndpoints"]
+__all__ = ["SteeringEndpoints", "with_endpoints"]
 
 
 class SteeringEndpoints:
@@ -52,3 +54,22 @@ class SteeringEndpoints:
             STATE_KEY,
             Service(engine_client, state, lifecycle, read_admin_key(key_file) if key_file else None),
         )
+
+
+def with_endpoints(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `attach_endpoint_plugins(app, tasks)`, which every server calls once while building its app.
+
+    Every app gets the gate. Where steering is enabled our own endpoint plugin comes with it, and vLLM then
+    calls its `init_state`.
+    """
+
+    def attach_endpoint_plugins(app: Any, supported_tasks: Any, *args: Any, **kwargs: Any) -> Any:
+        app.add_middleware(SpecGate)
+        attached = original(app, supported_tasks, *args, **kwargs)
+        if SteeringEndpoints.wanted(app, supported_tasks):
+            plugin = SteeringEndpoints()
+            plugin.attach_router(app)
+            app.state.endpoint_plugins = [*getattr(app.state, "endpoint_plugins", ()), plugin]
+        return attached
+
+    return attach_endpoint_plugins

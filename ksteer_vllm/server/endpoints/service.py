@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from ksteer_vllm.errors import LifecycleError, listing
 from ksteer_vllm.host.settings import model_identity
@@ -14,6 +11,7 @@ from ksteer_vllm.server.endpoints import schemas
 from ksteer_vllm.server.endpoints.errors import not_found
 from ksteer_vllm.server.gate import STEERED_ROUTES
 from ksteer_vllm.spec.families import FAMILIES
+from ksteer_vllm.versions import running_versions
 
 if TYPE_CHECKING:
     from ksteer_vllm.admission.registry import Registry
@@ -67,9 +65,7 @@ class Service:
         vllm_config = self._engine.vllm_config
         identity = model_identity(vllm_config.model_config)
         return schemas.Status(
-            versions=schemas.Versions(
-                ksteer=_installed("ksteer-vllm"), vllm=_vllm_version(), torch=str(torch.__version__)
-            ),
+            versions=schemas.Versions(**running_versions()),
             model=schemas.Model(
                 name=self.base_model,
                 root=identity.name,
@@ -137,16 +133,3 @@ class Service:
             model=f"{self.base_model}:{name}",
             default=name == self.registry.config.default,
         )
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout on the path
-        return "unknown"
-
-
-def _vllm_version() -> str:
-    import vllm
-
-    return str(vllm.__version__)

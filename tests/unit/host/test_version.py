@@ -13,7 +13,7 @@ from packaging.version import Version
 from ksteer_vllm import HostVersionError
 from ksteer_vllm.host import ledger
 from ksteer_vllm.host.ledger import Patch, apply, missing
-from ksteer_vllm.host.version import OLDEST, TESTED_RANGE, check_version, installed_version
+from ksteer_vllm.host.version import OLDEST, TESTED_RANGE, check_version, vllm_version
 
 
 @pytest.mark.parametrize("version", ["0.25.0", "0.25.9+cpu", "0.9.2", "0.26.0rc1.dev5"])
@@ -53,7 +53,7 @@ def test_a_newer_vllm_is_warned_about(version: str) -> None:
 
 
 def test_the_installed_vllm_is_in_the_range() -> None:
-    assert installed_version() >= OLDEST
+    assert vllm_version() >= OLDEST
 
 
 @pytest.fixture
@@ -98,6 +98,16 @@ def test_every_kind_of_symbol_is_replaced_once(host: Any) -> None:
     assert (host.Thing().method(1), host.Thing.of_class(1), host.Thing.alone(1)) == (2, 2, 2)
 
 
+def test_two_patches_of_one_symbol_are_both_applied_once(host: Any) -> None:
+    def doubled(original: Any) -> Any:
+        return lambda *args: original(*args) * 2
+
+    patches = [patch("function"), Patch(("host_of_the_ledger_test:function",), doubled, "why", "when")]
+    apply(patches)
+    apply(patches)
+    assert host.function(1) == 4
+
+
 def test_of_several_spellings_those_there_are_replaced(host: Any) -> None:
     other = Patch(
         ("no_such_package.module:name", "host_of_the_ledger_test:function"), plus_one, "why", "when"
@@ -128,10 +138,11 @@ def test_a_missing_seam_is_named_and_nothing_is_replaced(host: Any, target: str)
 
 
 def test_the_real_ledger_is_complete_here_and_says_why() -> None:
-    from ksteer_vllm.host.seams import FRONT_END, SERVER
+    from ksteer_vllm.host.seams import ENGINE
+    from ksteer_vllm.server.seams import HTTP, LAUNCH
 
-    assert missing([*FRONT_END, *SERVER]) == []
-    for entry in (*FRONT_END, *SERVER):
+    assert missing([*ENGINE, *LAUNCH, *HTTP]) == []
+    for entry in (*ENGINE, *LAUNCH, *HTTP):
         assert entry.why
         assert entry.delete_when
         assert all(":" in target and target.startswith("vllm.") for target in entry.targets)

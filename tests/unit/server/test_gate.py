@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ksteer_vllm.server.gate import STEERED_ROUTES, SpecGate, with_gate
+from ksteer_vllm.server.endpoints.plugin import with_endpoints
+from ksteer_vllm.server.gate import STEERED_ROUTES, SpecGate
 
 SPEC = {"ksteer": {"probe": "tones"}}
 
@@ -173,7 +174,7 @@ def test_the_gate_is_put_around_an_application_as_it_is_built() -> None:
             self.middleware.append(kind)
 
     app = Application()
-    assert with_gate(lambda app, tasks: ("attached", tasks))(app, ("generate",)) == (
+    assert with_endpoints(lambda app, tasks: ("attached", tasks))(app, ("generate",)) == (
         "attached",
         ("generate",),
     )

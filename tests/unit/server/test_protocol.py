@@ -16,9 +16,9 @@ REQUESTS = ["completion", "chat"]
 @pytest.fixture(scope="module", autouse=True)
 def patched() -> None:
     from ksteer_vllm.host.ledger import apply
-    from ksteer_vllm.host.seams import SERVER
+    from ksteer_vllm.server.seams import HTTP
 
-    apply(SERVER)
+    apply(HTTP)
 
 
 def request_of(kind: str, **fields: Any) -> Any:
