@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +11,7 @@ from ksteer_vllm.errors import DecoderNotFoundError, listing
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelIdentity", "find_decoder_layers"]
+__all__ = ["ModelIdentity", "find_decoder_layers", "model_identity"]
 
 # Looked for in this order; the path is relative to the model vLLM loaded.
 KNOWN_PATHS = (
@@ -39,6 +39,20 @@ class ModelIdentity(BaseModel):
     model_type: str
     hidden_size: Annotated[int, Field(gt=0)]
     num_layers: Annotated[int, Field(gt=0)]
+
+
+def model_identity(model_config: Any) -> ModelIdentity:
+    """What a probe must have been fitted on to fit this model: the language model of a multimodal one.
+
+    model_config: vLLM's ModelConfig.
+    """
+    text = model_config.hf_text_config
+    return ModelIdentity(
+        name=str(model_config.model),
+        model_type=str(text.model_type),
+        hidden_size=int(model_config.get_hidden_size()),
+        num_layers=int(text.num_hidden_layers),
+    )
 
 
 def find_decoder_layers(model: nn.Module, num_layers: int, path: str = "") -> nn.ModuleList:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
-from safetensors.torch import load as load_tensors
 from torch import Tensor, stack
 
 import ksteer_vllm
 from benchmarks.pairs.environment import Environment, Pair, word_of
+from ksteer_vllm.bench.engines import running_engine, take_captures
 from ksteer_vllm.data.positions import PROMPT_LAST
-from ksteer_vllm.device.capture import CAPTURE_KEY
-from ksteer_vllm.fit.activations import shut_down
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.probes.probe import Probe
+from ksteer_vllm.spec.capture import CAPTURE_KEY, capture_window
 from ksteer_vllm.spec.families import fits, load
+from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["METHODS", "Ask", "Bank", "fit_methods"]
 
@@ -94,21 +94,15 @@ class Bank:
         progress: Progress | None = None,
     ) -> Iterator[Bank]:
         """layer: the block whose output is recorded, before any edit there: one above the steered block."""
-        from vllm import LLM
-
-        options = {
-            "enforce_eager": True,
-            "dtype": "float32",
-            **environment.engine_options,
-            "additional_config": ksteer_vllm.enable(
-                probes=dict(probes), max_width=512, max_stages=1, capture={"layers": [layer]}
-            ),
+        options = {"enforce_eager": True, "dtype": "float32", **environment.engine_options}
+        steering = {
+            "probes": dict(probes),
+            "max_width": 512,
+            "max_stages": 1,
+            "capture": {"layers": [layer]},
         }
-        llm = LLM(environment.model, **options)
-        try:
+        with running_engine(environment.model, options, steering=steering) as llm:
             yield cls(llm, environment, layer, progress)
-        finally:
-            shut_down(llm)
 
     def observe(self, asks: Sequence[Ask], description: str = "steering") -> tuple[list[str], Tensor]:
         """Per ask the word produced, and x [N, d] where it is produced: at the first position steered."""
@@ -121,9 +115,7 @@ class Bank:
                 word_of(output.outputs[0].text, ask.pair.skipped)
                 for ask, output in zip(chunk, outputs, strict=True)
             ]
-            captured: dict[str, Tensor] = {}
-            for found in self._llm.collective_rpc("ksteer_take_captures"):
-                captured |= load_tensors(found) if found else {}
+            captured = take_captures(self._llm)
             streams += [captured[f"{self._layer}/{index}"][0] for index in range(len(chunk))]
             if self._progress is not None and bar is not None:
                 self._progress.advance(bar, len(chunk))
@@ -143,9 +135,9 @@ class Bank:
         prompts, params = [], []
         for index, ask in enumerate(asks):
             tokens = self._tokenizer.encode(ask.pair.context if ask.with_context else ask.pair.neutral)
-            place = {"id": str(index), "start": len(tokens) - 1, "end": len(tokens)}
+            place = capture_window(str(index), len(tokens) - 1, len(tokens))
             extra = {
-                **({"ksteer": dict(ask.spec)} if ask.spec is not None else {}),
+                **({EXTRA_ARGS_KEY: dict(ask.spec)} if ask.spec is not None else {}),
                 **({CAPTURE_KEY: place} if capture else {}),
             }
             prompts.append({"prompt_token_ids": tokens})

@@ -14,8 +14,9 @@ from benchmarks.pairs.dictionary import Dictionary, DictionaryPlan, train_dictio
 from benchmarks.pairs.environment import Environment
 from benchmarks.pairs.scenes import scenes_environment
 from benchmarks.pairs.tones import tones_environment
+from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.convert import Options, convert
-from ksteer_vllm.fit.activations import collect_activations, model_of
+from ksteer_vllm.fit.activations import collect_activations
 from ksteer_vllm.fit.stream import Stream
 
 __all__ = ["dictionary_of", "open_environment"]

@@ -11,13 +11,14 @@ from typing import Any, Literal, Self
 
 from rich.progress import Progress
 
+from ksteer_vllm.bench.engines import generation_params, start_engine, stop_engine
 from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.journal import Journal
-from ksteer_vllm.config import EngineConfig, enable
+from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
-from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY, SteeringSpec
+from ksteer_vllm.spec.spec import SteeringSpec
 
 __all__ = ["Bench", "room_for"]
 
@@ -45,23 +46,12 @@ class Bench:
         scored: bool = True,
         steering: Mapping[str, Any] | None = None,
     ) -> None:
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
         from ksteer_vllm.bench.scoring import Scorer
 
         loaded = {name: Probe.load(folder) for name, folder in probes.items()}
         capture = {"capture": {"layers": [reader.metadata.layer]}} if scored and reader is not None else {}
-        options: dict[str, Any] = {"use_tqdm_on_load": False, **(engine_options or {})}
-        if (
-            current_platform.is_cpu()
-        ):  # vLLM's CPU sampler stops at a seeded request whose prompt comes in chunks
-            options.setdefault("enable_chunked_prefill", False)
-        wanted = {**room_for(loaded), **(steering or {}), **capture}
-        options |= {
-            "enforce_eager": True,
-            "additional_config": enable(probes=probes, layers=layers, **wanted),
-        }
+        options = {**(engine_options or {}), "enforce_eager": True}
+        wanted = {"probes": probes, "layers": layers, **room_for(loaded), **(steering or {}), **capture}
         self.temperature = temperature
         self.max_tokens = max_tokens
         self._digests = {name: Probe.load_metadata(folder).digest for name, folder in probes.items()}
@@ -72,7 +62,7 @@ class Bench:
             "max_tokens": max_tokens,
             "dtype": options.get("dtype", "auto"),
         }
-        self.llm = LLM(model, **options)
+        self.llm = start_engine(model, options, steering=wanted)
         self._scorer = Scorer(self.llm, reader, temperature=temperature) if scored else None
 
     def __enter__(self) -> Self:
@@ -85,9 +75,7 @@ class Bench:
 
     def close(self) -> None:
         """Stop the engine and release what it holds."""
-        from ksteer_vllm.fit.activations import shut_down
-
-        shut_down(self.llm)
+        stop_engine(self.llm)
 
     def run(
         self,
@@ -133,16 +121,8 @@ class Bench:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _sampling(self, ask: Ask) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        extra = None if ask.spec is None else {EXTRA_ARGS_KEY: dict(ask.spec)}
-        return SamplingParams(
-            temperature=self.temperature,
-            max_tokens=self.max_tokens,
-            seed=ask.seed if self.temperature > 0 else None,
-            extra_args=extra,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+        return generation_params(
+            temperature=self.temperature, max_tokens=self.max_tokens, seed=ask.seed, spec=ask.spec
         )
 
 

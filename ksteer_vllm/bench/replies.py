@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from rich.progress import Progress
 
+from ksteer_vllm.bench.engines import generation_params, on_cpu, start_engine, stop_engine
 from ksteer_vllm.bench.jobs import Ask
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.data.rows import LabelledRow, row_name
@@ -69,7 +70,7 @@ def generate_missing_replies(
             replies |= {index: texts[ask.key] for index, ask in asks.items() if texts[ask.key].strip()}
     finally:
         if engine is not None:
-            engine.llm_engine.engine_core.shutdown()
+            stop_engine(engine)
     for index in without:
         if index not in replies:
             raise DataError(
@@ -83,13 +84,8 @@ def generate_missing_replies(
 
 
 def _start_engine(model: str, engine_options: Mapping[str, Any] | None) -> Any:
-    from vllm import LLM
-    from vllm.platforms import current_platform
-
-    options: dict[str, Any] = {"use_tqdm_on_load": False, **(engine_options or {})}
-    if current_platform.is_cpu():  # vLLM's CPU sampler stops at a seeded request whose prompt comes in chunks
-        options |= {"enable_chunked_prefill": False, "enforce_eager": True}
-    return LLM(model, **options)
+    eager = {"enforce_eager": True} if on_cpu() else {}  # compiling there takes longer than it saves
+    return start_engine(model, {**(engine_options or {}), **eager})
 
 
 def _run(
@@ -97,17 +93,9 @@ def _run(
 ) -> Generator[tuple[str, dict[str, Any]]]:
     if not asks:
         return
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
     from ksteer_vllm.bench.batch import run_batch
 
     def sampling(ask: Ask) -> Any:
-        return SamplingParams(
-            temperature=temperature,
-            max_tokens=max_tokens,
-            seed=ask.seed if temperature > 0 else None,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        return generation_params(temperature=temperature, max_tokens=max_tokens, seed=ask.seed)
 
     yield from run_batch(engine, asks, sampling, max_tokens, None)

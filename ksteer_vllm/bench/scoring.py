@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from ksteer_vllm.device.capture import CAPTURE_KEY
+from ksteer_vllm.bench.engines import reading_params, take_captures
 from ksteer_vllm.probes.probe import Probe
+from ksteer_vllm.spec.capture import capture_window
 
 __all__ = ["Scorer"]
 
@@ -23,8 +23,8 @@ class Scorer:
 
     def __init__(self, llm: Any, reader: Probe | None, *, temperature: float = 0.0) -> None:
         self._llm = llm
-        self._sampling = {"temperature": temperature, "seed": 0} if temperature > 0 else {"temperature": 0.0}
-        self._probe = None if reader is None else reader
+        self._sampling: dict[str, Any] = {"temperature": temperature, "seed": 0} if temperature > 0 else {}
+        self._probe = reader
 
     def add(self, request: str, prompt: list[int], tokens: list[int], spoken: int) -> None:
         """Put a reply's scoring request into the running batch.
@@ -33,18 +33,9 @@ class Scorer:
         The residual stream is captured where steering a generation edits it: the positions of the passes that
         produce the reply's tokens and its end.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        window = {"id": request, "start": len(prompt) - 1, "end": len(prompt) + spoken}
-        parameters = SamplingParams(
-            max_tokens=1,
-            **self._sampling,
-            prompt_logprobs=0,
-            detokenize=False,
-            extra_args=None if self._probe is None else {CAPTURE_KEY: window},
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        window = capture_window(request, len(prompt) - 1, len(prompt) + spoken)
+        capture = None if self._probe is None else window
+        parameters = reading_params(capture=capture, prompt_logprobs=0, **self._sampling)
         self._llm.llm_engine.add_request(request, {"prompt_token_ids": prompt + tokens}, parameters)
 
     def take(self, finished: Mapping[str, tuple[list[int], Any]]) -> dict[str, dict[str, Any]]:
@@ -65,7 +56,7 @@ class Scorer:
     def forget(self) -> None:
         """Drop what aborted requests have captured."""
         if self._probe is not None:
-            self._llm.collective_rpc("ksteer_take_captures")
+            take_captures(self._llm)
 
     def _read(self, stream: Tensor) -> dict[str, float]:
         assert self._probe is not None
@@ -73,11 +64,8 @@ class Scorer:
         return dict(zip(self._probe.labels, logits.tolist(), strict=True))
 
     def _streams(self, requests: list[str]) -> dict[str, Tensor]:
-        """Request -> residual stream [positions, d]; with several workers, from one that holds the layer."""
+        """Request -> residual stream [positions, d]."""
         if self._probe is None:
             return {}
-        found: dict[str, Tensor] = {}
-        for worker in self._llm.collective_rpc("ksteer_take_captures", args=(requests,)):
-            tensors = load_tensors(worker) if worker else {}
-            found.update({name.partition("/")[2]: stream for name, stream in tensors.items()})
-        return found
+        captured = take_captures(self._llm, requests)
+        return {name.partition("/")[2]: stream for name, stream in captured.items()}

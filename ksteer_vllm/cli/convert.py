@@ -86,7 +86,7 @@ def _identity(model: str, model_type: str, hidden_size: int | None, num_layers: 
             name=model_type, model_type=model_type, hidden_size=hidden_size, num_layers=num_layers
         )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from ksteer_vllm.fit.activations import model_of
+    from ksteer_vllm.bench.engines import model_of
 
     try:
         return model_of(model)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ksteer_vllm
+from ksteer_vllm.bench.engines import generation_params, start_engine
 from ksteer_vllm.demo.corpus import Question, prompt_messages
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.reader import Reading, read
-from ksteer_vllm.spec.spec import SteeringSpec
 
-__all__ = ["ENGINE_OPTIONS", "PROBE_NAME", "Ask", "Method", "Reply", "generate_replies", "start_engine"]
+__all__ = ["ENGINE_OPTIONS", "PROBE_NAME", "Ask", "Method", "Reply", "demo_engine", "generate_replies"]
 
 Method = Literal["gradient", "add"]
 
@@ -44,18 +43,18 @@ class Ask:
     method: Method | None = None
     alpha: float = 0.0
 
-    def spec(self) -> SteeringSpec | None:
+    def spec(self) -> dict[str, Any] | None:
         """Towards the target tones and away from all others; both methods get the same labels."""
         if self.method is None:
             return None
         rest = [tone for tone in TONES if tone not in self.target]
-        return SteeringSpec(
-            probe=PROBE_NAME,
-            target=dict.fromkeys(self.target, 1.0),
-            avoid=dict.fromkeys(rest, 1.0),
-            method=self.method,
-            alpha=self.alpha,
-        )
+        return {
+            "probe": PROBE_NAME,
+            "target": list(self.target),
+            "avoid": rest,
+            "method": self.method,
+            "alpha": self.alpha,
+        }
 
 
 @dataclass(frozen=True)
@@ -76,28 +75,17 @@ class Reply:
         return set(self.ask.target) <= self.reading.tones
 
 
-def start_engine(model: Path, probe: Path) -> Any:
+def demo_engine(model: Path, probe: Path) -> Any:
     """A vLLM engine that can steer the demo model with the probe."""
-    from vllm import LLM
-
-    return LLM(
-        str(model),
-        additional_config=ksteer_vllm.enable(probes={PROBE_NAME: probe}),
-        **ENGINE_OPTIONS,
-    )
+    return start_engine(str(model), ENGINE_OPTIONS, steering={"probes": {PROBE_NAME: probe}})
 
 
 def generate_replies(llm: Any, asks: Sequence[Ask], *, seed: int = 0) -> list[Reply]:
     """All asks in one call, so in one mixed batch. Requests on one question share a sampling seed."""
-    from vllm import SamplingParams
-
     seeds = {question: seed + index for index, question in enumerate(dict.fromkeys(a.question for a in asks))}
     sampling = [
-        SamplingParams(
-            temperature=TEMPERATURE,
-            max_tokens=MAX_TOKENS,
-            seed=seeds[ask.question],
-            extra_args=spec.extra_args() if (spec := ask.spec()) is not None else None,
+        generation_params(
+            temperature=TEMPERATURE, max_tokens=MAX_TOKENS, seed=seeds[ask.question], spec=ask.spec()
         )
         for ask in asks
     ]

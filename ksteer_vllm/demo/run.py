@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ksteer_vllm.bench.engines import stop_engine
 from ksteer_vllm.data.rows import LabelledRow, write_rows
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.demo.calibrate import METHODS, RULE, Calibration, calibrate
@@ -25,8 +26,8 @@ from ksteer_vllm.demo.generate import (
     Ask,
     Method,
     Reply,
+    demo_engine,
     generate_replies,
-    start_engine,
 )
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.results import (
@@ -38,7 +39,6 @@ from ksteer_vllm.demo.results import (
     results_table,
     summarise,
 )
-from ksteer_vllm.fit.activations import shut_down
 from ksteer_vllm.fit.heldout import heldout_table
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows
 from ksteer_vllm.fit.train import FitPlan
@@ -91,7 +91,7 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
     console.print(heldout_table(probe.metadata.metrics), heldout_table(probe.metadata.metrics, "replies"))
     fitted = time.perf_counter()
     probe.save(out / "probe")
-    llm = start_engine(out / "model", out / "probe")
+    llm = demo_engine(out / "model", out / "probe")
     try:
         questions = held_out_questions("calibration")[: plan.calibration_questions]
         with console.status(f"calibrating on {len(questions)} questions"):
@@ -102,7 +102,7 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
         with console.status("answering the test questions, all rows in one batch"):
             replies = generate_replies(llm, final_asks(plan, alphas), seed=plan.seed)
     finally:
-        shut_down(llm)
+        stop_engine(llm)
     probe = probe.with_metadata(default_alpha=alphas)
     probe.save(out / "probe")
     table = summarise(replies)

@@ -9,13 +9,9 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-__all__ = ["CAPTURE_KEY", "Capture"]
+from ksteer_vllm.spec.capture import CAPTURE_KEY
 
-CAPTURE_KEY = "ksteer_capture"
-"""`extra_args` key: {"id": str, "start": int, "end": int}, a half-open range of absolute positions.
-
-Ids are the caller's; one id for one request.
-"""
+__all__ = ["Capture"]
 
 
 class Capture:
@@ -30,18 +26,6 @@ class Capture:
         self._step: list[tuple[str, int, int]] = []
         self._tokens: Tensor | None = None
         self._rows: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
-
-    @staticmethod
-    def check(wanted: Any) -> None:
-        """Raise ValueError unless this is a value for `CAPTURE_KEY`."""
-        if not (
-            isinstance(wanted, Mapping)
-            and set(wanted) == {"id", "start", "end"}
-            and isinstance(wanted["id"], str)
-            and type(wanted["start"]) is type(wanted["end"]) is int
-            and 0 <= wanted["start"] < wanted["end"]
-        ):
-            raise ValueError("expected an id (text) and positions start and end with 0 <= start < end")
 
     def add_request(self, request_id: str, sampling_params: Any) -> None:
         """Remember what a new request wants recorded, if anything."""

@@ -12,27 +12,18 @@ from typing import Any, Self
 
 import torch
 from rich.progress import Progress
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from ksteer_vllm.config import enable
+from ksteer_vllm.bench.engines import model_of, reading_params, start_engine, stop_engine, take_captures
 from ksteer_vllm.data.positions import REPLY, Window
 from ksteer_vllm.data.rows import LabelledRow, row_name
-from ksteer_vllm.device.capture import CAPTURE_KEY
 from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.shards import ShardFolder
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.spec.capture import capture_window
 
-__all__ = [
-    "Activations",
-    "Recorder",
-    "collect_activations",
-    "default_layer",
-    "model_of",
-    "model_of_engine",
-    "shut_down",
-]
+__all__ = ["Activations", "Recorder", "collect_activations", "default_layer"]
 
 CHUNK_ROWS = 256
 """Rows given to the engine at once, at most."""
@@ -54,15 +45,6 @@ class Activations:
     row: Tensor
     position: Tensor
     model: ModelIdentity
-
-
-def model_of(model: str, engine_options: Mapping[str, Any] | None = None) -> ModelIdentity:
-    """What vLLM takes `model` to be, from its configuration alone."""
-    from vllm.engine.arg_utils import EngineArgs
-
-    from ksteer_vllm.host.settings import model_identity
-
-    return model_identity(EngineArgs(model=model, **(engine_options or {})).create_model_config())
 
 
 def default_layer(num_layers: int) -> int:
@@ -98,7 +80,7 @@ class Recorder:
     def close(self) -> None:
         """Stop the engine; a further pass would start another."""
         if self._llm is not None:
-            shut_down(self._llm)
+            stop_engine(self._llm)
             self._llm = None
             gc.collect()  # of an engine in this process, the weights
 
@@ -183,32 +165,20 @@ class Recorder:
 
     def _engine(self) -> Any:
         if self._llm is None:
-            from vllm import LLM
-
-            ours = {
-                "enforce_eager": True,
-                "enable_prefix_caching": False,
-                "additional_config": enable(capture={"layers": list(self.layers)}),
-            }
-            self._llm = LLM(self.model, **{"use_tqdm_on_load": False, **self.engine_options, **ours})
+            options = {**self.engine_options, "enforce_eager": True, "enable_prefix_caching": False}
+            capture = {"layers": list(self.layers)}
+            self._llm = start_engine(self.model, options, steering={"capture": capture}, seeded=False)
         return self._llm
 
     def _run(self, chunk: Sequence[tuple[list[int], int, int]]) -> dict[str, Tensor]:
-        from vllm import SamplingParams
-
         sampling = [
-            SamplingParams(
-                max_tokens=1,
-                temperature=0.0,
-                detokenize=False,
-                extra_args={CAPTURE_KEY: {"id": str(index), "start": first, "end": end}},
-            )
+            reading_params(capture=capture_window(str(index), first, end))
             for index, (_, first, end) in enumerate(chunk)
         ]
         llm = self._engine()
         prompts = [{"prompt_token_ids": tokens} for tokens, _, _ in chunk]
         llm.generate(prompts, sampling, use_tqdm=False)
-        return _merge(llm.collective_rpc("ksteer_take_captures"))
+        return take_captures(llm)
 
 
 def collect_activations(
@@ -224,18 +194,6 @@ def collect_activations(
     """One pass of a `Recorder` whose engine has stopped again; what it raises."""
     with Recorder(model, layers, engine_options=engine_options, progress=progress) as recorder:
         return recorder.record(rows, window, folder)
-
-
-def model_of_engine(llm: Any) -> ModelIdentity:
-    """The identity of a running engine's model."""
-    from ksteer_vllm.host.settings import model_identity
-
-    return model_identity(llm.llm_engine.model_config)
-
-
-def shut_down(llm: Any) -> None:
-    """Stop an engine, its processes included, and release what it holds."""
-    llm.llm_engine.engine_core.shutdown()
 
 
 def _of_shards(shards: ShardFolder) -> Activations:
@@ -270,15 +228,6 @@ def _encode(
             f"the engine holds {max_model_len} with the one it generates"
         )
     return found
-
-
-def _merge(results: Sequence[bytes]) -> dict[str, Tensor]:
-    """What every worker recorded: tensor-parallel workers agree, pipeline workers hold different layers."""
-    captured: dict[str, Tensor] = {}
-    for result in results:
-        if result:
-            captured.update(load_tensors(result))
-    return captured
 
 
 def _checked(captured: Mapping[str, Tensor], layer: int, index: int, length: int, name: str) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.data.positions import REPLY, Window
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.data.split import check_labels, targets_of
 from ksteer_vllm.errors import UsageError, listing
-from ksteer_vllm.fit.activations import model_of
 from ksteer_vllm.fit.stacking import fit_at
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.fit.train import FitPlan

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from rich.progress import Progress
 from torch import Tensor
 
+from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.data.positions import REPLY, Window
 from ksteer_vllm.data.rows import LabelledRow, data_digest, labels_of, row_name
 from ksteer_vllm.data.split import (
@@ -32,7 +33,7 @@ from ksteer_vllm.data.split import (
     targets_of,
 )
 from ksteer_vllm.errors import DataError, UsageError, first_problem, listing
-from ksteer_vllm.fit.activations import Activations, Recorder, collect_activations, default_layer, model_of
+from ksteer_vllm.fit.activations import Activations, Recorder, collect_activations, default_layer
 from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.models import ModelIdentity

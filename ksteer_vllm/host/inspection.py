@@ -7,7 +7,7 @@ from typing import Any
 
 from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.host.settings import model_identity
+from ksteer_vllm.models import model_identity
 from ksteer_vllm.versions import running_versions
 
 __all__ = ["EngineFacts", "eager_context", "engine_facts"]

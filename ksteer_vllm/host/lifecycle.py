@@ -23,7 +23,7 @@ from ksteer_vllm.errors import ConfigError, LifecycleError, ProbeError, SpecErro
 from ksteer_vllm.host.changes import RETRY_AFTER, ask, changing, write
 from ksteer_vllm.host.every_worker import LOAD, RESIDENT
 from ksteer_vllm.host.retirement import Retirement
-from ksteer_vllm.host.settings import model_identity
+from ksteer_vllm.models import model_identity
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.presets import check_name, check_preset

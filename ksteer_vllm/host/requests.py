@@ -19,9 +19,9 @@ from vllm.sampling_params import SamplingParams
 from ksteer_vllm.admission.live import LiveRegistry
 from ksteer_vllm.admission.refusals import count_refusal
 from ksteer_vllm.admission.registry import AdmittedSpec, Registry
-from ksteer_vllm.device.capture import CAPTURE_KEY, Capture
 from ksteer_vllm.errors import KSteerError, SpecError
 from ksteer_vllm.host.settings import engine_config
+from ksteer_vllm.spec.capture import CAPTURE_KEY, check_capture
 from ksteer_vllm.spec.presets import is_opt_out
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
@@ -224,7 +224,7 @@ class Admission:
             if not self.captures:
                 raise AdmissionError(f"extra_args.{CAPTURE_KEY}: this engine does not capture", CAPTURE_KEY)
             try:
-                Capture.check(extra[CAPTURE_KEY])
+                check_capture(extra[CAPTURE_KEY])
             except ValueError as error:
                 raise AdmissionError(f"extra_args.{CAPTURE_KEY}: {error}", CAPTURE_KEY) from None
 

@@ -11,11 +11,10 @@ from vllm import envs
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
 from ksteer_vllm.errors import ConfigError
-from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.models import model_identity
 
 __all__ = [
     "engine_config",
-    "model_identity",
     "refuse_grpc_server",
     "refuse_rust_front_end",
     "resolve_in_place",
@@ -56,17 +55,6 @@ def resolve_in_place(vllm_config: Any) -> None:
     if config.capture is not None and not vllm_config.model_config.enforce_eager:
         raise ConfigError("ksteer option capture: needs an eager engine (enforce_eager=True)")
     vllm_config.additional_config = {**vllm_config.additional_config, CONFIG_KEY: config.as_json()}
-
-
-def model_identity(model_config: Any) -> ModelIdentity:
-    """What a probe must have been fitted on to fit this model: the language model of a multimodal one."""
-    text = model_config.hf_text_config
-    return ModelIdentity(
-        name=str(model_config.model),
-        model_type=str(text.model_type),
-        hidden_size=int(model_config.get_hidden_size()),
-        num_layers=int(text.num_hidden_layers),
-    )
 
 
 def refuse_rust_front_end(additional_config: Any) -> None:

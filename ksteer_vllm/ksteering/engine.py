@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ksteer_vllm.bench.engines import generation_params, start_engine, stop_engine
 from ksteer_vllm.bench.jobs import Ask, Reply
-from ksteer_vllm.config import enable
 from ksteer_vllm.data.rows import LabelledRow, Prompt
-from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["PROBE", "Engine"]
 
@@ -32,15 +31,8 @@ class Engine:
 
     @cached_property
     def llm(self) -> Any:
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
-        options: dict[str, Any] = {"use_tqdm_on_load": False, **self.options}
-        if current_platform.is_cpu():
-            # vLLM's CPU sampler stops at a seeded request whose prompt comes in chunks
-            options.setdefault("enable_chunked_prefill", False)
-        steering = enable(probes={PROBE: self.probe}, layers="all", max_width=self.width)
-        return LLM(self.model, additional_config=steering, **options)
+        steering = {"probes": {PROBE: self.probe}, "layers": "all", "max_width": self.width}
+        return start_engine(self.model, self.options, steering=steering)
 
     def length_of(self, prompt: Prompt) -> int:
         """Tokens of a prompt."""
@@ -51,22 +43,15 @@ class Engine:
 
     def run(self, asks: Sequence[Ask], sampling: Mapping[str, Any], *, score: bool = False) -> list[Reply]:
         """Replies to all asks, from one batch. score: with the unsteered model's likelihood of each."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         from ksteer_vllm.bench.batch import run_batch
         from ksteer_vllm.bench.scoring import Scorer
 
         fields = {name: value for name, value in sampling.items() if name != "seed"}
-        seed = sampling.get("seed") if fields["temperature"] else None
+        seed = sampling.get("seed")
 
         def parameters(ask: Ask) -> Any:
-            return SamplingParams(
-                **fields,
-                seed=None if seed is None else seed + ask.seed,
-                extra_args=None if ask.spec is None else {EXTRA_ARGS_KEY: dict(ask.spec)},
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
+            own_seed = None if seed is None else seed + ask.seed
+            return generation_params(**fields, seed=own_seed, spec=ask.spec)
 
         named = {str(index): ask for index, ask in enumerate(asks)}
         scorer = Scorer(self.llm, None) if score else None
@@ -75,7 +60,5 @@ class Engine:
 
     def close(self) -> None:
         """Stop the engine, if it runs; the next reply starts another."""
-        from ksteer_vllm.fit.activations import shut_down
-
         if "llm" in self.__dict__:
-            shut_down(self.__dict__.pop("llm"))
+            stop_engine(self.__dict__.pop("llm"))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import ksteer_vllm
-from ksteer_vllm.fit.activations import shut_down
+from ksteer_vllm.bench.engines import stop_engine
 from ksteer_vllm.host.inspection import engine_facts
 from ksteer_vllm.methods.program import FamilyProgram
 from ksteer_vllm.models import ModelIdentity
@@ -82,7 +82,7 @@ class OfflineSubject:
         return [_answer(output, began, ended) for output in outputs]
 
     def close(self) -> None:
-        shut_down(self._llm)
+        stop_engine(self._llm)
 
 
 def _answer(output: Any, began: float, ended: float) -> Answer:

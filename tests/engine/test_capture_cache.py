@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load
 
-from ksteer_vllm.device.capture import CAPTURE_KEY
+from ksteer_vllm.spec.capture import CAPTURE_KEY
 from tests.support.engines import BLOCK_SIZE, generate_one, start_engine
 
 

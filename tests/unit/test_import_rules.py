@@ -54,27 +54,13 @@ STRINGS = {
 """file -> rooms that its "module:name" strings may name: FAMILIES is one table, with programs and fits."""
 
 EXCEPTIONS: set[tuple[str, str]] = {
-    ("bench/bench.py", "fit"),
     ("bench/judges/reader.py", "demo"),
-    ("bench/scoring.py", "device"),
     ("data/predefined.py", "demo"),
-    ("demo/generate.py", "__init__"),
-    ("experiments/evaluation/projections.py", "device"),
-    ("fit/activations.py", "device"),
-    ("fit/activations.py", "host"),
     ("verify/offline.py", "__init__"),
 }
 """(file, imported room) that break a rule today."""
 
 VLLM_EXCEPTIONS: set[str] = {
-    "bench/bench.py",
-    "bench/replies.py",
-    "bench/scoring.py",
-    "demo/generate.py",
-    "experiments/evaluation/forced.py",
-    "experiments/evaluation/projections.py",
-    "fit/activations.py",
-    "ksteering/engine.py",
     "verify/offline.py",
 }
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.engines import reading_params
 from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.data.positions import encode_row
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.experiments.evaluation.side_effects import NextTokens, mean_kl
 from ksteer_vllm.report import report
-from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -126,18 +126,11 @@ class Reader:
     def _run(
         self, requests: Sequence[tuple[ForcedText, Mapping[str, Any] | None]], *, logprobs: bool
     ) -> list[Any]:
-        from vllm import SamplingParams
-
         if not requests:
             return []
         sampling = [
-            SamplingParams(
-                max_tokens=1,
-                temperature=0.0,
-                detokenize=False,
-                prompt_logprobs=self._count if logprobs else None,
-                flat_logprobs=logprobs,
-                extra_args={EXTRA_ARGS_KEY: dict(spec)} if spec is not None else None,
+            reading_params(
+                spec=spec, prompt_logprobs=self._count if logprobs else None, flat_logprobs=logprobs
             )
             for _, spec in requests
         ]

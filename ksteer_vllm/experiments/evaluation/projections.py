@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.engines import reading_params, take_captures
 from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.data.positions import encode_row
 from ksteer_vllm.data.rows import LabelledRow
-from ksteer_vllm.device.capture import CAPTURE_KEY
 from ksteer_vllm.experiments.evaluation.metrics import UNSTEERED
+from ksteer_vllm.spec.capture import capture_window
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,23 +43,17 @@ def mean_streams(bench: Bench, replies: Sequence[Reply], layer: int) -> Tensor:
     The bench must capture at the layer. Raises DataError for a reply without text.
     """
     import torch
-    from safetensors.torch import load
-    from vllm import SamplingParams
 
     tokenizer = bench.llm.get_tokenizer()
     prompts, sampling = [], []
     for index, reply in enumerate(replies):
         row = LabelledRow(prompt=reply.ask.prompt, reply=reply.text, labels=())
         prompt, tokens = encode_row(tokenizer, row)
-        window = {"id": f"mean-{index}", "start": len(prompt) - 1, "end": len(prompt) + len(tokens)}
+        window = capture_window(f"mean-{index}", len(prompt) - 1, len(prompt) + len(tokens))
         prompts.append({"prompt_token_ids": prompt + tokens})
-        sampling.append(
-            SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args={CAPTURE_KEY: window})
-        )
+        sampling.append(reading_params(capture=window))
     bench.llm.generate(prompts, sampling, use_tqdm=False)
-    streams: dict[str, Tensor] = {}
-    for worker in bench.llm.collective_rpc("ksteer_take_captures"):
-        streams |= load(worker) if worker else {}
+    streams = take_captures(bench.llm)
     return torch.stack([streams[f"{layer}/mean-{index}"].mean(0) for index in range(len(replies))])
 
 

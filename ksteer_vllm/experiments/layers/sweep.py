@@ -20,6 +20,7 @@ from rich.console import Console
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.coherence import CoherenceRule
 from ksteer_vllm.bench.combinations import avoided
+from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import JUDGES, Judge, judge_for
@@ -31,7 +32,7 @@ from ksteer_vllm.data.rows import LabelledRow, Prompt, labels_of
 from ksteer_vllm.data.split import without_instruction
 from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.experiments.suite.fit import ACTIVATIONS, EVALUATION_WIDTH
-from ksteer_vllm.fit.activations import Recorder, default_layer, model_of
+from ksteer_vllm.fit.activations import Recorder, default_layer
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once
 from ksteer_vllm.fit.task import FitTask

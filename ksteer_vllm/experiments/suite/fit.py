@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
+from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.bench.suite import EVALUATION, Suite, SuiteFile
 from ksteer_vllm.data.positions import REPLY, Window
 from ksteer_vllm.data.rows import data_digest, labels_of
 from ksteer_vllm.data.split import without_instruction
 from ksteer_vllm.errors import DataError, UsageError, listing
-from ksteer_vllm.fit.activations import Activations, Recorder, default_layer, model_of
+from ksteer_vllm.fit.activations import Activations, Recorder, default_layer
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once, is_fitted
 from ksteer_vllm.fit.task import FitTask

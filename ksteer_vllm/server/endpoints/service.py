@@ -6,7 +6,7 @@ import hmac
 from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.errors import LifecycleError, listing
-from ksteer_vllm.host.settings import model_identity
+from ksteer_vllm.models import model_identity
 from ksteer_vllm.server.endpoints import schemas
 from ksteer_vllm.server.endpoints.errors import not_found
 from ksteer_vllm.server.gate import STEERED_ROUTES

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import load
 
-from ksteer_vllm.device.capture import CAPTURE_KEY, Capture
+from ksteer_vllm.device.capture import Capture
+from ksteer_vllm.spec.capture import CAPTURE_KEY
 
 
 def captured() -> Capture:

@@ -11,9 +11,10 @@ import torch
 from ksteer_vllm import ConfigError
 from ksteer_vllm.data.positions import encode_row
 from ksteer_vllm.data.rows import LabelledRow
-from ksteer_vllm.device.capture import CAPTURE_KEY, Capture
+from ksteer_vllm.device.capture import Capture
 from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import collect_activations
+from ksteer_vllm.spec.capture import CAPTURE_KEY, check_capture
 from tests.support.engines import OPTIONS
 
 LAYERS = [0, 2]
@@ -80,4 +81,4 @@ def test_positions_recorded_twice_are_kept_once() -> None:
 )
 def test_a_malformed_capture_is_refused(wanted: Any) -> None:
     with pytest.raises(ValueError, match="expected an id"):
-        Capture.check(wanted)
+        check_capture(wanted)
