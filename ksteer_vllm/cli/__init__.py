@@ -16,6 +16,7 @@ from ksteer_vllm.cli.fit import fit
 from ksteer_vllm.cli.hub import pull, push
 from ksteer_vllm.cli.inspect import inspect
 from ksteer_vllm.cli.layers import layers
+from ksteer_vllm.cli.model import model
 from ksteer_vllm.cli.server import server
 from ksteer_vllm.cli.verify import verify
 
@@ -44,7 +45,7 @@ def main(
     """Steering in vLLM: fit probes and vectors, look at them, run the demo."""
 
 
-for command in (layers, fit, calibrate, condition, convert, inspect, demo, verify, push, pull):
+for command in (model, layers, fit, calibrate, condition, convert, inspect, demo, verify, push, pull):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("sweep", hidden=True)(calibrate)  # its name before 0.2

