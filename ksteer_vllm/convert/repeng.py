@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from ksteer_vllm.convert.common import Options, build, choose_labels, choose_layers
-from ksteer_vllm.convert.gguf import MAGIC, read_gguf
 from ksteer_vllm.errors import ProbeError, listing
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["convert", "recognises"]
 
 ARCHITECTURE = "controlvector"
+MAGIC = b"GGUF"
 
 
 def recognises(path: Path) -> bool:
@@ -32,6 +32,10 @@ def recognises(path: Path) -> bool:
 
 def convert(path: Path, options: Options) -> Probe:
     """path: one control vector: one label, by default the file's name."""
+    from ksteer_vllm.convert.gguf import read_gguf
+
+    if not recognises(path):
+        raise ProbeError(f"{path}: not a GGUF file")
     metadata, tensors = read_gguf(path)
     architecture = metadata.get("general.architecture")
     if architecture != ARCHITECTURE:

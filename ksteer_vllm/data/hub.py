@@ -38,7 +38,7 @@ def load_split(name: str, split: str) -> Any:
         from datasets.exceptions import DatasetNotFoundError
     except ImportError:
         raise UsageError(
-            "data of the hub needs the package datasets: pip install 'ksteer-vllm[study]'"
+            "data of the hub needs the package datasets: pip install 'ksteer-vllm[workbench]'"
         ) from None
     try:
         return load_dataset(name, split=split)

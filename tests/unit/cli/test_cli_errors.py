@@ -10,7 +10,7 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(typer.Exit) as left, clean_errors():
         raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
     assert left.value.exit_code == 2
-    said = "ksteer: this needs pandas: install ksteer-vllm with its extra, [study]\n"
+    said = "ksteer: this needs pandas: install ksteer-vllm with its extra, [workbench]\n"
     assert capsys.readouterr().err == said
 
 

@@ -99,6 +99,7 @@ def _logits(probe: Probe, x: Tensor) -> Tensor:
     return (x - t["input_mean"]) / t["input_std"] @ t["weight"].T + t["bias"]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("clf_type", ["mlp", "linear"])
 def test_the_package_itself(clf_type: str, tmp_path: Path) -> None:
     """Trained, pickled and stepped by k-steering's own trainer (0.1.2)."""

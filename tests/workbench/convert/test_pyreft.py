@@ -52,6 +52,7 @@ def test_other_file_names(name: str, tmp_path: Path) -> None:
     assert convert(folder, options()).metadata.layer == 1
 
 
+@pytest.mark.parity
 def test_pyreft_itself(tmp_path: Path) -> None:
     """Saved and run by pyreft (0.1.0): its intervention's forward, and the files the other tests write."""
     pyreft = pytest.importorskip("pyreft")

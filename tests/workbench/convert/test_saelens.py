@@ -86,6 +86,7 @@ def test_round_trip(jumprelu: bool, apply_b_dec: bool, tmp_path: Path) -> None:
     assert torch.equal(probe.tensors["w_dec"], weights()["W_dec"][list(FEATURES)])
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("jumprelu", [False, True])
 def test_saelens_itself(jumprelu: bool, tmp_path: Path) -> None:
     """Saved, encoded and decoded by sae-lens (6.54.12): clamping a feature moves x as its decoder does."""

@@ -101,6 +101,7 @@ def test_what_is_refused(value: Any, words: str, tmp_path: Path) -> None:
     assert str(path) in str(refusal.value)
 
 
+@pytest.mark.parity
 def test_the_package_itself(tmp_path: Path) -> None:
     """steering-vectors' own hook on a small Llama: what it adds to each block is what the probe holds."""
     package = pytest.importorskip("steering_vectors")
