@@ -243,7 +243,7 @@ def void(_: object) -> None:
     """Discard a result."""
 
 
-def host_token_rows(batch: Batch) -> None:
+def cpu_token_rows(batch: Batch) -> None:
     token_rows_(
         batch.token_row, batch.gain, batch.positions, batch.query_start_loc, batch.request_rows, batch.rows,
         batch.sizes[0], "torch",

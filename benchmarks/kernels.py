@@ -159,7 +159,7 @@ def grouped_timings(batch: setup.Batch, timer: Timer) -> list[dict[str, Any]]:
     work = batch.copy()
     token_rows = setup.KERNELS[0]
     plan_times = timer.times(lambda: setup.void(setup.steer_planned(work)))
-    row_times = timer.times(lambda: setup.host_token_rows(work))
+    row_times = timer.times(lambda: setup.cpu_token_rows(work))
     return [
         entry(token_rows.name, token_rows.bytes(batch), 0, None, row_times),
         entry("plan", 4 * batch.requests * batch.sizes[2], 0, None, plan_times),

@@ -107,7 +107,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class HostSlot:
+class CPUSlot:
     """One slot at its true sizes r, m, K.
 
     first: d -> r, and back; second: r -> m, and back; head: m -> K, and back; gram: r -> r.
@@ -147,7 +147,7 @@ class HostSlot:
         activation: Tensor,
         threshold: Tensor,
         gate_unit: Tensor,
-    ) -> HostSlot:
+    ) -> CPUSlot:
         """Of one float dtype: basis [r, d], bias [r], matrix [m, r], head [K, m], gram [r, r], …"""
         return cls(
             first=Linear(basis, WIDE_PACKED_FROM_ROWS),

@@ -1,4 +1,4 @@
-"""Which tokens are edited at an entry, and which of them can be edited together (host side, syncs)."""
+"""Which tokens an entry edits, and which of them together. On the CPU: waits for the device."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class RowTables:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """One row's cell of the tables, on the host; tensors may be shorter than the table, on the CPU.
+    """One row's cell of the tables, on the CPU; its tensors may be shorter than the table's.
 
     readout, scale: [<= H]; label_weights: [<= K]; None: zeros. See RowTables for the rest.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels.checks import check_weights
-from ksteer_kernels.cpu import HostSlot
+from ksteer_kernels.cpu import CPUSlot
 
 NO_SLOT = -1
 
@@ -75,8 +75,8 @@ class ProbeTables:
     head: [P, K, H] float32. head_bias: [P, K] float32.
     gram: [P, H, H] float32; G = basis basis^T computed in float64 from the stored (rounded) basis.
     activation, gate_unit: [P, H] int32. sizes: [P, 3] int32, the true (r, m, K) of each slot.
-    host_sizes: the same on the host, (0, 0, 0) for an empty slot.
-    host_slots: the CPU path's form of the slots it has used, forgotten by `load` and `clear`.
+    cpu_sizes: the same on the CPU, (0, 0, 0) for an empty slot.
+    cpu_slots: the CPU path's form of the slots it has used, forgotten by `load` and `clear`.
     """
 
     basis: Tensor
@@ -90,8 +90,8 @@ class ProbeTables:
     threshold: Tensor
     gate_unit: Tensor
     sizes: Tensor
-    host_sizes: list[tuple[int, int, int]] = field(default_factory=list)
-    host_slots: dict[int, HostSlot] = field(default_factory=dict, repr=False)
+    cpu_sizes: list[tuple[int, int, int]] = field(default_factory=list)
+    cpu_slots: dict[int, CPUSlot] = field(default_factory=dict, repr=False)
 
     @classmethod
     def allocate(
@@ -123,7 +123,7 @@ class ProbeTables:
             threshold=table(max_width),
             gate_unit=table(max_width, dtype=torch.int32, value=-1),
             sizes=table(3, dtype=torch.int32),
-            host_sizes=[(0, 0, 0)] * num_slots,
+            cpu_sizes=[(0, 0, 0)] * num_slots,
         )
 
     @property
@@ -168,7 +168,7 @@ class ProbeTables:
         stored = self.basis[slot, :r].double()
         self.gram[slot, :r, :r].copy_(stored @ stored.T)
         self.sizes[slot] = torch.tensor(sizes, dtype=torch.int32)
-        self.host_sizes[slot] = sizes
+        self.cpu_sizes[slot] = sizes
 
     def clear(self, slot: int) -> None:
         """Empty a slot; an empty slot edits nothing."""
@@ -176,19 +176,19 @@ class ProbeTables:
         for table in self.tensors().values():
             table[slot].zero_()
         self.gate_unit[slot].fill_(-1)
-        self.host_sizes[slot] = (0, 0, 0)
-        self.host_slots.pop(slot, None)
+        self.cpu_sizes[slot] = (0, 0, 0)
+        self.cpu_slots.pop(slot, None)
 
-    def host_slot(self, slot: int) -> HostSlot:
+    def cpu_slot(self, slot: int) -> CPUSlot:
         """The loaded weights of a slot for the CPU path; made at first use, which doubles its memory."""
-        if slot not in self.host_slots:
-            self.host_slots[slot] = self.slot_as(slot, torch.float32)
-        return self.host_slots[slot]
+        if slot not in self.cpu_slots:
+            self.cpu_slots[slot] = self.slot_as(slot, torch.float32)
+        return self.cpu_slots[slot]
 
-    def slot_as(self, slot: int, dtype: torch.dtype) -> HostSlot:
+    def slot_as(self, slot: int, dtype: torch.dtype) -> CPUSlot:
         """The loaded weights of a slot, unpadded, in a float dtype."""
-        r, m, k = self.host_sizes[slot]
-        return HostSlot.of(
+        r, m, k = self.cpu_sizes[slot]
+        return CPUSlot.of(
             basis=self.basis[slot, :r].to(dtype),
             bias=self.bias[slot, :r].to(dtype),
             matrix=self.matrix[slot, :m, :r].to(dtype),

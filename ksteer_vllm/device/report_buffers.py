@@ -53,7 +53,7 @@ class DeviceReports:
             for stage in range(num_stages):
                 entry = index * num_stages + stage
                 for slot, members, edits in self._by_slot(requests, rows[stage], shift[entry], layer, stage):
-                    labels = tables.pool.tables.host_sizes[slot][2]
+                    labels = tables.pool.tables.cpu_sizes[slot][2]
                     self._store.record(
                         layer,
                         edits,

@@ -100,10 +100,10 @@ def _make() -> Metrics:
         resident_bytes=gauge("resident_bytes", "Bytes of device tables, of all workers"),
         probe_slots=gauge("probe_slots", "Device slots for probes, of one worker", "state"),
         prepare_seconds=counter(
-            "prepare_seconds", "Host time of preparing steps, of the slowest worker of each engine"
+            "prepare_seconds", "CPU time spent preparing steps, of the slowest worker of each engine"
         ),
         op_seconds=counter(
-            "op_seconds", "Host time inside the steering op, of the slowest worker of each engine"
+            "op_seconds", "CPU time inside the steering op, of the slowest worker of each engine"
         ),
         engine_steps=counter("engine_steps", "Steps of the engines"),
         steered_engine_steps=counter("steered_engine_steps", "Steps of the engines with a steered token"),

@@ -101,7 +101,7 @@ def test_a_broken_slot_stays_alone(backend, device):
     case = make_case(num_tokens=63, hidden_size=40, device=device, max_steps=2)
     expected = case.run(backend)
     case.probes.basis[2] = float("nan")
-    case.probes.host_slots.clear()
+    case.probes.cpu_slots.clear()
     hurt = case.tokens(lambda edit: edit.settings.slot == 2)
     edited = case.run(backend)
     assert hurt.any()

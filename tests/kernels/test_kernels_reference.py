@@ -6,7 +6,7 @@ from kernel_cases import EDIT_TOLERANCE
 from kernel_methods import METHODS, Maker, double, gradient, make_probe, reflection, slot_weights
 
 from ksteer_kernels import Flag, Loss, ProbeTables, Program
-from ksteer_kernels.cpu import HostSlot
+from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.hidden.finish import finish
 from ksteer_kernels.hidden.naive import run_program
 from ksteer_kernels.hidden.token_settings import TokenSettings
@@ -44,7 +44,7 @@ def autograd_gradient(x, probe, c, kind=Loss.MEAN):
     return x.grad
 
 
-def host_slot(weights):
+def cpu_slot(weights):
     """A slot in float64, its Gram matrix, too."""
     given = {name: tensor.double() for name, tensor in weights.given().items()}
     r = weights.basis.shape[0]
@@ -56,7 +56,7 @@ def host_slot(weights):
     }  # fmt: skip
     fields = {name: given.get(name, value.double()) for name, value in empty.items()}
     fields["gate_unit"] = fields["gate_unit"].long()
-    return HostSlot.of(basis=given["basis"], gram=given["basis"] @ given["basis"].T, **fields)
+    return CPUSlot.of(basis=given["basis"], gram=given["basis"] @ given["basis"].T, **fields)
 
 
 def token_settings(settings, n, width, num_labels, gain=None):
@@ -83,7 +83,7 @@ def token_settings(settings, n, width, num_labels, gain=None):
 
 def in_hidden_space(x, edit, weights, gain=None):
     """(x', steps) by the programs, in float64."""
-    slot = host_slot(weights)
+    slot = cpu_slot(weights)
     settings = token_settings(edit.settings, len(x), weights.width, max(1, weights.num_labels), gain)
     p, program = x @ weights.basis.double().T, edit.settings.program
     s, steps = run_program(program, p, slot, settings)
@@ -170,7 +170,7 @@ def test_hidden_space_reflection(widths, factor):
     assert relative(in_hidden_space(x, edit, weights)[0], expected, x) < EDIT_TOLERANCE[torch.float64]
     # Using z1 in place of W1 x is the mistake this guards against.
     settings = token_settings(edit.settings, len(x), weights.width, 5)
-    biased = host_slot(slot_weights(mlp.MLPWeights(probe.w1, 0 * probe.b1, *list_of(probe)[2:])))
+    biased = cpu_slot(slot_weights(mlp.MLPWeights(probe.w1, 0 * probe.b1, *list_of(probe)[2:])))
     s, _ = run_program(Program.REFLECT, x @ probe.w1.T + probe.b1, biased, settings)
     assert relative(x - s @ probe.w1, expected, x) > 1e-4
 

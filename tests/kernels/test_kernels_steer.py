@@ -5,8 +5,16 @@ import torch
 from kernel_cases import assert_edit_close, make_case, one_stage, poisoned_workspace
 from kernel_methods import METHODS, Dictionary, clamp_slot, clamping, loss_edits, plain_edits
 
-from ksteer_kernels import Activation, ReportBuffers, RowTables, Workspace, plan_groups, steer_, steer_groups_
-from ksteer_kernels import cpu as host
+from ksteer_kernels import (
+    Activation,
+    ReportBuffers,
+    RowTables,
+    Workspace,
+    cpu,
+    plan_groups,
+    steer_,
+    steer_groups_,
+)
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -121,7 +129,7 @@ def test_a_plan_is_reusable():
 
 @pytest.mark.parametrize("packed_from_rows", [1, 10**9])
 def test_packed_and_plain_products_agree_with_the_truth(monkeypatch, packed_from_rows):
-    monkeypatch.setattr(host, "PACKED_FROM_ROWS", packed_from_rows)
+    monkeypatch.setattr(cpu, "PACKED_FROM_ROWS", packed_from_rows)
     case = make_case(num_tokens=123, hidden_size=63)
     assert_edit_close(case, case.run("torch"), case.truth())
 

@@ -39,7 +39,7 @@ def test_load_pads_and_overwrites_what_was_there(dtype):
         padding = table.clone()
         padding[inside] = fresh[inside]
         assert torch.equal(padding, fresh), name
-    assert store.host_sizes == [(0, 0, 0), (5, 4, 2)]
+    assert store.cpu_sizes == [(0, 0, 0), (5, 4, 2)]
     assert store.sizes.tolist() == [[0, 0, 0], [5, 4, 2]]
 
 
@@ -54,7 +54,7 @@ def test_only_a_basis():
     store = tables()
     store.load(0, weights())
     store.load(0, SlotWeights(torch.ones(3, 10)))
-    assert store.host_sizes[0] == (3, 0, 0)
+    assert store.cpu_sizes[0] == (3, 0, 0)
     for name in ("bias", "matrix", "matrix_bias", "head", "head_bias", "activation", "threshold"):
         assert not getattr(store, name)[0].any(), name
     assert (store.gate_unit[0] == -1).all()
@@ -63,12 +63,12 @@ def test_only_a_basis():
 def test_clear():
     store, empty = tables(), tables()
     store.load(0, weights())
-    store.host_slot(0)
+    store.cpu_slot(0)
     store.clear(0)
     for name, table in store.tensors().items():
         assert torch.equal(table, empty.tensors()[name]), name
-    assert store.host_sizes == empty.host_sizes
-    assert not store.host_slots
+    assert store.cpu_sizes == empty.cpu_sizes
+    assert not store.cpu_slots
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_bad_field_is_named_and_changes_nothing(field, change):
         store.load(0, change)
     for name, table in store.tensors().items():
         assert torch.equal(table, before[name]), name
-    assert store.host_sizes[0] == (5, 4, 2)
+    assert store.cpu_sizes[0] == (5, 4, 2)
 
 
 def test_too_large_for_the_stored_dtype():

@@ -52,7 +52,7 @@ def run(
     divisor=0,
     dtype=torch.int32,
 ):
-    """Slices of a larger buffer, as a host that pads its batches has them."""
+    """Slices of a larger buffer, as an engine that pads its batches has them."""
     fade = fade or [[[0, 0]] * len(windows[0])] * len(windows)
     out = torch.full((len(windows), size + 5), 12345, dtype=torch.int32, device=device)
     gain = torch.full((len(windows), size + 5), 9.0, device=device)
@@ -146,7 +146,7 @@ def test_empty_windows_and_far_positions(backend, device):
 
 
 def test_padding_is_minus_one(backend, device):
-    """Query starts past the last request repeat its end, as hosts pad them."""
+    """Query starts past the last request repeat its end, as engines pad them."""
     windows = [[[0, 100, 0, 0]]]
     rows = rows_of(backend, device, 8, [3, 4, 9, 9], [0, 2, 2, 2], [0, -1, -1], windows, 2)
     assert rows == [0, 0, -1, -1, -1, -1, -1, -1]
@@ -166,14 +166,13 @@ def test_no_tokens_or_no_requests(backend, device):
 
 def test_torch_path_of_other_devices():
     """`rows.naive` is what "torch" means away from the CPU; here it meets the loop, too."""
-    from ksteer_kernels.rows import cpu as host
-    from ksteer_kernels.rows import naive
+    from ksteer_kernels.rows import cpu, naive
 
     windows, fade = [[[0, 5, 8, 9]] * 2, [[2, 9, 0, 0]] * 2], [[[0, 0]] * 2, [[1, 6]] * 2]
     positions, starts, requests = list(range(9)), [0, 4, 9], [1, 0]
     divisor = [[3, 7], [2, 0]]
     results = []
-    for path in (naive, host):
+    for path in (naive, cpu):
         out, gain = torch.zeros(2, 12, dtype=torch.int32), torch.zeros(2, 12)
         path.token_rows_(
             out, gain, torch.tensor(positions), torch.tensor(starts, dtype=torch.int32),

@@ -54,7 +54,7 @@ def expand_(
         if group.program == Program.CONDITION:
             continue
         tokens = group.tokens
-        basis = probes.basis[group.slot, : probes.host_sizes[group.slot][0]].float()
+        basis = probes.basis[group.slot, : probes.cpu_sizes[group.slot][0]].float()
         kept = keep[tokens, None]
         x = hidden[tokens].float()
         if residual is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ksteer_kernels.cpu import HostSlot
+from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.hidden.finish import shut_out
 from ksteer_kernels.hidden.gradient import logits_of
 from ksteer_kernels.hidden.token_settings import TokenSettings
@@ -13,7 +13,7 @@ from ksteer_kernels.settings import Flag
 from ksteer_kernels.tables import Activation
 
 
-def activate(z: Tensor, slot: HostSlot) -> Tensor:
+def activate(z: Tensor, slot: CPUSlot) -> Tensor:
     """q = act(z) [n, r], each unit with its own activation."""
     kind = slot.activation
     q = torch.where(kind == int(Activation.RELU), z.clamp_min(0), z)
@@ -22,7 +22,7 @@ def activate(z: Tensor, slot: HostSlot) -> Tensor:
     return torch.where(kind == int(Activation.JUMPRELU), over, q)
 
 
-def affine_program(p: Tensor, slot: HostSlot, settings: TokenSettings) -> Tensor:
+def affine_program(p: Tensor, slot: CPUSlot, settings: TokenSettings) -> Tensor:
     """s [n, r] = gate * (scale * (matrix q) + readout), q = act(p + bias), gate = q[gate_unit] or 1."""
     width = p.shape[1]
     q = activate(p + slot.bias, slot)
@@ -32,14 +32,14 @@ def affine_program(p: Tensor, slot: HostSlot, settings: TokenSettings) -> Tensor
     return torch.where(gated, s * q[:, slot.gate_unit.clamp_min(0)], s)
 
 
-def add_program(slot: HostSlot, settings: TokenSettings) -> Tensor:
+def add_program(slot: CPUSlot, settings: TokenSettings) -> Tensor:
     """s [n, r] = -strength * readout: x moves by strength * readout @ basis, whatever x is."""
     width = slot.first.weight.shape[0]
     return -settings.strength[:, None] * settings.readout[:, :width]
 
 
 def condition_program(
-    p: Tensor, square: Tensor, slot: HostSlot, settings: TokenSettings, is_open: Tensor | None
+    p: Tensor, square: Tensor, slot: CPUSlot, settings: TokenSettings, is_open: Tensor | None
 ) -> Tensor:
     """[n] bool: whether the row's next stage is open for a token.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ksteer_kernels.cpu import HostSlot
+from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.hidden.token_settings import TokenSettings
 from ksteer_kernels.settings import Flag, Program
 
@@ -23,7 +23,7 @@ def finish(
     s: Tensor,
     p: Tensor | None,
     square: Tensor | None,
-    slot: HostSlot,
+    slot: CPUSlot,
     program: Program,
     settings: TokenSettings,
     is_open: Tensor | None,
@@ -62,7 +62,7 @@ def finish(
     return s, torch.where(sound, keep, torch.ones_like(keep)), ~(sound | shut)
 
 
-def edit_length(s: Tensor, keep: Tensor, p: Tensor, square: Tensor, slot: HostSlot) -> Tensor:
+def edit_length(s: Tensor, keep: Tensor, p: Tensor, square: Tensor, slot: CPUSlot) -> Tensor:
     """|x' - x| [n] of x' = keep * (x - basis^T s), in the space of the basis."""
     x_square = square.to(s)
     edit_square = (slot.gram(s) * s).sum(1).clamp_min(0)

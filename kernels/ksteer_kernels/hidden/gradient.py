@@ -10,23 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ksteer_kernels.cpu import HostSlot
+from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.hidden.token_settings import TokenSettings
 from ksteer_kernels.settings import Flag, Loss
 
 
-def hidden_layers(z1: Tensor, slot: HostSlot) -> tuple[Tensor, Tensor]:
+def hidden_layers(z1: Tensor, slot: CPUSlot) -> tuple[Tensor, Tensor]:
     """(z2 [n, m], h2 = relu(z2)) of z1 [n, r]."""
     z2 = slot.second(torch.relu(z1), slot.matrix_bias)
     return z2, torch.relu(z2)
 
 
-def logits_of(z1: Tensor, slot: HostSlot) -> Tensor:
+def logits_of(z1: Tensor, slot: CPUSlot) -> Tensor:
     """Label logits f [n, K] of z1 = W1 x + b1 [n, r]."""
     return slot.head(hidden_layers(z1, slot)[1], slot.head_bias)
 
 
-def readout_gradient(z1: Tensor, z2: Tensor, readout: Tensor, slot: HostSlot) -> Tensor:
+def readout_gradient(z1: Tensor, z2: Tensor, readout: Tensor, slot: CPUSlot) -> Tensor:
     """g1 [n, r] = 1[z1 > 0] * W2^T (1[z2 > 0] * u) for a readout u [n, m]; a ReLU at 0 passes nothing."""
     upper = torch.where(z2 > 0, readout, torch.zeros_like(z2))
     return torch.where(z1 > 0, slot.second_back(upper), torch.zeros_like(z1))
@@ -60,7 +60,7 @@ def is_reached(logits: Tensor, settings: TokenSettings) -> Tensor:
     return settings.has_until & ~(low | high).any(1)
 
 
-def gradient_program(p: Tensor, slot: HostSlot, settings: TokenSettings) -> tuple[Tensor, Tensor]:
+def gradient_program(p: Tensor, slot: CPUSlot, settings: TokenSettings) -> tuple[Tensor, Tensor]:
     """(s [n, r], steps [n] int32) of projections p = W1 x [n, r]; x_after = x - W1^T s."""
     z1 = p + slot.bias
     s = torch.zeros_like(p)
@@ -98,7 +98,7 @@ def gradient_program(p: Tensor, slot: HostSlot, settings: TokenSettings) -> tupl
     return s, steps
 
 
-def reflect_program(p: Tensor, slot: HostSlot, settings: TokenSettings) -> Tensor:
+def reflect_program(p: Tensor, slot: CPUSlot, settings: TokenSettings) -> Tensor:
     """s [n, r] = strength (x.v)/(v.v) g1 with x.v = p.g1 and v.v = g1^T G g1; 0 where v.v is not positive.
 
     p is W1 x without b1: using z1 = W1 x + b1 in x.v would be wrong. Source: Algorithm 2.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ksteer_kernels.cpu import HostSlot
+from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.groups import active_groups
 from ksteer_kernels.hidden.affine import add_program, affine_program, condition_program
 from ksteer_kernels.hidden.finish import finish, shut_out
@@ -17,7 +17,7 @@ from ksteer_kernels.workspace import DROPPED, Workspace
 
 
 def run_program(
-    program: Program, p: Tensor | None, slot: HostSlot, settings: TokenSettings
+    program: Program, p: Tensor | None, slot: CPUSlot, settings: TokenSettings
 ) -> tuple[Tensor, Tensor | None]:
     """(s [n, r], steps [n] int32 or None) of one group; p = basis x [n, r], which ADD does not need."""
     if program == Program.ADD:
@@ -60,7 +60,7 @@ def hidden_(
     is_open = workspace.is_open[:num_tokens] != 0
     opened = torch.zeros_like(is_open)
     for group in active_groups(token_row, rows, entry, num_tokens):
-        if not probes.host_sizes[group.slot][0]:
+        if not probes.cpu_sizes[group.slot][0]:
             workspace.keep[group.tokens] = 1.0
             continue
         tokens, slot = group.tokens, probes.slot_as(group.slot, torch.float32)

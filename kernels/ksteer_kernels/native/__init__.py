@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ksteer_kernels.cpu import HostSlot
+    from ksteer_kernels.cpu import CPUSlot
     from ksteer_kernels.steer.plan import PlannedGroup
 
 logger = logging.getLogger("vllm.ksteer")
@@ -69,7 +69,7 @@ def _machine() -> str:
     return " ".join(features[:1]) or f"{platform.machine()} {platform.processor()}"
 
 
-def edit_(hidden: Tensor, residual: Tensor | None, group: PlannedGroup, slot: HostSlot) -> int | None:
+def edit_(hidden: Tensor, residual: Tensor | None, group: PlannedGroup, slot: CPUSlot) -> int | None:
     """Do the plain GRADIENT edit of a group in place; None where this kernel is not for it.
 
     Returns how many tokens' edits were dropped, because their activations or their edit were not finite.
@@ -104,7 +104,7 @@ def edit_(hidden: Tensor, residual: Tensor | None, group: PlannedGroup, slot: Ho
 class NativeSlot:
     """`Slot` of gradient.cpp and the tensors it points to."""
 
-    def __init__(self, slot: HostSlot) -> None:
+    def __init__(self, slot: CPUSlot) -> None:
         first, second = slot.first.weight, slot.second.weight
         padded = [_padded(t) for t in (first, slot.bias, second, slot.matrix_bias, slot.gram.weight)]
         sizes = (padded[0].shape[1], padded[0].shape[0], padded[2].shape[0], second.shape[0])

@@ -6,8 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ksteer_kernels.rows import cpu as host
-from ksteer_kernels.rows import naive
+from ksteer_kernels.rows import cpu, naive
 from ksteer_kernels.settings import RowTables
 
 __all__ = ["token_rows_"]
@@ -23,7 +22,9 @@ def token_rows_(
     num_tokens: int,
     backend: Literal["torch", "triton"],
 ) -> None:
-    """Write every token's request row in each stage into `out`, -1 where it is not steered. No host sync.
+    """Write every token's request row in each stage into `out`, -1 where it is not steered.
+
+    Never waits for the device.
 
     out: [S, >= num_tokens] int32; everything from num_tokens on becomes -1.
     gain: like out, float32: the part of the strength that fading leaves, 1 without a fade, over the row's
@@ -47,7 +48,7 @@ def token_rows_(
             f"query_start_loc: {query_start_loc.shape[0]} entries for {request_rows.shape[0]} requests"
         )
     if backend == "torch":
-        path = host if out.device.type == "cpu" else naive
+        path = cpu if out.device.type == "cpu" else naive
         path.token_rows_(out, gain, positions, query_start_loc, request_rows, rows, num_tokens)
     elif backend == "triton":
         from ksteer_kernels.rows import fused

@@ -17,7 +17,7 @@ def token_rows_(
     rows: RowTables,
     num_tokens: int,
 ) -> None:
-    """Same contract as `rows.naive.token_rows_`, for tensors in host memory."""
+    """Same contract as `rows.naive.token_rows_`, for tensors in CPU memory."""
     token_row, left = out.numpy(), gain.numpy()
     token_row[:, num_tokens:] = NO_ROW
     left.fill(1.0)

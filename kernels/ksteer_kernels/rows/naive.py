@@ -17,7 +17,7 @@ def token_rows_(
     rows: RowTables,
     num_tokens: int,
 ) -> None:
-    """Reference of `ksteer_kernels.rows.token_rows_`; works on any device without a host sync."""
+    """Reference of `ksteer_kernels.rows.token_rows_`; works on any device without waiting for it."""
     out.fill_(NO_ROW)
     gain.fill_(1.0)
     num_requests = request_rows.shape[0]

@@ -45,7 +45,7 @@ def shrink_(
         x = hidden[tokens].float()
         if residual is not None:
             x = x + residual[tokens].float()
-        width = probes.host_sizes[group.slot][0]
+        width = probes.cpu_sizes[group.slot][0]
         basis = probes.basis[group.slot, :width].float()
         sums = [
             (x[:, a:b] @ basis[:, a:b].T, (x[:, a:b] ** 2).sum(1)) for a, b in split_bounds(hidden.shape[1])

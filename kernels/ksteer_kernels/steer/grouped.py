@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ksteer_kernels.cpu import HostSlot
+from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.hidden.affine import condition_program
 from ksteer_kernels.hidden.finish import edit_length, finish
 from ksteer_kernels.hidden.gradient import logits_of
@@ -60,11 +60,11 @@ def steer_groups_(
     """
     opened: Tensor | None = None
     for group in groups:
-        if not probes.host_sizes[group.slot][0]:
+        if not probes.cpu_sizes[group.slot][0]:
             continue
-        slot = probes.host_slot(group.slot)
+        slot = probes.cpu_slot(group.slot)
         if group.plain:
-            if group.program == Program.ADD or probes.host_sizes[group.slot][1]:
+            if group.program == Program.ADD or probes.cpu_sizes[group.slot][1]:
                 dropped = plain_edit_(hidden, residual, group, slot, use_native)
                 if dropped and count_dropped is not None:
                     count_dropped(dropped)
@@ -91,7 +91,7 @@ def _general(
     x: Tensor,
     p: Tensor,
     square: Tensor,
-    slot: HostSlot,
+    slot: CPUSlot,
     is_open: Tensor | None,
     record: Recorder | None,
 ) -> int:
@@ -117,7 +117,7 @@ def _record(
     keep: Tensor,
     p: Tensor,
     square: Tensor,
-    slot: HostSlot,
+    slot: CPUSlot,
     steps: Tensor | None,
     is_open: Tensor | None,
     dropped: Tensor,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels import native
-from ksteer_kernels.cpu import HostSlot
+from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.expand.naive import bounded_edit, edit_limit
 from ksteer_kernels.settings import Program
 from ksteer_kernels.steer.plan import PlannedGroup
@@ -22,7 +22,7 @@ _pass_where_positive = torch.ops.aten.threshold_backward.grad_input
 
 
 def plain_edit_(
-    hidden: Tensor, residual: Tensor | None, group: PlannedGroup, slot: HostSlot, use_native: bool
+    hidden: Tensor, residual: Tensor | None, group: PlannedGroup, slot: CPUSlot, use_native: bool
 ) -> int:
     """Edit the group's tokens of hidden [T, d] in place; float32 throughout, one rounding at the end.
 
@@ -53,7 +53,7 @@ def plain_edit_(
     return num_dropped
 
 
-def gradient_steps(x: Tensor, group: PlannedGroup, slot: HostSlot) -> Tensor:
+def gradient_steps(x: Tensor, group: PlannedGroup, slot: CPUSlot) -> Tensor:
     """s [n, r] of all plain gradient steps of x [n, d]: x_after = x - basis^T s.
 
     The step size multiplies the readout: the hidden gradient is linear in it, so no other place needs it.

@@ -50,7 +50,7 @@ def plan_groups(
 ) -> list[PlannedGroup]:
     """Group the active tokens among the first num_tokens for one entry; empty when nobody is steered.
 
-    token_row: [>= num_tokens] int32; gain: [>= num_tokens] float32 or None. Reads the tables on the host.
+    token_row: [>= num_tokens] int32; gain: [>= num_tokens] float32 or None. Reads the tables on the CPU.
     """
     planned = []
     for group in active_groups(token_row, rows, entry, num_tokens):

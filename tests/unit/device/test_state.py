@@ -11,7 +11,7 @@ from ksteer_vllm.errors import ConfigError
 
 
 def test_the_torch_path_is_refused_on_a_gpu() -> None:
-    """It decides on the host who is steered, which a captured CUDA graph would freeze."""
+    """It decides on the CPU who is steered, which a captured CUDA graph would freeze."""
     config = EngineConfig.parse({"kernels": "torch", "layers": [0], "resolved": True})
     with pytest.raises(ConfigError, match="kernels: torch runs on CPUs only"):
         SteeringState(
