@@ -26,9 +26,9 @@ from benchmarks.toy.methods import (
     k_steering,
 )
 from benchmarks.toy.pairs import Pairs, draw_pairs
+from ksteer_kernels.reference.vectors import matched_random
 from ksteer_vllm.fit.methods.loreft import LoReFT
 from ksteer_vllm.fit.methods.lorest import LoReST
-from ksteer_vllm.methods.vectors import matched_random
 
 __all__ = ["K_STEERING", "ONE_BY_ONE", "TOGETHER", "UNSTEERED", "Cell", "run_cell"]
 

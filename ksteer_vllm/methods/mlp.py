@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ksteer_kernels import Flag, Loss, Program, RowSettings, SlotWeights
+from ksteer_kernels.reference.vectors import matched_random
 from ksteer_vllm.methods.program import UNPLACED, FamilyProgram, PlannedRow, logit, threshold_row, vectors_row
-from ksteer_vllm.methods.vectors import matched_random
 from ksteer_vllm.probes.fold import fold
 
 _FACTORS = {"reflect": 2.0, "project": 1.0}

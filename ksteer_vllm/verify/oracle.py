@@ -1,31 +1,65 @@
-"""The oracle: the same weights in transformers, with a hook that edits one decoder block's output."""
+"""The oracle: the same weights in Hugging Face transformers, with hooks that edit decoder blocks' outputs.
+
+It shares no code with the engine beyond the definitions in x-space: windows applied to absolute positions,
+the whole sequence in one forward pass, the edit in float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ksteer_vllm.models import find_decoder_layers
-from ksteer_vllm.verify.edits import EditPlan, edited
+from ksteer_vllm.probes.probe import Probe
+from ksteer_vllm.spec import SteeringSpec
+from ksteer_vllm.spec.edit import Edit
+from ksteer_vllm.verify.definitions import apply_edit
+from ksteer_vllm.verify.edits import EditPlan
 from ksteer_vllm.verify.subject import Answer
 
-__all__ = ["Oracle"]
+__all__ = ["BlockEdit", "Oracle", "block_edits", "steered_positions"]
+
+
+@dataclass(frozen=True)
+class BlockEdit:
+    """An edit of some tokens at the output of one decoder block.
+
+    positions: absolute, ascending. layer: whose tensors of the probe the edit is made of; block: where it
+    acts, elsewhere only to ask what an edit at the wrong block would look like.
+    """
+
+    edit: Edit
+    positions: Sequence[int]
+    layer: int
+    block: int
 
 
 class Oracle:
-    """A model folder (or name) in float32 on the CPU; edits in float64.
+    """A model in float32 on the CPU; edits in float64.
 
-    It shares no code with the engine but the probe's tensors and the methods' definitions. num_layers: of
-    its decoder. Raises OSError if there is no such model, DecoderNotFoundError if its blocks are not
-    found, MemoryError if its weights do not fit, and what transformers raises.
+    Args:
+        model: A folder, or a name transformers knows.
+        num_layers: Of its decoder.
+        probes: Those that edits may name, by name, as fitted.
+        source: Options of transformers' `from_pretrained`, such as trust_remote_code.
+
+    Raises:
+        OSError: There is no such model.
+        DecoderNotFoundError: Its decoder blocks are not found.
+        MemoryError: Its weights do not fit in the memory that is free.
+        Exception: Whatever transformers, or the model's own code, raises.
     """
 
-    def __init__(self, model: str, num_layers: int, **source: Any) -> None:
+    def __init__(
+        self, model: str, num_layers: int, probes: Mapping[str, Probe] | None = None, **source: Any
+    ) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -33,49 +67,38 @@ class Oracle:
         config = AutoConfig.from_pretrained(model, **source)
         with _ordinary_classes(model):
             _check_memory(config, bool(source.get("trust_remote_code")))
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
+            self.model: Any = AutoModelForCausalLM.from_pretrained(
                 model, config=config, dtype=torch.float32, attn_implementation="eager", **source
             ).eval()
-        inner = getattr(self._model, self._model.base_model_prefix, self._model)
+        inner = getattr(self.model, self.model.base_model_prefix, self.model)
         inner.do_not_compile = True  # vLLM's transformers backend looks for it
-        self._blocks = find_decoder_layers(self._model, num_layers)
+        self.blocks = find_decoder_layers(self.model, num_layers)
         self.num_layers = num_layers
+        self._probes = dict(probes or {})
 
     @torch.no_grad()
     def log_probs(
-        self,
-        prompt: Sequence[int],
-        generated: Sequence[int],
-        plan: EditPlan | None = None,
-        positions: Sequence[int] = (),
-        layer: int | None = None,
-    ) -> Tensor:
-        """Log-probabilities [len(generated), vocabulary] float64 of the tokens after the prompt.
+        self, prompt: Sequence[int], generated: Sequence[int], edits: Sequence[BlockEdit] = ()
+    ) -> tuple[Tensor, float]:
+        """What the model says after the prompt, teacher-forced.
 
-        plan: the edit of the tokens at these absolute positions, at its own layer or where `layer` says.
+        Args:
+            prompt: Token ids.
+            generated: The reply's token ids; the last one does not go through the model.
+            edits: Applied in order.
+
+        Returns:
+            Log-probabilities [len(generated), vocabulary] float64, and how near a token came to a kink of its
+            edit (infinite without one).
         """
         tokens = torch.tensor([[*prompt, *generated[:-1]]])
-        at = torch.tensor([p for p in positions if p < tokens.shape[1]], dtype=torch.long)
-
-        def hook(module: Any, inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            assert plan is not None
-            moved = edited(plan, hidden[0, at].double())
-            assert moved is not None, "the caller asks whether the method is defined"
-            changed = hidden.clone()
-            changed[0, at] = moved.to(hidden.dtype)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-        handle = None
-        if plan is not None and len(at):
-            block = self._blocks[plan.layer if layer is None else layer]
-            handle = block.register_forward_hook(hook)
-        try:
-            logits = self._model(tokens, use_cache=False).logits[0]
-        finally:
-            if handle is not None:
-                handle.remove()
-        return torch.log_softmax(logits[len(prompt) - 1 :].double(), -1)
+        kinks = [math.inf]
+        with ExitStack() as stack:
+            for edit in edits:
+                hook = self._hook(edit, len(prompt), tokens.shape[1], kinks)
+                stack.callback(self.blocks[edit.block].register_forward_hook(hook).remove)
+            logits = self.model(tokens, use_cache=False).logits[0]
+        return torch.log_softmax(logits[len(prompt) - 1 :].double(), -1), min(kinks)
 
     def apart(
         self,
@@ -85,13 +108,74 @@ class Oracle:
         positions: Sequence[int] = (),
         layer: int | None = None,
     ) -> float:
-        """The largest difference of what the engine answered from `log_probs`, teacher-forced."""
-        expected = self.log_probs(prompt, answer.tokens, plan, positions, layer)
+        """The largest difference of what the engine answered from `log_probs`.
+
+        Args:
+            prompt: Token ids.
+            answer: The engine's.
+            plan: The edit of the tokens at these absolute positions.
+            positions: Ascending.
+            layer: The block it acts at, if not its own.
+        """
+        edits = []
+        if plan is not None:
+            edits.append(
+                BlockEdit(plan.edit(), positions, plan.layer, plan.layer if layer is None else layer)
+            )
+        expected, _ = self.log_probs(prompt, answer.tokens, edits)
         return max(
             abs(log_prob - float(expected[step, token]))
             for step, found in enumerate(answer.steps)
             for token, log_prob in found.items()
         )
+
+    def _hook(
+        self, asked: BlockEdit, num_prompt: int, length: int, kinks: list[float]
+    ) -> Callable[[Any, Any, Any], Any]:
+        at = torch.tensor([p for p in asked.positions if p < length], dtype=torch.long)
+
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            if not len(at):
+                return output
+            hidden = output[0] if isinstance(output, tuple) else output
+            x, index = hidden[0, at].double(), at - (num_prompt - 1)
+            moved, kink = apply_edit(self._probes, asked.edit, x, asked.layer, index)
+            kinks.append(kink)
+            changed = hidden.clone()
+            changed[0, at] = moved.to(hidden.dtype)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return hook
+
+
+def block_edits(
+    spec: SteeringSpec, probes: Mapping[str, Probe], num_prompt: int, length: int
+) -> list[BlockEdit]:
+    """A spec's edits, block by block, of a sequence of so many tokens, the prompt's among them."""
+    found = []
+    for edit in spec.edits():
+        metadata = probes[edit.probe].metadata
+        positions = steered_positions(edit, metadata.default_where, num_prompt, length)
+        for layer in edit.layers or metadata.layers or (metadata.layer,):
+            found.append(BlockEdit(edit, positions, layer, layer))
+    return found
+
+
+def steered_positions(edit: Edit, default_where: Any, num_prompt: int, length: int) -> list[int]:
+    """Absolute positions, ascending: prompt index i is i, generation index j is num_prompt - 1 + j."""
+    if edit.where is not None:
+        prompt, generation = edit.where.prompt, edit.where.generation
+    else:
+        where = default_where or {"generation": (0, None)}
+        prompt, generation = where.get("prompt"), where.get("generation")
+    chosen: set[int] = set()
+    if prompt is not None:
+        start, end = prompt
+        chosen |= set(range(num_prompt)) & set(range(start, num_prompt if end is None else end))
+    if generation is not None:
+        start, end = generation
+        chosen |= {num_prompt - 1 + j for j in range(start, length if end is None else end)}
+    return sorted(position for position in chosen if position < length)
 
 
 def _check_memory(config: Any, trust_remote_code: bool) -> None:

@@ -190,7 +190,8 @@ def _oracle(bench: Bench, weights: str, with_oracle: bool, source: Mapping[str, 
     if not reason:
         bench.tell("loading the model in transformers")
         try:
-            return Oracle(weights, bench.facts.num_layers, **source)
+            probes = {card.name: card.probe for card in bench.facts.cards if card.probe is not None}
+            return Oracle(weights, bench.facts.num_layers, probes, **source)
         except Exception as error:  # of transformers, or of the model's own code
             reason = f"the model cannot be loaded in transformers: {_brief(error)}"
     bench.skipped(NAME, reason)

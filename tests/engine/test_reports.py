@@ -19,6 +19,7 @@ import torch
 import ksteer_vllm
 from ksteer_vllm import Probe, SteeringSpec
 from ksteer_vllm.report import report
+from ksteer_vllm.verify.oracle import steered_positions
 from tests.support.engines import (
     OPTIONS,
     async_scheduling,
@@ -32,7 +33,7 @@ from tests.support.engines import (
     worker,
 )
 from tests.support.models import NUM_LAYERS
-from tests.support.oracle import Oracle, steered_positions
+from tests.support.oracle import Oracle
 
 TOLERANCE = 1e-3
 VISIBLE = 1e-2
@@ -66,7 +67,7 @@ def layers_of(found: Any) -> dict[int, dict[int, dict[str, Any]]]:
 def expected_positions(spec: Mapping[str, Any], num_prompt: int, num_generated: int) -> list[int]:
     """Of the tokens that go through the model: all but the last one generated."""
     (edit,) = SteeringSpec.parse(dict(spec)).edits()
-    return steered_positions(edit, None, num_prompt, num_prompt + num_generated - 1).tolist()
+    return steered_positions(edit, None, num_prompt, num_prompt + num_generated - 1)
 
 
 def check_positions(output: Any, spec: Mapping[str, Any], index: int = 0) -> Any:

@@ -1,14 +1,14 @@
 """The control for CAA: random vectors with CAA's norms and angles. Family `vectors`.
 
-Every combination of labels moves x exactly as far as CAA's would, see `methods.vectors.matched_random`.
+Every combination of labels moves x exactly as far as CAA's would, see `matched_random`.
 """
 
 from __future__ import annotations
 
+from ksteer_kernels.reference.vectors import matched_random
 from ksteer_vllm.fit.heldout import evaluate_ranking
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors
 from ksteer_vllm.fit.task import FitTask, SplitPlan
-from ksteer_vllm.methods.vectors import matched_random
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["fit"]

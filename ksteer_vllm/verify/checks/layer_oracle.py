@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from ksteer_vllm.errors import listing
 from ksteer_vllm.verify.bench import Bench, Fired
 from ksteer_vllm.verify.checks.fires import STEERED
-from ksteer_vllm.verify.edits import edited
 from ksteer_vllm.verify.oracle import Oracle
 
 __all__ = ["NAME", "check_against_oracle"]
@@ -50,7 +49,7 @@ def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
     if bench.edits_others:
         bench.skipped(name, "tokens are edited that no edit names, which the oracle leaves alone")
         return
-    checkable = [fired for fired in bench.edits if _defined(fired)]
+    checkable = [fired for fired in bench.edits if fired.plan.card.probe is not None]
     unchecked = [fired.plan.name for fired in bench.fired if fired not in checkable]
     if not checkable:
         bench.skipped(
@@ -100,17 +99,6 @@ def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
         f"{largest:.1e}, where the edits' effects are {least:.2g} or more"
         f"{'; not: ' + listing(unchecked) if unchecked else ''}",
         **figures,
-    )
-
-
-def _defined(fired: Fired) -> bool:
-    import torch
-
-    probe = fired.plan.card.probe
-    if probe is None:
-        return False
-    return (
-        edited(fired.plan, torch.ones(1, probe.metadata.model.hidden_size, dtype=torch.float64)) is not None
     )
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ksteer_kernels.reference.vectors import add
-from ksteer_vllm.methods.vectors import matched_random
+from ksteer_kernels.reference.vectors import add, matched_random
 from ksteer_vllm.probes.probe import Probe
 from tests.engine.methods.steering import (
     MIXES,

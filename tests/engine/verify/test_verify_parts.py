@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from dataclasses import replace
@@ -16,17 +17,16 @@ from typer.testing import CliRunner
 
 from ksteer_vllm.cli import app
 from ksteer_vllm.errors import UsageError
-from ksteer_vllm.spec.edit import Edit
 from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.verify import Finding, VerifyReport
 from ksteer_vllm.verify.compare import apart, grid
-from ksteer_vllm.verify.edits import EditPlan, edited, plan_edit
+from ksteer_vllm.verify.definitions import apply_edit
+from ksteer_vllm.verify.edits import plan_edit
 from ksteer_vllm.verify.http import HTTPSubject
 from ksteer_vllm.verify.offline import card_of
 from ksteer_vllm.verify.report import EFFECT
 from ksteer_vllm.verify.run import verify
 from ksteer_vllm.verify.subject import Answer, Ask, Facts, Unreachable
-from tests.support.definitions import apply_edit
 from tests.support.folders import random_family_probe
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 
@@ -34,26 +34,32 @@ MAX_STEPS = 64
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_oracle_edits_as_the_definitions_say(family: str) -> None:
-    """Float64 against the test suite's own definitions: 1e-9, their rounding."""
+def test_the_edit_planned_of_a_family_moves_a_token(family: str) -> None:
+    """By its definition in x-space, against which tests/engine/methods hold the engine's programs."""
     probe = random_family_probe(family, seed=3)
     plan = plan_edit(card_of("a", probe), 1, MAX_STEPS)
     assert plan is not None
-    plan = plan.scaled(0.3)
     x = torch.randn(5, HIDDEN_SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    edit = Edit.model_validate({**plan.spec("both"), "probe": "a"})
-    expected, _ = apply_edit({"a": probe}, edit, x, 1, torch.arange(5))
-    found = edited(plan, x)
-    assert found is not None
-    assert (expected - x).abs().max() > 1e-3
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    moved, _ = apply_edit({"a": probe}, plan.scaled(0.3).edit(), x, 1, torch.arange(5))
+    assert (moved - x).abs().max() > 1e-3
 
 
-def test_an_edit_that_cannot_be_asked_for_or_is_not_defined() -> None:
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("name", ["definitions", "edits", "oracle"])
+def test_the_oracle_runs_nothing_that_the_engine_runs(name: str) -> None:
+    """Of the kernels the references, of the plugin what says which edit is asked for and which probe."""
+    allowed = {"ksteer_kernels.reference", "errors", "models", "probes", "spec", "verify", "host.inspection"}
+    tree = ast.parse((ROOT / "ksteer_vllm" / "verify" / f"{name}.py").read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    ours = {module.removeprefix("ksteer_vllm.") for module in modules if module.startswith("ksteer_")}
+    assert {module for module in ours if not module.startswith(tuple(allowed))} == set()
+
+
+def test_an_edit_that_cannot_be_asked_for() -> None:
     card = card_of("a", random_family_probe("mlp"))
     assert plan_edit(replace(card, methods=("reflect", "project")), 1, MAX_STEPS) is None
-    random = EditPlan(card, 1, card.labels[0], "random", 1.0, None)
-    assert edited(random, torch.ones(1, HIDDEN_SIZE, dtype=torch.float64)) is None
     steps = plan_edit(card, 1, 2)
     assert steps is not None
     assert steps.num_steps == 2  # no more than the engine allows

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ksteer_kernels.reference.vectors import matched_random
 from ksteer_vllm import UsageError
 from ksteer_vllm.data.positions import REPLY, FirstPositions
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit import Activations, FitTask, fit_to_rows
-from ksteer_vllm.methods.vectors import matched_random
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import fits, load
 from tests.workbench.fit.synthetic import LABELS, synthetic_rows, synthetic_task

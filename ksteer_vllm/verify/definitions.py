@@ -1,4 +1,8 @@
-"""Every method's edit of some tokens at a layer, from the probe as fitted, by the references."""
+"""Every method's edit of some tokens at a layer, from the probe as fitted, in x-space.
+
+Nothing here comes from the programs the engine runs: tensors are unfolded by hand and the formulas are those
+of `ksteer_kernels.reference`, in float64.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels.reference import ace, bounds, loreft, lorest, mat, mlp, orbit, sae, vectors
-from ksteer_vllm.methods.vectors import matched_random
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.edit import Edit, Hinge
+
+__all__ = ["apply_edit"]
 
 Tensors = Mapping[str, Tensor]
 
@@ -20,8 +25,19 @@ Tensors = Mapping[str, Tensor]
 def apply_edit(
     probes: Mapping[str, Probe], edit: Edit, x: Tensor, layer: int, generation_index: Tensor
 ) -> tuple[Tensor, float]:
-    """(x' [n, d], distance to the nearest kink) of x [n, d] float64; generation_index: [n], negative in the
-    prompt. With a fade every token is worked out on its own, since each has its own strength."""
+    """What an edit makes of some tokens, each on its own: a fade gives every token its own strength.
+
+    Args:
+        probes: Those the edit names, by name, as fitted.
+        edit: One edit of a spec, its method given.
+        x: [n, d] float64, the residual stream.
+        layer: Whose tensors of the probe are used.
+        generation_index: [n] int64, 0 at the last prompt token, negative before it.
+
+    Returns:
+        x' [n, d] float64, and how near any token came to a kink (a ReLU's input, a threshold) where rounding
+        decides which side it falls on.
+    """
     probe = probes[edit.probe]
     edited, nearest = [], math.inf
     for token, index in zip(x, generation_index.tolist(), strict=True):
@@ -75,23 +91,23 @@ def _edited(probe: Probe, edit: Edit, x: Tensor, layer: int, left: float) -> Edi
     return _FAMILIES[metadata.family](asked)
 
 
-def folded(t: Tensors) -> mlp.MLPWeights:
+def _folded(t: Tensors) -> mlp.MLPWeights:
     """The probe on the raw residual stream, float64."""
     w1 = t["w1"] / t["input_std"]
     return mlp.MLPWeights(w1, t["b1"] - w1 @ t["input_mean"], t["w2"], t["b2"], t["w3"], t["b3"])
 
 
 def _mlp(a: _Asked) -> Edited:
-    edit, x, probe = a.edit, a.x, folded(a.t)
+    edit, x, probe = a.edit, a.x, _folded(a.t)
     if edit.method in ("add", "random"):
         return _add(a, a.t["label_vectors"])
     if edit.method in ("reflect", "project"):
         after = mlp.reflect(x, probe, a.c, factor=2.0 if edit.method == "reflect" else 1.0)
         return x + a.left * (after - x), _kink_distance(x, probe)
-    margin = logit(edit.loss.hinge) if isinstance(edit.loss, Hinge) else None
+    margin = _logit(edit.loss.hinge) if isinstance(edit.loss, Hinge) else None
     until = edit.until
-    target = logit(until.target) if until and until.target is not None else -math.inf
-    avoid = logit(until.avoid) if until and until.avoid is not None else math.inf
+    target = _logit(until.target) if until and until.target is not None else -math.inf
+    avoid = _logit(until.avoid) if until and until.avoid is not None else math.inf
     nearest = math.inf
     for step in range(edit.num_steps):
         logits = mlp.probe_logits(x, probe)
@@ -111,9 +127,8 @@ def _mlp(a: _Asked) -> Edited:
 
 
 def _add(a: _Asked, rows: Tensor) -> Edited:
-    """The random control's directions are the plugin's own: tests/engine/methods/test_vectors.py."""
     if a.edit.method == "random":
-        rows = matched_random(rows)
+        rows = vectors.matched_random(rows)
     length = float((a.c @ rows).norm())
     size = a.alpha if a.unit is None else a.alpha * a.unit / length
     return vectors.add(a.x, rows, -a.c, alpha=a.left * size), math.inf
@@ -207,7 +222,7 @@ def _is_open(probes: Mapping[str, Probe], edit: Edit, x: Tensor, layer: int) -> 
     probe = probes[edit.condition.probe]
     k, t = probe.labels.index(edit.condition.label), probe.at(layer)
     if probe.metadata.family == "mlp":
-        value = float(torch.sigmoid(mlp.probe_logits(x, folded(t))[0, k]))
+        value = float(torch.sigmoid(mlp.probe_logits(x, _folded(t))[0, k]))
     elif probe.metadata.family == "linear":
         standard = (x - t["input_mean"]) / t["input_std"]
         value = float(torch.sigmoid(standard @ t["weight"][k] + t["bias"][k]))
@@ -218,7 +233,7 @@ def _is_open(probes: Mapping[str, Probe], edit: Edit, x: Tensor, layer: int) -> 
     return (value > bound if edit.condition.above is not None else value < bound), abs(value - bound)
 
 
-def logit(p: float) -> float:
+def _logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
