@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from kernel_methods import METHODS, Edit, Maker
+from kernel_edits import Edit, Maker
+from kernel_methods import METHODS
 from torch import Tensor
 
 from ksteer_kernels import Flag, ProbeTables, RowSettings, RowTables, Workspace, steer_

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from kernel_cases import Case, assert_edit_close, make_case
-from kernel_methods import gradient, load_probe
+from kernel_probe_edits import gradient, load_probe
 
 from ksteer_kernels import SlotWeights, native
 

@@ -2,23 +2,11 @@
 
 import pytest
 import torch
+from kernel_affine_edits import Dictionary, ablation_of, ace_edits, clamp_slot, clamping, loreft_edits
 from kernel_cases import NORM_TOLERANCE, make_case
-from kernel_methods import (
-    METHODS,
-    Dictionary,
-    Edit,
-    ablation_of,
-    ace_edits,
-    bounded_edits,
-    clamp_slot,
-    clamping,
-    faded,
-    gradient,
-    load_probe,
-    loreft_edits,
-    reflect_edits,
-    weighted,
-)
+from kernel_edits import Edit, faded, weighted
+from kernel_methods import METHODS, bounded_edits
+from kernel_probe_edits import gradient, load_probe, reflect_edits
 
 from ksteer_kernels import Activation, Flag, Program, RowSettings, SlotWeights
 from ksteer_kernels.reference import mlp

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from kernel_cases import EDIT_TOLERANCE
-from kernel_methods import METHODS, Maker, double, gradient, make_probe, reflection, slot_weights
+from kernel_edits import Maker
+from kernel_methods import METHODS
+from kernel_probe_edits import double, gradient, make_probe, reflection, slot_weights
 
 from ksteer_kernels import Flag, Loss, ProbeTables, Program
 from ksteer_kernels.cpu import CPUSlot

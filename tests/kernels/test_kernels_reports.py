@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from kernel_cases import LOGIT_TOLERANCE, make_case, one_stage
-from kernel_methods import METHODS, conditions, loss_edits, plain_edits
+from kernel_methods import METHODS
+from kernel_probe_edits import conditions, loss_edits, plain_edits
 
 from ksteer_kernels import Flag, Program, ReportBuffers, plan_groups, steer_groups_
 from ksteer_kernels.workspace import DROPPED

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from kernel_affine_edits import ace_edits, add_edits
 from kernel_cases import assert_edit_close, make_case, one_stage
-from kernel_methods import METHODS, ace_edits, add_edits, conditions, loss_edits, plain_edits, reflect_edits
+from kernel_methods import METHODS
+from kernel_probe_edits import conditions, loss_edits, plain_edits, reflect_edits
 
 from ksteer_kernels import Flag, RowTables, steer_
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from kernel_affine_edits import Dictionary, clamp_slot, clamping
 from kernel_cases import assert_edit_close, make_case, one_stage, poisoned_workspace
-from kernel_methods import METHODS, Dictionary, clamp_slot, clamping, loss_edits, plain_edits
+from kernel_methods import METHODS
+from kernel_probe_edits import loss_edits, plain_edits
 
 from ksteer_kernels import (
     Activation,
