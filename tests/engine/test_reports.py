@@ -1,14 +1,10 @@
 """Steering reports of a running engine: what they say is what transformers with hooks computes, and however
-the request was scheduled each accepted token has one record.
-
-Tolerance 1e-3 on probabilities and relative shifts: engine and oracle differ by about 1e-5 in float32; the
-record of another token differs by more than 1e-2, which is checked of two completions.
-"""
+the request was scheduled each accepted token has one record."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,12 +12,22 @@ from typing import Any
 import pytest
 import torch
 
-import ksteer_vllm
 from ksteer_vllm import Probe, SteeringSpec
 from ksteer_vllm.report import report
-from ksteer_vllm.verify.oracle import steered_positions
+from tests.engine.async_reports import check_async_reports
+from tests.engine.reports import (
+    CASES,
+    TOLERANCE,
+    VISIBLE,
+    WARM,
+    check_positions,
+    check_same,
+    distance,
+    expected_positions,
+    layers_of,
+    wanting,
+)
 from tests.support.engines import (
-    OPTIONS,
     async_scheduling,
     counter,
     generate,
@@ -34,77 +40,6 @@ from tests.support.engines import (
 )
 from tests.support.models import NUM_LAYERS
 from tests.support.oracle import Oracle
-
-TOLERANCE = 1e-3
-VISIBLE = 1e-2
-
-WARM: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 2.0, "num_steps": 2}
-CASES: dict[str, dict[str, Any]] = {
-    "generation": WARM,
-    "both, two layers": {**WARM, "avoid": ["cold"], "layers": [0, 2], "where": "both", "num_steps": 3},
-    "prompt": {**WARM, "where": "prompt"},
-    "windows": {**WARM, "where": {"prompt": [3, 8], "generation": [2, 5]}},
-    "second probe": {"probe": "moods", "target": ["glad"], "alpha": 6.0, "num_steps": 1, "where": "both"},
-    "reflect": {"probe": "tones", "avoid": ["warm"], "method": "reflect", "where": "both"},
-}
-
-
-def wanting(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {**spec, "report": True}
-
-
-def layers_of(found: Any) -> dict[int, dict[int, dict[str, Any]]]:
-    """layer -> position -> record, of a report of one edit; positions ascend and occur once."""
-    (edit,) = found["edits"]
-    layers = {}
-    for layer in edit["layers"]:
-        positions = [token["position"] for token in layer["tokens"]]
-        assert positions == sorted(set(positions))
-        layers[layer["layer"]] = dict(zip(positions, layer["tokens"], strict=True))
-    return layers
-
-
-def expected_positions(spec: Mapping[str, Any], num_prompt: int, num_generated: int) -> list[int]:
-    """Of the tokens that go through the model: all but the last one generated."""
-    (edit,) = SteeringSpec.parse(dict(spec)).edits()
-    return steered_positions(edit, None, num_prompt, num_prompt + num_generated - 1)
-
-
-def check_positions(output: Any, spec: Mapping[str, Any], index: int = 0) -> Any:
-    """The report of a completion, which has a record for every accepted token, at each of its layers."""
-    found = report(output.outputs[index])
-    assert found is not None
-    wanted = expected_positions(spec, len(output.prompt_token_ids), len(output.outputs[index].token_ids))
-    layers = layers_of(found)
-    assert list(layers) == spec.get("layers", [2 if spec["probe"] == "moods" else 1])
-    for records in layers.values():
-        assert list(records) == wanted
-    moved = {p for records in layers.values() for p, record in records.items() if record["shift"] != 0}
-    assert found["tokens_steered"] == len(moved)
-    assert len(moved) > 0.8 * len(wanted)  # where every ReLU above is shut, the gradient is zero
-    return found
-
-
-def check_same(left: Any, right: Any, message: str = "") -> None:
-    """Two reports of the same request, within TOLERANCE."""
-    assert left is not None
-    a, b = layers_of(left), layers_of(right)
-    assert {layer: list(records) for layer, records in a.items()} == {
-        layer: list(records) for layer, records in b.items()
-    }, message
-    for layer, records in a.items():
-        for position, record in records.items():
-            assert distance(record, b[layer][position]) < TOLERANCE, (message, layer, position)
-
-
-def distance(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    """The largest difference of two records of the same labels, steps included."""
-    assert left["steps"] == right["steps"]
-    pairs = [(left["shift"], right["shift"])]
-    for side in ("before", "after"):
-        assert left[side].keys() == right[side].keys()
-        pairs += [(left[side][label], right[side][label]) for label in left[side]]
-    return max(abs(a - b) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -377,74 +312,7 @@ def test_async_llm(
     """Every kind of output, slow readers, several completions, clients that leave."""
     asked = prompts(len(CASES), 40, seed=11)
     expected = generate(engine, asked, [wanting(spec) for spec in CASES.values()])
-    asyncio.run(_drive(llama, probes, asked, [report(output) for output in expected]))
-
-
-async def _drive(
-    llama: Path, probes: dict[str, Path], asked: Sequence[list[int]], expected: Sequence[Any]
-) -> None:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    enabled = ksteer_vllm.enable(probes=probes, layers="all")
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(llama), **OPTIONS, additional_config=enabled))
-    specs = list(CASES.values())
-
-    async def ask(index: int, spec: Any, name: str, pause: float = 0, **changes: Any) -> list[Any]:
-        """The reports, in order of completions; each comes with the last output of its completion."""
-        reports: dict[int, Any] = {}
-        params = sampling(spec, **changes)
-        async for output in llm.generate(token_prompt(asked[index]), params, f"{name}-{index}"):
-            for completion in output.outputs:
-                found = report(completion)
-                assert (found is not None) == (completion.finished() and spec is not WARM)
-                if found is not None:
-                    reports[completion.index] = found
-            await asyncio.sleep(pause)
-        return [reports[index] for index in sorted(reports)]
-
-    async def leave(index: int, steps: int) -> None:
-        stream: AsyncIterator[Any] = llm.generate(
-            token_prompt(asked[index]), sampling(wanting(specs[index]), max_tokens=200), f"leave-{index}"
-        )
-        for _ in range(steps):
-            await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
-
-    try:
-        for kind in RequestOutputKind:
-            running = [
-                ask(i, wanting(spec), kind.name, pause, output_kind=kind)
-                for pause in (0, 0.3)  # a slow reader gets outputs merged
-                for i, spec in enumerate(specs)
-            ]
-            plain = ask(0, WARM, f"{kind.name}-plain", output_kind=kind)
-            *answers, nothing = await asyncio.gather(*running, plain)
-            assert nothing == []
-            for index, found in enumerate(answers):
-                check_same(*found, expected[index % len(specs)], kind.name)
-            sampled = {"n": 3, "temperature": 1.0, "seed": 3, "output_kind": kind}
-            several, *_ = await asyncio.gather(
-                ask(1, wanting(specs[1]), f"{kind.name}-n", **sampled),
-                ask(1, wanting(specs[1]), f"{kind.name}-n", 0.3, **sampled),
-                *(leave(i, 2 + i) for i in range(3)),
-            )
-            first, *others = (layers_of(found)[0] for found in several)
-            assert len(others) == 2
-            for other in others:
-                assert list(other) == list(first) == list(range(40 + 11))
-                assert distance(other[20], first[20]) < TOLERANCE
-                assert distance(other[50], first[50]) > VISIBLE
-        desk = llm.output_processor.ksteer_desk
-        await ask(0, wanting(specs[0]), "before")  # takes along what the slowest of those that left have left
-        await leave(0, 3)
-        assert len(desk._abandoned) == 1  # the next report takes it along
-        await ask(0, wanting(specs[0]), "last")
-        assert not desk._abandoned
-        assert not desk._running
-    finally:
-        llm.shutdown()
+    asyncio.run(check_async_reports(llama, probes, asked, [report(output) for output in expected]))
 
 
 def test_layers_of_a_stage_are_within_the_model() -> None:
