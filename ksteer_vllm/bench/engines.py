@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ksteer_vllm.config import enable
 from ksteer_vllm.models import ModelIdentity, model_identity
@@ -102,7 +102,7 @@ def generation_params(
     temperature: float,
     max_tokens: int,
     seed: int | None = None,
-    spec: Mapping[str, Any] | None = None,
+    spec: Mapping[str, Any] | Literal[False] | None = None,
     **fields: Any,
 ) -> SamplingParams:
     """Sampling parameters of a request for a reply, of which only the finished output is wanted.
@@ -111,7 +111,7 @@ def generation_params(
         temperature: 0 is greedy, and takes no seed.
         max_tokens: Most tokens of the reply.
         seed: Of the sampling; None draws one.
-        spec: How to steer it, as JSON; None leaves it unsteered.
+        spec: How to steer it, as JSON; None: as the engine does by default, False: not at all.
         fields: Further fields of `vllm.SamplingParams`.
     """
     from vllm import SamplingParams
@@ -121,7 +121,7 @@ def generation_params(
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed if temperature > 0 else None,
-        extra_args=None if spec is None else {EXTRA_ARGS_KEY: dict(spec)},
+        extra_args=None if spec is None else {EXTRA_ARGS_KEY: spec and dict(spec)},
         output_kind=RequestOutputKind.FINAL_ONLY,
         **fields,
     )

@@ -10,13 +10,13 @@ from ksteer_vllm.spec.edit import Edit
 from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.verify.subject import Card
 
-__all__ = ["EditPlan", "plan_edit"]
+__all__ = ["PlannedEdit", "plan_edit"]
 
 STEPS = 4
 
 
 @dataclass(frozen=True)
-class EditPlan:
+class PlannedEdit:
     """One probe's edit at one layer towards one label, with the strength found so far."""
 
     card: Card
@@ -48,17 +48,17 @@ class EditPlan:
         """The same, parsed; which tokens it names is left to the caller."""
         return Edit.model_validate(self.spec("both"))
 
-    def scaled(self, factor: float) -> EditPlan:
+    def scaled(self, factor: float) -> PlannedEdit:
         """With another strength, inside what a spec may say."""
         return replace(self, alpha=min(max(self.alpha * factor, 1e-6), 1e9))
 
-    def in_one_step(self) -> EditPlan:
+    def in_one_step(self) -> PlannedEdit:
         """With the same strength in all, in one gradient step."""
         if self.num_steps is None:
             return self
         return replace(self, num_steps=1, alpha=self.alpha * self.num_steps)
 
-    def other(self) -> EditPlan:
+    def other(self) -> PlannedEdit:
         """An edit of the same place that does something else: another label, or half the strength."""
         labels = self.card.labels
         if len(labels) == 1:
@@ -66,7 +66,7 @@ class EditPlan:
         return replace(self, label=labels[1] if self.label == labels[0] else labels[0])
 
 
-def plan_edit(card: Card, layer: int, max_steps: int) -> EditPlan | None:
+def plan_edit(card: Card, layer: int, max_steps: int) -> PlannedEdit | None:
     """The probe's first method that takes a target and a strength; None if it has none."""
     for method in card.methods:
         use = FAMILIES[card.family].methods.get(method)
@@ -74,5 +74,5 @@ def plan_edit(card: Card, layer: int, max_steps: int) -> EditPlan | None:
             continue
         alpha = card.default_alpha.get(method, use.default_alpha) or 1.0
         steps = min(STEPS, max_steps) if "num_steps" in use.takes else None
-        return EditPlan(card, layer, card.labels[0], method, abs(alpha), steps)
+        return PlannedEdit(card, layer, card.labels[0], method, abs(alpha), steps)
     return None

@@ -12,7 +12,7 @@ import httpx
 
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.probes.probe import Probe
-from ksteer_vllm.verify.subject import Answer, Ask, Card, Facts, Refused, Unreachable
+from ksteer_vllm.verify.subject import Answer, Card, CheckRequest, Facts, Refused, Unreachable
 
 __all__ = ["HTTPSubject"]
 
@@ -82,16 +82,16 @@ class HTTPSubject:
             gaps=(SEVERAL,),
         )
 
-    def alone(self, ask: Ask) -> Answer:
-        return self._complete(ask)
+    def alone(self, request: CheckRequest) -> Answer:
+        return self._complete(request)
 
-    def together(self, asks: Sequence[Ask]) -> list[Answer]:
+    def together(self, requests: Sequence[CheckRequest]) -> list[Answer]:
         """At once; the second half a moment later, so that it meets the first half running."""
-        half = len(asks) // 2
-        running = [self._pool.submit(self._complete, ask) for ask in asks[:half]]
+        half = len(requests) // 2
+        running = [self._pool.submit(self._complete, request) for request in requests[:half]]
         if running:
             time.sleep(HEAD_START)
-        running += [self._pool.submit(self._complete, ask) for ask in asks[half:]]
+        running += [self._pool.submit(self._complete, request) for request in requests[half:]]
         return [future.result() for future in running]
 
     def close(self) -> None:
@@ -132,20 +132,20 @@ class HTTPSubject:
         of_ours = [m.get("max_model_len") for m in models if m["id"] == self._model]
         return int(next((length for length in of_ours if length), 4096))
 
-    def _complete(self, ask: Ask) -> Answer:
+    def _complete(self, request: CheckRequest) -> Answer:
         body: dict[str, Any] = {
             "model": self._model,
-            "prompt": list(ask.prompt),
-            "max_tokens": ask.max_tokens,
+            "prompt": list(request.prompt),
+            "max_tokens": request.max_tokens,
             "temperature": 0,
             "ignore_eos": True,
             "logprobs": LOGPROBS,
             "return_tokens_as_token_ids": True,
         }
-        if ask.spec is not None:
-            body["ksteer"] = ask.spec
-        if ask.salt is not None:
-            body["cache_salt"] = ask.salt
+        if request.spec is not None:
+            body["ksteer"] = request.spec
+        if request.salt is not None:
+            body["cache_salt"] = request.salt
         reply, began = self._send("POST", "/v1/completions", body)
         return _answer(reply, began, time.monotonic())
 

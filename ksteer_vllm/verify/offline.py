@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-import ksteer_vllm
-from ksteer_vllm.bench.engines import stop_engine
+from ksteer_vllm.bench.engines import generation_params, start_engine, stop_engine
 from ksteer_vllm.host.inspection import engine_facts
 from ksteer_vllm.methods.program import FamilyProgram
 from ksteer_vllm.models import ModelIdentity
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
+from ksteer_vllm.report import report
 from ksteer_vllm.spec.families import FAMILIES, load
-from ksteer_vllm.verify.subject import Answer, Ask, Card, Facts, Refused
+from ksteer_vllm.verify.subject import Answer, Card, CheckRequest, Facts, Refused
 
 __all__ = ["LOGPROBS", "OfflineSubject", "card_of", "random_probe", "start_offline"]
 
@@ -51,26 +51,24 @@ class OfflineSubject:
             versions=found.versions,
         )
 
-    def alone(self, ask: Ask) -> Answer:
-        return self.together([ask])[0]
+    def alone(self, request: CheckRequest) -> Answer:
+        return self.together([request])[0]
 
-    def together(self, asks: Sequence[Ask]) -> list[Answer]:
-        from vllm import SamplingParams
-
+    def together(self, requests: Sequence[CheckRequest]) -> list[Answer]:
         prompts, params = [], []
-        for ask in asks:
-            prompt: dict[str, Any] = {"prompt_token_ids": list(ask.prompt)}
-            if ask.salt is not None:
-                prompt["cache_salt"] = ask.salt
+        for request in requests:
+            prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt)}
+            if request.salt is not None:
+                prompt["cache_salt"] = request.salt
             prompts.append(prompt)
             params.append(
-                SamplingParams(
+                generation_params(
                     temperature=0.0,
-                    max_tokens=ask.max_tokens,
+                    max_tokens=request.max_tokens,
+                    spec=request.spec,
                     logprobs=LOGPROBS,
                     ignore_eos=True,
                     detokenize=False,
-                    extra_args=None if ask.spec is None else {"ksteer": ask.spec},
                 )
             )
         began = time.monotonic()
@@ -90,7 +88,7 @@ def _answer(output: Any, began: float, ended: float) -> Answer:
     return Answer(
         tokens=tuple(completion.token_ids),
         steps=tuple({token: entry.logprob for token, entry in step.items()} for step in completion.logprobs),
-        report=ksteer_vllm.report(output),
+        report=report(output),
         cached=output.num_cached_tokens,
         began=began,
         ended=ended,
@@ -120,17 +118,27 @@ def start_offline(
     layers: str | Sequence[int] = "all",
     **engine_options: Any,
 ) -> OfflineSubject:
-    """An engine with these probes. Raises ProbeError or UsageError as vLLM's start-up does with steering."""
-    from vllm import LLM
+    """An engine of this process that steers with these probes.
 
+    Args:
+        model: A folder, or a name on the hub.
+        probes: Name -> folder.
+        layers: Open for steering.
+        engine_options: Further arguments of `vllm.LLM`.
+
+    Raises:
+        ProbeError: A probe's folder cannot be read or used with this model.
+        ConfigError: Steering cannot be set up as described.
+        Exception: Whatever vLLM raises for a model or options it cannot start with.
+    """
     loaded = {name: Probe.load(folder) for name, folder in probes.items()}
-    enabled = ksteer_vllm.enable(
-        probes=probes,
-        layers=layers,  # type: ignore[arg-type]
-        max_probes=max(8, len(loaded)),
-        max_width=max([256, *map(_width, loaded.values())]),
-    )
-    return OfflineSubject(LLM(model, additional_config=enabled, **engine_options), loaded)
+    steering = {
+        "probes": probes,
+        "layers": layers,
+        "max_probes": max(8, len(loaded)),
+        "max_width": max([256, *map(_width, loaded.values())]),
+    }
+    return OfflineSubject(start_engine(model, engine_options, steering=steering, seeded=False), loaded)
 
 
 def _width(probe: Probe) -> int:

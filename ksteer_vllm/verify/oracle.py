@@ -21,7 +21,7 @@ from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec import SteeringSpec
 from ksteer_vllm.spec.edit import Edit
 from ksteer_vllm.verify.definitions import apply_edit
-from ksteer_vllm.verify.edits import EditPlan
+from ksteer_vllm.verify.edits import PlannedEdit
 from ksteer_vllm.verify.subject import Answer
 
 __all__ = ["BlockEdit", "Oracle", "block_edits", "steered_positions"]
@@ -104,7 +104,7 @@ class Oracle:
         self,
         prompt: Sequence[int],
         answer: Answer,
-        plan: EditPlan | None = None,
+        plan: PlannedEdit | None = None,
         positions: Sequence[int] = (),
         layer: int | None = None,
     ) -> float:

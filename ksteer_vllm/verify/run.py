@@ -7,24 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ksteer_vllm.errors import UsageError, listing
-from ksteer_vllm.verify.bench import Bench
 from ksteer_vllm.verify.checks.fires import check_firing
 from ksteer_vllm.verify.checks.layer_oracle import NAME, check_against_oracle
 from ksteer_vllm.verify.checks.layer_order import check_edges, check_order
 from ksteer_vllm.verify.checks.noise import measure_noise
 from ksteer_vllm.verify.checks.plain import check_alpha_zero, check_plain_after, check_plain_beside
 from ksteer_vllm.verify.checks.prefix_cache import check_prefix_cache
-from ksteer_vllm.verify.edits import EditPlan, plan_edit
+from ksteer_vllm.verify.edits import PlannedEdit, plan_edit
 from ksteer_vllm.verify.oracle import Oracle
 from ksteer_vllm.verify.report import EFFECT, VerifyReport
 from ksteer_vllm.verify.subject import Card, Facts, Refused, Subject
+from ksteer_vllm.verify.trial import Trial
 
 __all__ = ["verify"]
 
 LEAST_LENGTH = 96
 """Tokens an engine must take."""
 
-Check = Callable[[Bench], object]
+Check = Callable[[Trial], object]
 
 
 def verify(
@@ -54,48 +54,48 @@ def verify(
             f"max_model_len: verifying needs {LEAST_LENGTH} tokens, the engine takes {facts.max_model_len}"
         )
     plans, bare = _plans(facts, layers, probes)
-    bench = Bench(subject, facts, plans, tell=tell, seed=seed)
+    trial = Trial(subject, facts, plans, tell=tell, seed=seed)
     for layer in bare:
-        bench.skipped(f"layer {layer}", "no loaded probe can be used there")
-    measure_noise(bench)
-    if bench.is_coarse:  # steps of rounded activations part at every ReLU's kink, and so would the oracle's
-        bench.plans = [plan.in_one_step() for plan in plans]
-    _run(bench, EFFECT, check_firing)
-    gaps = _check_layers(bench, model_folder or facts.weights, with_oracle, source or {})
-    _run(bench, "alpha 0 is plain", check_alpha_zero)
-    _run(bench, "plain beside steered", check_plain_beside)
-    _run(bench, "prefix cache", check_prefix_cache)
-    _run(bench, "plain after steered", check_plain_after)
+        trial.skipped(f"layer {layer}", "no loaded probe can be used there")
+    measure_noise(trial)
+    if trial.is_coarse:  # steps of rounded activations part at every ReLU's kink, and so would the oracle's
+        trial.plans = [plan.in_one_step() for plan in plans]
+    _run(trial, EFFECT, check_firing)
+    gaps = _check_layers(trial, model_folder or facts.weights, with_oracle, source or {})
+    _run(trial, "alpha 0 is plain", check_alpha_zero)
+    _run(trial, "plain beside steered", check_plain_beside)
+    _run(trial, "prefix cache", check_prefix_cache)
+    _run(trial, "plain after steered", check_plain_after)
     return VerifyReport(
         subject=facts.name,
         versions=facts.versions,
         layers=sorted({plan.layer for plan in plans}),
         probes=sorted({plan.card.name for plan in plans}),
-        tolerance=bench.tolerance,
-        noise_floor=bench.floor,
-        requests=bench.requests,
-        prompt_tokens=bench.prompt_tokens,
-        generated_tokens=bench.generated_tokens,
+        tolerance=trial.tolerance,
+        noise_floor=trial.floor,
+        requests=trial.requests,
+        prompt_tokens=trial.prompt_tokens,
+        generated_tokens=trial.generated_tokens,
         seconds=time.monotonic() - started,
-        findings=bench.findings,
-        not_checked=[*gaps, *bench.gaps, *facts.gaps],
+        findings=trial.findings,
+        not_checked=[*gaps, *trial.gaps, *facts.gaps],
     )
 
 
-def _run(bench: Bench, name: str, check: Check) -> None:
+def _run(trial: Trial, name: str, check: Check) -> None:
     """A request the engine refuses fails the check that sent it."""
-    bench.tell(name)
+    trial.tell(name)
     try:
-        check(bench)
+        check(trial)
     except Refused as error:
-        bench.failed(
+        trial.failed(
             name, f"the engine refused a request: {error}", f"a request of the check {name!r} is refused"
         )
 
 
 def _plans(
     facts: Facts, layers: Sequence[int] | None, probes: Sequence[str] | None
-) -> tuple[list[EditPlan], list[int]]:
+) -> tuple[list[PlannedEdit], list[int]]:
     """(one edit per layer, and per probe that these leave out; the layers no probe can be used at).
 
     Raises UsageError for layers or probes that are not there, or if there is no edit to ask for.
@@ -115,7 +115,7 @@ def _plans(
         )
     if not cards:
         raise UsageError("no probe is loaded, so there is nothing to steer with")
-    chosen: list[EditPlan] = []
+    chosen: list[PlannedEdit] = []
     bare, used = [], dict.fromkeys((card.name for card in cards), 0)
     for layer in wanted:
         options = [
@@ -145,17 +145,17 @@ def _usable(card: Card, layer: int) -> bool:
     return not card.layers or layer in card.layers
 
 
-def _check_layers(bench: Bench, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> list[str]:
+def _check_layers(trial: Trial, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> list[str]:
     """By the oracle where it can say, else the order test. Returns what stays unchecked."""
-    if len(bench.fired) < len(bench.plans):
+    if len(trial.fired) < len(trial.plans):
         return ["where edits act: the steered requests did not run"]
-    oracle = _oracle(bench, weights, with_oracle, source)
-    if oracle is not None and _held_against(oracle, bench):
+    oracle = _oracle(trial, weights, with_oracle, source)
+    if oracle is not None and _held_against(oracle, trial):
         return []
-    if bench.edits_others:
+    if trial.edits_others:
         return ["where edits act: tokens are edited that no edit names"]
-    _run(bench, "layers act in order", check_order)
-    if check_edges(bench):
+    _run(trial, "layers act in order", check_order)
+    if check_edges(trial):
         seen = (
             "the order of layers was looked at, and the last one; a layer that acts one place off without "
             "passing another open one is not seen"
@@ -165,34 +165,34 @@ def _check_layers(bench: Bench, weights: str, with_oracle: bool, source: Mapping
     return [f"at which block a layer's edits act: {seen}"]
 
 
-def _held_against(oracle: Oracle, bench: Bench) -> bool:
+def _held_against(oracle: Oracle, trial: Trial) -> bool:
     """Whether the oracle could say where edits act; what it cannot run is no fault of the engine."""
-    bench.tell(NAME)
+    trial.tell(NAME)
     try:
-        check_against_oracle(bench, oracle)
+        check_against_oracle(trial, oracle)
     except Exception as error:
-        bench.skipped(NAME, f"the oracle cannot run the model: {_brief(error)}")
-    return bench.findings[-1].status != "skipped"
+        trial.skipped(NAME, f"the oracle cannot run the model: {_brief(error)}")
+    return trial.findings[-1].status != "skipped"
 
 
 def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
-def _oracle(bench: Bench, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> Oracle | None:
+def _oracle(trial: Trial, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> Oracle | None:
     """The oracle, or None with a finding that says why."""
     lacks = [] if weights else ["a folder of the model's weights (--model-folder)"]
-    if all(plan.card.probe is None for plan in bench.plans):
+    if all(plan.card.probe is None for plan in trial.plans):
         lacks.append("the probes' folders (--probe NAME=FOLDER)")
     reason = f"an oracle on the same weights needs {' and '.join(lacks)}" if lacks else ""
     if not with_oracle:
         reason = "the oracle was left out"
     if not reason:
-        bench.tell("loading the model in transformers")
+        trial.tell("loading the model in transformers")
         try:
-            probes = {card.name: card.probe for card in bench.facts.cards if card.probe is not None}
-            return Oracle(weights, bench.facts.num_layers, probes, **source)
+            probes = {card.name: card.probe for card in trial.facts.cards if card.probe is not None}
+            return Oracle(weights, trial.facts.num_layers, probes, **source)
         except Exception as error:  # of transformers, or of the model's own code
             reason = f"the model cannot be loaded in transformers: {_brief(error)}"
-    bench.skipped(NAME, reason)
+    trial.skipped(NAME, reason)
     return None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["Answer", "Ask", "Card", "Facts", "Refused", "Subject", "Unreachable"]
+__all__ = ["Answer", "Card", "CheckRequest", "Facts", "Refused", "Subject", "Unreachable"]
 
 
 class Unreachable(RuntimeError):
@@ -20,14 +20,14 @@ class Refused(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ask:
+class CheckRequest:
     """One greedy request.
 
     spec: False: explicitly not steered. salt: of the prefix cache; one of its own shares no block.
     """
 
     prompt: tuple[int, ...]
-    spec: Mapping[str, Any] | bool | None = None
+    spec: Mapping[str, Any] | Literal[False] | None = None
     max_tokens: int = 4
     salt: str | None = None
 
@@ -95,10 +95,10 @@ class Subject(Protocol):
     def facts(self) -> Facts:
         """Asked once, first."""
 
-    def alone(self, ask: Ask) -> Answer:
+    def alone(self, request: CheckRequest) -> Answer:
         """Run one request with nothing of ours beside it."""
 
-    def together(self, asks: Sequence[Ask]) -> list[Answer]:
+    def together(self, requests: Sequence[CheckRequest]) -> list[Answer]:
         """Run requests in one batch, as far as the engine lets the caller choose."""
 
     def close(self) -> None:

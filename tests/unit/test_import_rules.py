@@ -56,13 +56,8 @@ STRINGS = {
 EXCEPTIONS: set[tuple[str, str]] = {
     ("bench/judges/reader.py", "demo"),
     ("data/predefined.py", "demo"),
-    ("verify/offline.py", "__init__"),
 }
 """(file, imported room) that break a rule today."""
-
-VLLM_EXCEPTIONS: set[str] = {
-    "verify/offline.py",
-}
 
 
 def package_files() -> Iterator[tuple[str, Path]]:
@@ -141,6 +136,17 @@ def test_imports_go_down() -> None:
     assert broken_rules() == EXCEPTIONS
 
 
+def test_verify_knows_the_workbench_by_its_engines_alone() -> None:
+    found = {
+        module
+        for name, file in package_files()
+        if name.startswith("verify/")
+        for module in imports(file)
+        if room_of(module) in WORKBENCH
+    }
+    assert found == {"ksteer_vllm.bench.engines"}
+
+
 def test_strings_name_modules_from_a_closed_list() -> None:
     for name, file in package_files():
         for module in strings(file):
@@ -154,7 +160,7 @@ def test_vllm_is_imported_where_it_may_be() -> None:
         if any(module.split(".")[0] == "vllm" for module in imports(file))
         and not name.startswith(MAY_IMPORT_VLLM)
     }
-    assert found == VLLM_EXCEPTIONS
+    assert found == set()
 
 
 def test_pure_modules_need_neither_torch_nor_vllm() -> None:

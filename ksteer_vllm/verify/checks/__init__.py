@@ -1,1 +1,1 @@
-"""The checks, one subject a file; each adds its findings to the bench."""
+"""The checks, one subject a file; each adds its findings to the trial."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ksteer_vllm.errors import listing
-from ksteer_vllm.verify.bench import SHORT, Bench, Fired
 from ksteer_vllm.verify.compare import apart
-from ksteer_vllm.verify.edits import EditPlan
+from ksteer_vllm.verify.edits import PlannedEdit
 from ksteer_vllm.verify.report import EFFECT
-from ksteer_vllm.verify.subject import Answer, Ask
+from ksteer_vllm.verify.subject import Answer, CheckRequest
+from ksteer_vllm.verify.trial import SHORT, Fired, Trial
 
 __all__ = ["GENERATED", "STEERED", "WHERE", "check_firing"]
 
@@ -33,38 +33,38 @@ class _Seen:
     wrong: str
 
 
-def check_firing(bench: Bench) -> None:
+def check_firing(trial: Trial) -> None:
     """One request per (layer, probe), its strength scaled until the shift is of ordinary size."""
-    bench.short_prompt = bench.prompt(SHORT)
-    plain = bench.short_plain = bench.alone(bench.ask(bench.short_prompt, max_tokens=GENERATED))
+    trial.short_prompt = trial.prompt(SHORT)
+    plain = trial.short_plain = trial.alone(trial.request(trial.short_prompt, max_tokens=GENERATED))
     done: dict[str, Fired] = {}
-    waiting = list(bench.plans)
+    waiting = list(trial.plans)
     for _ in range(WAVES):
-        answers = bench.together([_ask(bench, plan) for plan in waiting])
+        answers = trial.together([_request(trial, plan) for plan in waiting])
         again = []
         for plan, answer in zip(waiting, answers, strict=True):
             effect, ahead = apart(answer, plain), apart(answer, plain, 1)
-            done[plan.name] = Fired(plan, bench.short_prompt, answer, effect, ahead)
-            factor = _factor(bench, done[plan.name])
+            done[plan.name] = Fired(plan, trial.short_prompt, answer, effect, ahead)
+            factor = _factor(trial, done[plan.name])
             if factor is not None:
                 again.append(plan.scaled(factor))
         waiting = again
         if not waiting:
             break
-    bench.fired = [done[plan.name] for plan in bench.plans]
-    _judge_effects(bench)
-    _judge_records(bench)
+    trial.fired = [done[plan.name] for plan in trial.plans]
+    _judge_effects(trial)
+    _judge_records(trial)
 
 
-def _ask(bench: Bench, plan: EditPlan) -> Ask:
-    more = {"report": True} if bench.facts.reports else {}
-    return bench.ask(bench.short_prompt, plan.spec(WHERE, **more), GENERATED)
+def _request(trial: Trial, plan: PlannedEdit) -> CheckRequest:
+    more = {"report": True} if trial.facts.reports else {}
+    return trial.request(trial.short_prompt, plan.spec(WHERE, **more), GENERATED)
 
 
-def _factor(bench: Bench, fired: Fired) -> float | None:
+def _factor(trial: Trial, fired: Fired) -> float | None:
     """What to multiply the strength with, or None if it is good."""
-    seen = _seen(fired.plan, fired.answer) if bench.facts.reports else None
-    weak = fired.effect < bench.visible
+    seen = _seen(fired.plan, fired.answer) if trial.facts.reports else None
+    weak = fired.effect < trial.visible
     if seen is None:
         return 4.0 if weak else None
     if seen.records == 0:
@@ -78,7 +78,7 @@ def _factor(bench: Bench, fired: Fired) -> float | None:
     return 1.5 if weak and seen.shift < 1 else None
 
 
-def _seen(plan: EditPlan, answer: Answer) -> _Seen:
+def _seen(plan: PlannedEdit, answer: Answer) -> _Seen:
     report = answer.report or {"edits": []}
     found = {
         layer["layer"]: {token["position"]: token["shift"] for token in layer["tokens"]}
@@ -100,40 +100,40 @@ def _seen(plan: EditPlan, answer: Answer) -> _Seen:
     )
 
 
-def _judge_effects(bench: Bench) -> None:
-    dead = [fired for fired in bench.fired if fired.effect <= bench.tolerance]
-    weak = [fired for fired in bench.fired if bench.tolerance < fired.effect < bench.visible]
-    effects = [fired.effect for fired in bench.fired]
-    figures = {fired.plan.name: fired.effect for fired in bench.fired}
+def _judge_effects(trial: Trial) -> None:
+    dead = [fired for fired in trial.fired if fired.effect <= trial.tolerance]
+    weak = [fired for fired in trial.fired if trial.tolerance < fired.effect < trial.visible]
+    effects = [fired.effect for fired in trial.fired]
+    figures = {fired.plan.name: fired.effect for fired in trial.fired}
     name = EFFECT
     if dead:
-        bench.failed(
+        trial.failed(
             name,
-            f"{len(dead)} of {len(bench.fired)} steered requests answer as if they were plain: "
+            f"{len(dead)} of {len(trial.fired)} steered requests answer as if they were plain: "
             f"{listing(fired.plan.name for fired in dead)}",
-            _cause(bench, dead),
+            _cause(trial, dead),
             effect=figures,
         )
     elif weak:
-        bench.failed(
+        trial.failed(
             name,
             f"the effect at {listing(fired.plan.name for fired in weak)} is too near the noise, "
-            f"{bench.tolerance:.1e}, to be told from it",
+            f"{trial.tolerance:.1e}, to be told from it",
             "the edits found are too weak to show anything, whatever the strength",
             effect=figures,
         )
     else:
-        bench.passed(
+        trial.passed(
             name,
             f"log-probabilities move by {min(effects):.2g} to {max(effects):.2g} in {len(effects)} requests, "
-            f"one per layer and probe: {listing(fired.plan.name for fired in bench.fired)}",
+            f"one per layer and probe: {listing(fired.plan.name for fired in trial.fired)}",
             effect=figures,
         )
 
 
-def _cause(bench: Bench, dead: Sequence[Fired]) -> str:
+def _cause(trial: Trial, dead: Sequence[Fired]) -> str:
     layers = sorted({fired.plan.layer for fired in dead})
-    alive = {fired.plan.layer for fired in bench.fired if fired not in dead}
+    alive = {fired.plan.layer for fired in trial.fired if fired not in dead}
     if not alive:
         return (
             f"the steering op does nothing: it was removed, or no layer is attached (asked for: layer "
@@ -145,12 +145,12 @@ def _cause(bench: Bench, dead: Sequence[Fired]) -> str:
     return f"the rows of {listing(fired.plan.card.name for fired in dead)} reach no token"
 
 
-def _judge_records(bench: Bench) -> None:
+def _judge_records(trial: Trial) -> None:
     name = "reports name layers and tokens"
-    if not bench.facts.reports:
-        bench.skipped(name, "the engine was started without reports")
+    if not trial.facts.reports:
+        trial.skipped(name, "the engine was started without reports")
         return
-    seen = {fired.plan.name: _seen(fired.plan, fired.answer) for fired in bench.fired}
+    seen = {fired.plan.name: _seen(fired.plan, fired.answer) for fired in trial.fired}
     wrong = {plan: found.wrong for plan, found in seen.items() if found.wrong}
     still = [plan for plan, found in seen.items() if not found.wrong and found.least <= 0]
     shifts = [found.shift for found in seen.values()]
@@ -158,21 +158,21 @@ def _judge_records(bench: Bench) -> None:
         says = "; ".join([f"{plan}: {text}" for plan, text in list(wrong.items())[:4]])
         if still:
             says += f"{'; ' if says else ''}a token was not moved at {listing(still)}"
-        bare = [fired for fired in bench.fired if seen[fired.plan.name].records == 0]
-        if len(bare) == len(bench.fired) or bare:
-            cause = _cause(bench, bare)
+        bare = [fired for fired in trial.fired if seen[fired.plan.name].records == 0]
+        if len(bare) == len(trial.fired) or bare:
+            cause = _cause(trial, bare)
         elif still and not wrong:
             cause = "the edit is dropped or zero: the probe's weights, or activations that are not finite"
         else:
-            bench.edits_others = any("not asked for" in text for text in wrong.values())
+            trial.edits_others = any("not asked for" in text for text in wrong.values())
             cause = (
                 "tokens that no edit names are edited: they are pointed at rows of others"
-                if bench.edits_others
+                if trial.edits_others
                 else "tokens are pointed at rows by wrong positions"
             )
-        bench.failed(name, says, cause)
+        trial.failed(name, says, cause)
         return
-    bench.passed(
+    trial.passed(
         name,
         f"records at just the layer and just the {len(STEERED)} tokens asked for; relative shift "
         f"{min(shifts):.2g} to {max(shifts):.2g}",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ksteer_vllm.errors import listing
-from ksteer_vllm.verify.bench import Bench, Fired
 from ksteer_vllm.verify.checks.fires import STEERED
 from ksteer_vllm.verify.oracle import Oracle
+from ksteer_vllm.verify.trial import Fired, Trial
 
 __all__ = ["NAME", "check_against_oracle"]
 
@@ -28,14 +28,14 @@ FOREIGN = 0.5
 """Plain answers this far from the oracle's are not of these weights."""
 
 
-def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
+def check_against_oracle(trial: Trial, oracle: Oracle) -> None:
     """The fire check's own answers, teacher-forced, against the oracle hooked at the layer asked for."""
-    assert bench.short_plain is not None
-    prompt = bench.short_prompt
-    plain = oracle.apart(prompt, bench.short_plain)
-    allowed = max(bench.tolerance, FACTOR * plain if bench.is_coarse else 0.0)
-    foreign = plain > (FOREIGN if bench.is_coarse else bench.tolerance)
-    bench.judge(
+    assert trial.short_plain is not None
+    prompt = trial.short_prompt
+    plain = oracle.apart(prompt, trial.short_plain)
+    allowed = max(trial.tolerance, FACTOR * plain if trial.is_coarse else 0.0)
+    foreign = plain > (FOREIGN if trial.is_coarse else trial.tolerance)
+    trial.judge(
         "plain equals transformers",
         f"a plain request's log-probabilities differ from the oracle's by {plain:.1e}",
         "plain requests are touched, or the model folder holds other weights than the engine runs",
@@ -44,15 +44,15 @@ def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
     )
     name = NAME
     if foreign:
-        bench.skipped(name, "the oracle does not describe this engine's plain requests")
+        trial.skipped(name, "the oracle does not describe this engine's plain requests")
         return
-    if bench.edits_others:
-        bench.skipped(name, "tokens are edited that no edit names, which the oracle leaves alone")
+    if trial.edits_others:
+        trial.skipped(name, "tokens are edited that no edit names, which the oracle leaves alone")
         return
-    checkable = [fired for fired in bench.edits if fired.plan.card.probe is not None]
-    unchecked = [fired.plan.name for fired in bench.fired if fired not in checkable]
+    checkable = [fired for fired in trial.edits if fired.plan.card.probe is not None]
+    unchecked = [fired.plan.name for fired in trial.fired if fired not in checkable]
     if not checkable:
-        bench.skipped(
+        trial.skipped(
             name, f"no edit with a visible effect whose probe folder is at hand: {listing(unchecked)}"
         )
         return
@@ -66,26 +66,26 @@ def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
         others = [distance for layer, distance in distances.items() if layer != best]
         is_near = distances[best] <= SHARE * fired.effect
         is_clear = distances[best] <= CLEAR * min([*others, fired.effect])
-        if best == fired.plan.layer and (is_near or (bench.is_coarse and is_clear)):
+        if best == fired.plan.layer and (is_near or (trial.is_coarse and is_clear)):
             continue
         if best != fired.plan.layer and (
-            is_clear if bench.is_coarse else is_near or distances[best] <= allowed
+            is_clear if trial.is_coarse else is_near or distances[best] <= allowed
         ):
             wrong.append((fired, f"edits asked for at layer {fired.plan.layer} act at layer {best}"))
-        elif bench.is_coarse:
+        elif trial.is_coarse:
             unclear.append(fired.plan.name)
         else:
             wrong.append((fired, _unlike(fired)))
     figures = {"difference": errors, "unchecked": unchecked}
     if wrong:
         says = ", ".join(f"{fired.plan.name}: {errors[fired.plan.name]:.2g}" for fired, _ in wrong[:NAMED])
-        bench.failed(
+        trial.failed(
             name, f"{len(wrong)} of {len(checkable)} differ from the oracle: {says}",
             _joined([cause for _, cause in wrong]), **figures,
         )  # fmt: skip
         return
     if len(unclear) == len(checkable):
-        bench.skipped(
+        trial.skipped(
             name, f"half precision leaves no layer clearly the nearest: {listing(unclear)}", **figures
         )
         return
@@ -93,7 +93,7 @@ def check_against_oracle(bench: Bench, oracle: Oracle) -> None:
     clear = [fired for fired in checkable if fired.plan.name not in unclear]
     largest = max(errors[fired.plan.name] for fired in clear)
     least = min(fired.effect for fired in clear)
-    bench.passed(
+    trial.passed(
         name,
         f"{len(clear)} steered answers differ from transformers hooked at their layers by at most "
         f"{largest:.1e}, where the edits' effects are {least:.2g} or more"

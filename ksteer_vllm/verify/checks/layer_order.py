@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ksteer_vllm.errors import listing
-from ksteer_vllm.verify.bench import Bench, Fired
 from ksteer_vllm.verify.compare import apart
+from ksteer_vllm.verify.trial import Fired, Trial
 
 __all__ = ["check_edges", "check_order"]
 
@@ -34,23 +34,23 @@ Reading = Mapping[int, Sequence[Sequence[float]]]
 """Layer -> per token its shift and label probabilities."""
 
 
-def check_order(bench: Bench) -> None:
+def check_order(trial: Trial) -> None:
     """Per layer one request: a strong edit there, and a sensor at every other layer."""
     name = "layers act in order"
-    fired = {found.plan.layer: found for found in bench.edits}
-    if not bench.facts.reports or len(fired) < 2:
-        reason = "without reports" if not bench.facts.reports else "steering is seen at fewer than two layers"
-        bench.skipped(name, f"{reason}: there is no order to see")
+    fired = {found.plan.layer: found for found in trial.edits}
+    if not trial.facts.reports or len(fired) < 2:
+        reason = "without reports" if not trial.facts.reports else "steering is seen at fewer than two layers"
+        trial.skipped(name, f"{reason}: there is no order to see")
         return
     layers = sorted(fired)
-    size = _window(bench, fired)
+    size = _window(trial, fired)
     if size < 2:
-        bench.skipped(name, "the engine takes no stack of two edits at two layers (max_stack and the like)")
+        trial.skipped(name, "the engine takes no stack of two edits at two layers (max_stack and the like)")
         return
     swapped, uncertain, pairs = [], [], 0
     for first in range(0, max(1, len(layers) - 1), size - 1):  # windows share a layer
         some = layers[first : first + size]
-        for layer, other, change in _changes(bench, [fired[layer] for layer in some]):
+        for layer, other, change in _changes(trial, [fired[layer] for layer in some]):
             pairs += 1
             if other < layer and change > SEEN:
                 swapped.append((layer, other, change))
@@ -60,32 +60,32 @@ def check_order(bench: Bench) -> None:
         says = [f"layer {b} sees an edit at layer {a} ({c:.2g})" for a, b, c in swapped]
         says += [f"layer {b} does not see an edit at layer {a} ({c:.1e})" for a, b, c in uncertain]
         pairs_named = listing(sorted({f"{min(a, b)} and {max(a, b)}" for a, b, _ in swapped + uncertain}))
-        bench.failed(name, "; ".join(says[:4]), f"edits act at wrong layers: not in order are {pairs_named}")
+        trial.failed(name, "; ".join(says[:4]), f"edits act at wrong layers: not in order are {pairs_named}")
         return
-    bench.passed(
+    trial.passed(
         name,
         f"{pairs} pairs of layers ({listing(layers)}): an edit is seen by the sensors above it and by none "
         "below",
     )
 
 
-def _window(bench: Bench, fired: Mapping[int, Fired]) -> int:
+def _window(trial: Trial, fired: Mapping[int, Fired]) -> int:
     """How many layers one request may name, within WIDEST and the engine's limits."""
-    limits = bench.facts.limits
+    limits = trial.facts.limits
     size = min(WIDEST, limits.get("max_stack", WIDEST), limits.get("max_request_layers", WIDEST))
     longest = max(len(json.dumps(found.plan.spec(WINDOW))) for found in fired.values()) + 2
     return min(size, (limits.get("max_spec_bytes", 2**16) - ENVELOPE) // longest)
 
 
-def _changes(bench: Bench, fired: Sequence[Fired]) -> list[tuple[int, int, float]]:
+def _changes(trial: Trial, fired: Sequence[Fired]) -> list[tuple[int, int, float]]:
     """(layer of a strong edit, layer of a sensor, how much the sensor's reading changes)."""
     layers = [found.plan.layer for found in fired]
     sensors = [found.plan.scaled(WEAK).spec(WINDOW) for found in fired]
-    rest = _read(bench, sensors, layers)
+    rest = _read(trial, sensors, layers)
     changes = []
     for index, found in enumerate(fired):
         edits = [*sensors[:index], found.plan.spec(WINDOW), *sensors[index + 1 :]]
-        now = _read(bench, edits, layers)
+        now = _read(trial, edits, layers)
         changes += [
             (found.plan.layer, other, _change(rest[other], now[other]))
             for other in layers
@@ -94,8 +94,8 @@ def _changes(bench: Bench, fired: Sequence[Fired]) -> list[tuple[int, int, float
     return changes
 
 
-def _read(bench: Bench, edits: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> Reading:
-    answer = bench.alone(bench.ask(bench.short_prompt, {"stack": list(edits), "report": True}, 1))
+def _read(trial: Trial, edits: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> Reading:
+    answer = trial.alone(trial.request(trial.short_prompt, {"stack": list(edits), "report": True}, 1))
     report = answer.report or {"edits": []}
     found: dict[int, Sequence[Sequence[float]]] = {layer: () for layer in layers}
     for edit in report["edits"]:
@@ -115,44 +115,44 @@ def _change(rest: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> 
     return found
 
 
-def check_edges(bench: Bench) -> bool:
+def check_edges(trial: Trial) -> bool:
     """An edit of prompt tokens at the last layer reaches no later token; at the one below it does.
 
     Anchors the order at the top. Returns whether either layer could be looked at.
     """
-    name, last = "the last layer is the last", bench.facts.num_layers - 1
-    top = next((fired for fired in bench.edits if fired.plan.layer == last), None)
-    below = next((fired for fired in bench.edits if fired.plan.layer == last - 1), None)
+    name, last = "the last layer is the last", trial.facts.num_layers - 1
+    top = next((fired for fired in trial.edits if fired.plan.layer == last), None)
+    below = next((fired for fired in trial.edits if fired.plan.layer == last - 1), None)
     if top is None and below is None:
-        bench.skipped(name, f"neither layer {last} nor layer {last - 1} is open, with a visible effect")
+        trial.skipped(name, f"neither layer {last} nor layer {last - 1} is open, with a visible effect")
         return False
     seen, cause, near = [], "", False
     if below is not None:
-        reach = _reach(bench, below)
+        reach = _reach(trial, below)
         seen.append(f"at layer {last - 1} reach the next token by {reach:.1e}")
-        near = 4 * bench.floor < reach <= bench.tolerance
-        if reach <= bench.tolerance:
+        near = 4 * trial.floor < reach <= trial.tolerance
+        if reach <= trial.tolerance:
             cause = f"edits asked for at layer {last - 1} act at the last layer, {last}, or above"
     if top is not None:
         seen.append(f"at layer {last} by {top.ahead:.1e}")
-        if top.ahead > bench.tolerance:
+        if top.ahead > trial.tolerance:
             cause, near = f"edits asked for at layer {last} act below it", False
     if near:
-        bench.skipped(name, f"edits of earlier tokens {'; '.join(seen)}: too near the noise to tell")
+        trial.skipped(name, f"edits of earlier tokens {'; '.join(seen)}: too near the noise to tell")
         return True
-    bench.judge(name, f"edits of earlier tokens {'; '.join(seen)}", cause, not cause)
+    trial.judge(name, f"edits of earlier tokens {'; '.join(seen)}", cause, not cause)
     return True
 
 
-def _reach(bench: Bench, fired: Fired) -> float:
+def _reach(trial: Trial, fired: Fired) -> float:
     """How far edits of the prompt but its last token move the next one, strongly if need be."""
-    assert bench.short_plain is not None
+    assert trial.short_plain is not None
     reach, plan = fired.ahead, fired.plan
     for _ in range(BOOSTS):
-        if reach > bench.tolerance:
+        if reach > trial.tolerance:
             break
-        spec = plan.spec({"prompt": [0, len(bench.short_prompt) - 1]})
-        answer = bench.alone(bench.ask(bench.short_prompt, spec, 1))
-        reach = max(reach, apart(answer, bench.short_plain, 1))
+        spec = plan.spec({"prompt": [0, len(trial.short_prompt) - 1]})
+        answer = trial.alone(trial.request(trial.short_prompt, spec, 1))
+        reach = max(reach, apart(answer, trial.short_plain, 1))
         plan = plan.scaled(BOOST)
     return reach

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ksteer_vllm.verify.bench import Bench
 from ksteer_vllm.verify.compare import apart
-from ksteer_vllm.verify.edits import EditPlan
-from ksteer_vllm.verify.subject import Answer, Ask
+from ksteer_vllm.verify.edits import PlannedEdit
+from ksteer_vllm.verify.subject import Answer, CheckRequest
+from ksteer_vllm.verify.trial import Trial
 
 __all__ = ["check_prefix_cache"]
 
@@ -50,7 +50,7 @@ class _Setting:
 
     block: int
     told: bool
-    plan: EditPlan
+    plan: PlannedEdit
 
     @property
     def layer(self) -> int:
@@ -72,15 +72,15 @@ class _Setting:
         return self.block + LONGER
 
 
-def check_prefix_cache(bench: Bench) -> None:
+def check_prefix_cache(trial: Trial) -> None:
     """Steered then plain, plain then steered, one spec then another, a steered reply that becomes prompt."""
-    if bench.edits_others:
-        bench.skipped("cache", "tokens are edited that no edit names, so what a block holds says nothing")
+    if trial.edits_others:
+        trial.skipped("cache", "tokens are edited that no edit names, so what a block holds says nothing")
         return
-    hit = _check_hits(bench)
+    hit = _check_hits(trial)
     if hit is None:
         return
-    setting = _setting(bench, *hit)
+    setting = _setting(trial, *hit)
     if setting is None:
         return
     for name, specs, what in (
@@ -88,44 +88,44 @@ def check_prefix_cache(bench: Bench) -> None:
         ("steered after plain", (None, setting.spec), "a steered request read blocks that a plain one wrote"),
         ("two specs", (setting.spec, setting.other), "a steered request read blocks that another spec wrote"),
     ):
-        _check_pair(bench, setting, f"cache: {name}", specs, f"the prefix cache is unsalted: {what}")
-    _check_turns(bench, setting)
+        _check_pair(trial, setting, f"cache: {name}", specs, f"the prefix cache is unsalted: {what}")
+    _check_turns(trial, setting)
 
 
-def _check_hits(bench: Bench) -> tuple[int, bool] | None:
+def _check_hits(trial: Trial) -> tuple[int, bool] | None:
     """(a multiple of the cache's blocks, whether hits are reported); None if no block is ever shared."""
     name = "cache: plain prompts hit"
-    longest = bench.facts.max_model_len - LONGER - REPLY - TAIL
+    longest = trial.facts.max_model_len - LONGER - REPLY - TAIL
     blocks = [block for block in BLOCKS if block <= longest] or [max(16, longest // 16 * 16)]
     for block in blocks:
         length = block + LONGER
-        prompt = bench.prompt(length)
-        first = bench.alone(bench.ask(prompt, shared=True))
+        prompt = trial.prompt(length)
+        first = trial.alone(trial.request(prompt, shared=True))
         for _ in range(ENGINES):
-            again = bench.alone(bench.ask(prompt, shared=True))
+            again = trial.alone(trial.request(prompt, shared=True))
             if again.cached != 0:
                 break
         difference = apart(first, again)
         if again.cached is None:
-            bench.skipped(
+            trial.skipped(
                 name,
                 "this server does not report cached tokens (--enable-prompt-tokens-details does): whether "
                 "the checks below met shared blocks is not known",
             )
-            bench.gaps.append(UNTOLD)
+            trial.gaps.append(UNTOLD)
             return block, False
         if again.cached:
-            bench.judge(
+            trial.judge(
                 name,
                 f"of {length} prompt tokens sent again, {again.cached} come from the cache; the answers "
                 f"differ by {difference:.1e}",
                 "cached blocks do not hold what the prompt's tokens gave",
-                difference <= bench.tolerance,
+                difference <= trial.tolerance,
                 cached=again.cached,
                 difference=difference,
             )
             return block, True
-    bench.skipped(
+    trial.skipped(
         name,
         f"a plain prompt of {blocks[-1] + LONGER} tokens sent twice reads no cached block: prefix caching is "
         "off, or its blocks are larger; no block is shared, so the cache cannot be wrong here",
@@ -133,32 +133,32 @@ def _check_hits(bench: Bench) -> tuple[int, bool] | None:
     return None
 
 
-def _setting(bench: Bench, block: int, told: bool) -> _Setting | None:
+def _setting(trial: Trial, block: int, told: bool) -> _Setting | None:
     """The strongest way to write blocks that differ; None, with a finding, if there is none."""
-    name, last = "cache: plain after steered", bench.facts.num_layers - 1
-    candidates = [fired for fired in bench.edits if fired.plan.layer < last]
+    name, last = "cache: plain after steered", trial.facts.num_layers - 1
+    candidates = [fired for fired in trial.edits if fired.plan.layer < last]
     if not candidates:
-        bench.skipped(
+        trial.skipped(
             name,
             "steering has no visible effect below the last layer, so steered blocks could not be told from "
             "plain ones",
         )
         return None
-    prompt = bench.prompt(block + LONGER)
-    plain = bench.alone(bench.ask(prompt))
+    prompt = trial.prompt(block + LONGER)
+    plain = trial.alone(trial.request(prompt))
     best, reach = None, 0.0
     for fired in sorted(candidates, key=lambda found: found.plan.layer)[:CANDIDATES]:
         setting = _Setting(block, told, fired.plan)
         for _ in range(BOOSTS):
-            seen = apart(plain, bench.alone(bench.ask(prompt, setting.spec)))
-            if seen >= AMPLE * bench.visible:
+            seen = apart(plain, trial.alone(trial.request(prompt, setting.spec)))
+            if seen >= AMPLE * trial.visible:
                 return setting
             if seen > reach:
                 best, reach = setting, seen
             setting = replace(setting, plan=setting.plan.scaled(BOOST))
-    if reach >= bench.visible:
+    if reach >= trial.visible:
         return best
-    bench.skipped(
+    trial.skipped(
         name,
         f"steering a prompt moves the tokens after it by {reach:.1e} only, so steered blocks could not be "
         "told from plain ones",
@@ -167,7 +167,7 @@ def _setting(bench: Bench, block: int, told: bool) -> _Setting | None:
 
 
 def _check_pair(
-    bench: Bench,
+    trial: Trial,
     setting: _Setting,
     name: str,
     specs: Sequence[Mapping[str, Any] | None],
@@ -175,70 +175,70 @@ def _check_pair(
 ) -> None:
     """Two requests on a fresh prompt, one after the other; the second against itself under its own salt."""
     for _ in range(TRIES):
-        prompt = bench.prompt(setting.length)
-        own = bench.alone(bench.ask(prompt, specs[1]))
-        expected_first = bench.alone(bench.ask(prompt, specs[0]))
+        prompt = trial.prompt(setting.length)
+        own = trial.alone(trial.request(prompt, specs[1]))
+        expected_first = trial.alone(trial.request(prompt, specs[0]))
         power = apart(own, expected_first)
-        if power >= bench.visible:
+        if power >= trial.visible:
             break
     else:
-        bench.skipped(name, f"the two requests differ by {power:.1e} only: a mix-up could not be seen")
+        trial.skipped(name, f"the two requests differ by {power:.1e} only: a mix-up could not be seen")
         return
-    first = bench.alone(bench.ask(prompt, specs[0], shared=True))
-    second, far = _worst(bench, bench.ask(prompt, specs[1], shared=True), own)
+    first = trial.alone(trial.request(prompt, specs[0], shared=True))
+    second, far = _worst(trial, trial.request(prompt, specs[1], shared=True), own)
     difference = max(far, apart(first, expected_first))
     hits = f"; it read {second.cached} cached tokens" if setting.told else ""
-    bench.judge(
+    trial.judge(
         name,
         f"layer {setting.layer}: the second request is {difference:.1e} from itself under a salt of its own, "
         f"{power:.2g} from the first{hits}",
         cause,
-        difference <= bench.tolerance,
+        difference <= trial.tolerance,
         difference=difference,
         power=power,
         cached=second.cached,
     )
 
 
-def _worst(bench: Bench, ask: Ask, expected: Answer) -> tuple[Answer, float]:
+def _worst(trial: Trial, request: CheckRequest, expected: Answer) -> tuple[Answer, float]:
     """(an answer, how far it is from the expected one), of ENGINES tries: the first that is too far, else the
     first of all. Later ones may read blocks that an earlier one wrote, which is what they should hold."""
-    answers = [bench.alone(ask) for _ in range(ENGINES)]
+    answers = [trial.alone(request) for _ in range(ENGINES)]
     distances = [apart(answer, expected) for answer in answers]
-    shown = next((a for a, far in zip(answers, distances, strict=True) if far > bench.tolerance), answers[0])
+    shown = next((a for a, far in zip(answers, distances, strict=True) if far > trial.tolerance), answers[0])
     return shown, max(distances)
 
 
-def _check_turns(bench: Bench, setting: _Setting) -> None:
+def _check_turns(trial: Trial, setting: _Setting) -> None:
     """Turn one steers its reply, whose last blocks turn two reads as prompt."""
     name = "cache: a steered reply as prompt"
     for _ in range(BOOSTS):
-        prompt = bench.prompt(setting.block - REPLY // 2)
+        prompt = trial.prompt(setting.block - REPLY // 2)
         replied = setting.plan.spec("generation")
-        one = bench.alone(bench.ask(prompt, replied, REPLY, shared=True))
-        turn = (*prompt, *one.tokens, *bench.prompt(TAIL))
-        expected = bench.alone(bench.ask(turn))
+        one = trial.alone(trial.request(prompt, replied, REPLY, shared=True))
+        turn = (*prompt, *one.tokens, *trial.prompt(TAIL))
+        expected = trial.alone(trial.request(turn))
         as_written = setting.plan.spec({"prompt": [len(prompt) - 1, len(prompt) + REPLY]})
-        power = apart(expected, bench.alone(bench.ask(turn, as_written)))
-        if power >= bench.visible:
+        power = apart(expected, trial.alone(trial.request(turn, as_written)))
+        if power >= trial.visible:
             break
         setting = replace(setting, plan=setting.plan.scaled(BOOST))
     else:
-        bench.skipped(
+        trial.skipped(
             name, f"blocks of a steered reply differ by {power:.1e} only: a mix-up could not be seen"
         )
         return
-    plain, plain_far = _worst(bench, bench.ask(turn, shared=True), expected)
-    expected_steered = bench.alone(bench.ask(turn, replied))
-    _, steered_far = _worst(bench, bench.ask(turn, replied, shared=True), expected_steered)
+    plain, plain_far = _worst(trial, trial.request(turn, shared=True), expected)
+    expected_steered = trial.alone(trial.request(turn, replied))
+    _, steered_far = _worst(trial, trial.request(turn, replied, shared=True), expected_steered)
     difference = max(plain_far, steered_far)
-    bench.judge(
+    trial.judge(
         name,
         f"layer {setting.layer}: plain and steered turn two are {difference:.1e} from themselves under salts "
         f"of their own; keeping the reply's steered blocks would show as {power:.2g}",
         "the prefix cache's keys do not say which tokens were steered: turn two read blocks of the reply as "
         "turn one had steered them",
-        difference <= bench.tolerance,
+        difference <= trial.tolerance,
         difference=difference,
         power=power,
         cached=plain.cached,

@@ -12,16 +12,16 @@ import psutil
 import pytest
 
 from ksteer_vllm.verify import run
-from ksteer_vllm.verify.bench import Bench, Fired
 from ksteer_vllm.verify.checks.layer_oracle import NAME, check_against_oracle
 from ksteer_vllm.verify.checks.noise import measure_noise
 from ksteer_vllm.verify.checks.prefix_cache import UNTOLD, check_prefix_cache
-from ksteer_vllm.verify.edits import EditPlan
+from ksteer_vllm.verify.edits import PlannedEdit
 from ksteer_vllm.verify.offline import card_of
 from ksteer_vllm.verify.oracle import Oracle
 from ksteer_vllm.verify.report import Finding
 from ksteer_vllm.verify.run import _check_layers
-from ksteer_vllm.verify.subject import Answer, Ask, Facts
+from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts
+from ksteer_vllm.verify.trial import Fired, Trial
 from tests.support.folders import random_family_probe
 from tests.support.models import NUM_LAYERS, make_model
 
@@ -30,14 +30,14 @@ EFFECT = 0.8
 ANSWER = Answer((3,), ({3: -0.5, 4: -1.0},))
 
 
-def plan_at(layer: int) -> EditPlan:
-    return EditPlan(CARD, layer, CARD.labels[0], "gradient", 1.0, 1)
+def plan_at(layer: int) -> PlannedEdit:
+    return PlannedEdit(CARD, layer, CARD.labels[0], "gradient", 1.0, 1)
 
 
 class Told:
     """A subject whose answers a function makes."""
 
-    def __init__(self, answer: Callable[[Ask], Answer] = lambda _: ANSWER, **limits: int) -> None:
+    def __init__(self, answer: Callable[[CheckRequest], Answer] = lambda _: ANSWER, **limits: int) -> None:
         self._answer = answer
         self._limits = {"max_steps": 8, **limits}
 
@@ -45,27 +45,27 @@ class Told:
         layers = tuple(range(NUM_LAYERS))
         return Facts("e", "w", NUM_LAYERS, layers, (CARD,), tuple(range(50)), 256, True, self._limits)
 
-    def alone(self, ask: Ask) -> Answer:
-        return self._answer(ask)
+    def alone(self, request: CheckRequest) -> Answer:
+        return self._answer(request)
 
-    def together(self, asks: Sequence[Ask]) -> list[Answer]:
-        return [self._answer(ask) for ask in asks]
+    def together(self, requests: Sequence[CheckRequest]) -> list[Answer]:
+        return [self._answer(request) for request in requests]
 
     def close(self) -> None: ...
 
 
-def bench_of(subject: Told, *, is_coarse: bool = False) -> Bench:
+def trial_of(subject: Told, *, is_coarse: bool = False) -> Trial:
     """After a fire check in which every layer had an effect."""
-    bench = Bench(subject, subject.facts(), [plan_at(layer) for layer in range(NUM_LAYERS)], seed=0)
-    bench.short_prompt, bench.short_plain = bench.prompt(24), ANSWER
-    bench.fired = [Fired(plan, bench.short_prompt, ANSWER, EFFECT, EFFECT) for plan in bench.plans]
-    bench.is_coarse = is_coarse
-    bench.tolerance = 0.1 if is_coarse else 1e-3
-    return bench
+    trial = Trial(subject, subject.facts(), [plan_at(layer) for layer in range(NUM_LAYERS)], seed=0)
+    trial.short_prompt, trial.short_plain = trial.prompt(24), ANSWER
+    trial.fired = [Fired(plan, trial.short_prompt, ANSWER, EFFECT, EFFECT) for plan in trial.plans]
+    trial.is_coarse = is_coarse
+    trial.tolerance = 0.1 if is_coarse else 1e-3
+    return trial
 
 
-def found(bench: Bench) -> dict[str, Finding]:
-    return {finding.name: finding for finding in bench.findings}
+def found(trial: Trial) -> dict[str, Finding]:
+    return {finding.name: finding for finding in trial.findings}
 
 
 class Distances:
@@ -91,9 +91,9 @@ def shifted(by: int, near: float, far: float = EFFECT) -> Callable[[int, int], f
 
 
 def against(oracle: Distances, *, is_coarse: bool) -> Finding:
-    bench = bench_of(Told(), is_coarse=is_coarse)
-    check_against_oracle(bench, oracle)  # type: ignore[arg-type]
-    return found(bench)[NAME]
+    trial = trial_of(Told(), is_coarse=is_coarse)
+    check_against_oracle(trial, oracle)  # type: ignore[arg-type]
+    return found(trial)[NAME]
 
 
 def test_edits_at_wrong_layers_fail_in_half_precision() -> None:
@@ -124,24 +124,24 @@ def test_in_float32_what_is_like_no_layer_fails() -> None:
 
 def checked_layers(
     monkeypatch: pytest.MonkeyPatch, oracle: Any, *, is_coarse: bool = False
-) -> tuple[Bench, Any]:
+) -> tuple[Trial, Any]:
     monkeypatch.setattr(run, "Oracle", oracle)
-    bench = bench_of(Told(max_stack=1), is_coarse=is_coarse)
-    return bench, _check_layers(bench, "w", True, {})
+    trial = trial_of(Told(max_stack=1), is_coarse=is_coarse)
+    return trial, _check_layers(trial, "w", True, {})
 
 
 def test_an_oracle_that_cannot_say_leaves_the_order_to_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     unclear = Distances(0.03, shifted(1, 0.3, 0.4))
-    bench, gaps = checked_layers(monkeypatch, lambda *_, **__: unclear, is_coarse=True)
-    assert found(bench)[NAME].status == "skipped"
-    assert {"layers act in order", "the last layer is the last"} <= set(found(bench))
+    trial, gaps = checked_layers(monkeypatch, lambda *_, **__: unclear, is_coarse=True)
+    assert found(trial)[NAME].status == "skipped"
+    assert {"layers act in order", "the last layer is the last"} <= set(found(trial))
     assert gaps[0].startswith("at which block a layer's edits act: ")
 
 
 def test_an_oracle_that_can_say_leaves_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, gaps = checked_layers(monkeypatch, lambda *_, **__: Distances(1e-5, shifted(0, 1e-5)))
-    assert (found(bench)[NAME].status, gaps) == ("passed", [])
-    assert "layers act in order" not in found(bench)
+    trial, gaps = checked_layers(monkeypatch, lambda *_, **__: Distances(1e-5, shifted(0, 1e-5)))
+    assert (found(trial)[NAME].status, gaps) == ("passed", [])
+    assert "layers act in order" not in found(trial)
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_an_oracle_that_breaks_is_no_failed_check(
         raise error
 
     broken_later = SimpleNamespace(apart=broken, num_layers=NUM_LAYERS)
-    bench, gaps = checked_layers(monkeypatch, broken if when == "load" else lambda *_, **__: broken_later)
-    assert found(bench)[NAME].status == "skipped"
-    assert type(error).__name__ in found(bench)[NAME].says
+    trial, gaps = checked_layers(monkeypatch, broken if when == "load" else lambda *_, **__: broken_later)
+    assert found(trial)[NAME].status == "skipped"
+    assert type(error).__name__ in found(trial)[NAME].says
     assert gaps
 
 
@@ -177,14 +177,14 @@ class Replicas:
         self._next = 0
         self._told = told
 
-    def __call__(self, ask: Ask) -> Answer:
+    def __call__(self, request: CheckRequest) -> Answer:
         cache = self._caches[self._next % len(self._caches)]
         self._next += 1
-        spec = ask.spec if isinstance(ask.spec, Mapping) else None
+        spec = request.spec if isinstance(request.spec, Mapping) else None
         steered = None if spec is None else (spec["target"][0], spec["alpha"])
         cached = 0
-        if ask.salt is None:
-            block = ask.prompt[:128]
+        if request.salt is None:
+            block = request.prompt[:128]
             cached = len(block) if block in cache else 0
             steered = cache.setdefault(block, steered)
         value = -0.5 - random.Random(repr(steered)).random()
@@ -193,14 +193,14 @@ class Replicas:
 
 def caught(engines: int, *, told: bool) -> tuple[set[str], list[str]]:
     """(the failed checks of pairs, the gaps)."""
-    bench = bench_of(Told(Replicas(engines, told=told)))
-    check_prefix_cache(bench)
+    trial = trial_of(Told(Replicas(engines, told=told)))
+    check_prefix_cache(trial)
     names = {
         finding.name
-        for finding in bench.findings
+        for finding in trial.findings
         if finding.status == "failed" and finding.name != "cache: a steered reply as prompt"
     }
-    return names, bench.gaps
+    return names, trial.gaps
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3])
@@ -213,10 +213,10 @@ def test_an_unsalted_cache_behind_several_engines(engines: int, told: bool) -> N
 
 def test_noise_that_hides_everything_fails() -> None:
     values = iter([-0.5, -0.5, -0.9, -0.5, -0.5, -0.5])
-    noisy = Bench(subject := Told(lambda _: Answer((3,), ({3: next(values)},))), subject.facts(), [])
+    noisy = Trial(subject := Told(lambda _: Answer((3,), ({3: next(values)},))), subject.facts(), [])
     measure_noise(noisy)
     assert noisy.findings[0].status == "failed"
     assert "not repeatable" in noisy.findings[0].cause
-    quiet = Bench(subject := Told(), subject.facts(), [])
+    quiet = Trial(subject := Told(), subject.facts(), [])
     measure_noise(quiet)
     assert quiet.findings[0].status == "passed"

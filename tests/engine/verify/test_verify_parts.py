@@ -26,7 +26,7 @@ from ksteer_vllm.verify.http import HTTPSubject
 from ksteer_vllm.verify.offline import card_of
 from ksteer_vllm.verify.report import EFFECT
 from ksteer_vllm.verify.run import verify
-from ksteer_vllm.verify.subject import Answer, Ask, Facts, Unreachable
+from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts, Unreachable
 from tests.support.folders import random_family_probe
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 
@@ -108,10 +108,10 @@ class Still:
     def facts(self) -> Facts:
         return self._facts
 
-    def alone(self, ask: Ask) -> Answer:
+    def alone(self, request: CheckRequest) -> Answer:
         raise Unreachable("gone")
 
-    def together(self, asks: Any) -> list[Answer]:
+    def together(self, requests: Any) -> list[Answer]:
         raise Unreachable("gone")
 
     def close(self) -> None: ...
@@ -231,7 +231,7 @@ def test_a_busy_server_is_asked_again() -> None:
         return busy if len(sent) < 3 else completion(request)
 
     began = time.monotonic()
-    found = served(HTTPSubject("http://s"), handler).alone(Ask((1, 2)))
+    found = served(HTTPSubject("http://s"), handler).alone(CheckRequest((1, 2)))
     assert (len(sent), found.tokens) == (3, (3,))
     assert found.began - began > 0.1  # of the request that was answered
 
@@ -243,7 +243,7 @@ def test_a_server_that_stays_busy_cannot_be_verified(monkeypatch: pytest.MonkeyP
         return httpx.Response(503, headers={"Retry-After": "0"}, json={"error": {"message": "all held"}})
 
     with pytest.raises(Unreachable, match="busy: 503: all held"):
-        served(HTTPSubject("http://s"), handler).alone(Ask((1, 2)))
+        served(HTTPSubject("http://s"), handler).alone(CheckRequest((1, 2)))
 
 
 @pytest.mark.parametrize(

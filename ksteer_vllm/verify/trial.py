@@ -6,13 +6,13 @@ import random
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from ksteer_vllm.verify.edits import EditPlan
+from ksteer_vllm.verify.edits import PlannedEdit
 from ksteer_vllm.verify.report import Finding
-from ksteer_vllm.verify.subject import Answer, Ask, Facts, Subject
+from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts, Subject
 
-__all__ = ["SHORT", "Bench", "Fired"]
+__all__ = ["SHORT", "Fired", "Trial"]
 
 SHORT = 24
 """Tokens of a short prompt."""
@@ -29,7 +29,7 @@ class Fired:
     only, which no edit of the tokens after the prompt can reach.
     """
 
-    plan: EditPlan
+    plan: PlannedEdit
     prompt: tuple[int, ...]
     answer: Answer
     effect: float
@@ -37,12 +37,12 @@ class Fired:
 
 
 @dataclass
-class Bench:
+class Trial:
     """One verification under way. plans: an edit per layer and probe. tell: called with what is done."""
 
     subject: Subject
     facts: Facts
-    plans: Sequence[EditPlan]
+    plans: Sequence[PlannedEdit]
     seed: int | None = None
     tell: Callable[[str], None] = lambda _: None
 
@@ -77,37 +77,37 @@ class Bench:
         """Random tokens that nobody has sent before."""
         return tuple(self._random.choice(self.facts.tokens) for _ in range(length))
 
-    def ask(
+    def request(
         self,
         prompt: Sequence[int],
         spec: Mapping[str, Any] | None = None,
         max_tokens: int = 4,
         *,
         shared: bool = False,
-    ) -> Ask:
+    ) -> CheckRequest:
         """shared: without a salt of its own, so that cached blocks of other requests may be read."""
-        asked: Mapping[str, Any] | bool | None = spec
+        asked: Mapping[str, Any] | Literal[False] | None = spec
         if spec is None and self.facts.needs_opt_out:
             asked = False
         salt = None if shared else f"ksteer-verify-{uuid.uuid4()}"
-        return Ask(tuple(prompt), asked, max_tokens, salt)
+        return CheckRequest(tuple(prompt), asked, max_tokens, salt)
 
-    def alone(self, ask: Ask) -> Answer:
-        self._count([ask])
-        return self.subject.alone(ask)
+    def alone(self, request: CheckRequest) -> Answer:
+        self._count([request])
+        return self.subject.alone(request)
 
-    def together(self, asks: Sequence[Ask]) -> list[Answer]:
+    def together(self, requests: Sequence[CheckRequest]) -> list[Answer]:
         """In batches of at most BATCH."""
-        self._count(asks)
+        self._count(requests)
         found: list[Answer] = []
-        for first in range(0, len(asks), BATCH):
-            found += self.subject.together(asks[first : first + BATCH])
+        for first in range(0, len(requests), BATCH):
+            found += self.subject.together(requests[first : first + BATCH])
         return found
 
-    def _count(self, asks: Sequence[Ask]) -> None:
-        self.requests += len(asks)
-        self.prompt_tokens += sum(len(ask.prompt) for ask in asks)
-        self.generated_tokens += sum(ask.max_tokens for ask in asks)
+    def _count(self, requests: Sequence[CheckRequest]) -> None:
+        self.requests += len(requests)
+        self.prompt_tokens += sum(len(request.prompt) for request in requests)
+        self.generated_tokens += sum(request.max_tokens for request in requests)
 
     def passed(self, name: str, says: str, **figures: Any) -> None:
         self.findings.append(Finding(name, "passed", says, "", figures))
