@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["EVENTS", "PREFIX", "emit", "forget_rates"]
+__all__ = ["EVENTS", "PREFIX", "emit"]
 
 PREFIX = "ksteer-event "
 
@@ -55,12 +55,6 @@ def emit(event: str, /, **fields: Any) -> None:
         line["suppressed"] = suppressed
     level = logging.WARNING if event in _WARNINGS else logging.INFO
     logger.log(level, "%s%s", PREFIX, json.dumps(line))
-
-
-def forget_rates() -> None:
-    """Start every rate limit anew."""
-    with _lock:
-        _rates.clear()
 
 
 def _take(event: str) -> int | None:

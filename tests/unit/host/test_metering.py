@@ -134,7 +134,7 @@ def test_processes_add_up(tmp_path: Any) -> None:
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function: the events logged so far."""
-    events.forget_rates()
+    monkeypatch.setattr(events, "_rates", {})  # full buckets
     monkeypatch.setattr(events.logger, "propagate", True)
     caplog.set_level(logging.INFO, logger="vllm.ksteer")
     caplog.set_level(logging.INFO)
