@@ -24,11 +24,19 @@ _SHIFT, _STEPS, _LABELS = 0, 1, 2
 
 
 def report(output: Any) -> dict[str, Any] | None:
-    """The steering report of a finished vLLM CompletionOutput, or of a RequestOutput that holds one.
+    """The steering report of a finished request.
 
-    None if the request asked for no report or has not finished; {"error": str} if the engine went before it
-    could be fetched. Raises ValueError for a RequestOutput of
-    several completions: ask for one of its `outputs`. Plain JSON types:
+    Args:
+        output: A vLLM CompletionOutput, or a RequestOutput that holds one.
+
+    Returns:
+        None if the request asked for no report or has not finished; {"error": str} if the engine went before
+        the report could be fetched; else the report, in plain JSON types (below).
+
+    Raises:
+        ValueError: A RequestOutput of several completions: ask for one of its `outputs`.
+
+    The report:
 
         {"edits": [{"probe": str, "method": str, "layers": [{"layer": int, "labels": [str] | None,
             "tokens": [{"position": int, "part": "prompt" | "generation", "index": int,
@@ -64,10 +72,17 @@ def assemble(
     pieces: Iterable[bytes],
     labels: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """The report (see `report`) of a request from what its workers' stores hold.
+    """The report of a request from what its workers' stores hold.
 
-    canonical: its admitted spec. pieces: one per worker; tensor-parallel ranks repeat each other, pipeline
-    ranks hold different layers. labels: digest -> labels of the probes it uses.
+    Args:
+        canonical: Its admitted spec.
+        prompt_length: Tokens of its prompt.
+        pieces: Of `ReportStore.take`, one per worker; tensor-parallel ranks repeat each other, pipeline ranks
+            hold different layers.
+        labels: Digest -> labels of the probes it uses.
+
+    Returns:
+        See `report`.
     """
     found: dict[tuple[int, int], _Piece] = {}
     for piece in pieces:

@@ -14,12 +14,15 @@ from ksteer_kernels.tables import require_positive
 class ReportBuffers:
     """What every edit with Flag.REPORT did to its token, by entry (layer and stage) and token of the step.
 
-    steps: [N, T] int32; gradient steps taken, 0 where a condition shut the token out, DROPPED where the edit
-        was dropped, -1 for another program.
-    shift: [N, T] float32; |x' - x| / |x|, NaN where the edit was dropped; -1, and steps -1, where nothing was
-        edited that is reported.
-    before, after: [N, T, K] float32; the logits of the slot's probe, in as many places as it has labels.
     A layer's tokens of the step are overwritten in each of its stages; what lies beyond is left as it was.
+
+    Attributes:
+        steps: [N, T] int32; gradient steps taken, 0 where a condition shut the token out, DROPPED where the
+            edit was dropped, -1 for another program.
+        shift: [N, T] float32; |x' - x| / |x|, NaN where the edit was dropped; -1, and steps -1, where nothing
+            was edited that is reported.
+        before: [N, T, K] float32; the logits of the slot's probe at x, in as many places as it has labels.
+        after: The same at x'.
     """
 
     steps: Tensor
@@ -31,7 +34,17 @@ class ReportBuffers:
     def allocate(
         cls, num_entries: int, max_tokens: int, num_labels: int, device: torch.device | str
     ) -> ReportBuffers:
-        """Room for the tables' entries and labels; raises ValueError on a size below 1."""
+        """Allocate buffers.
+
+        Args:
+            num_entries: N, as the row tables'.
+            max_tokens: Tokens of the largest step, padding included.
+            num_labels: K, as the slots'.
+            device: Where kernels run.
+
+        Raises:
+            ValueError: A size is below 1.
+        """
         require_positive(num_entries=num_entries, max_tokens=max_tokens, num_labels=num_labels)
         shape = (num_entries, max_tokens)
         return cls(

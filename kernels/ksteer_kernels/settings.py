@@ -69,24 +69,29 @@ NO_FLAGS = Flag(0)
 class RowTables:
     """What each request row does at each entry (layer and stage).
 
-    slot: [N, R] int32; NO_SLOT (-1): nothing. program, loss, flags: [N, R] int32, see above.
-    num_steps: [N, R] int32 (GRADIENT).
-    strength: [N, R] float32; step size of GRADIENT, coefficient of ADD, factor of REFLECT, otherwise 1;
-        0 edits nothing.
-    decay: [N, R] float32; step t of GRADIENT has the size strength * decay**t.
-    margin: [N, R] float32; of HINGE, a logit; the threshold of CONDITION.
-    until_target, until_avoid: [N, R] float32 logits; GRADIENT stops once every target's logit is at least the
-        one and every avoid's at most the other; -inf and +inf together: never.
-    cap: [N, R] float32; |x' - x| is at most cap * |x|; inf: no cap.
-    readout: [N, R, H] float32; GRADIENT (MEAN), REFLECT: u = head^T c; ADD, AFFINE: see Program; CONDITION of
-        a slot without a head: what p + bias is multiplied by.
-    scale: [N, R, H] float32; AFFINE.
-    label_weights: [N, R, K] float32; c: +w on avoid, -w on target labels.
-    windows: [S, R, 4] int64 absolute positions; a token at pos is steered iff
-        windows[0] <= pos < windows[1] or windows[2] <= pos < windows[3].
-    fade: [S, R, 2] int64 (start, length); from start on the strength falls linearly to 0 over length
-        positions; length 0: no fade.
-    divisor: [S, R] int64; the strength of tokens in the first window is divided by it; 0 is 1.
+    Attributes:
+        slot: [N, R] int32; NO_SLOT (-1): nothing.
+        program: [N, R] int32, a `Program`.
+        loss: [N, R] int32, a `Loss` (GRADIENT).
+        flags: [N, R] int32, of `Flag`.
+        num_steps: [N, R] int32 (GRADIENT).
+        strength: [N, R] float32; step size of GRADIENT, coefficient of ADD, factor of REFLECT, otherwise 1;
+            0 edits nothing.
+        decay: [N, R] float32; step t of GRADIENT has the size strength * decay**t.
+        margin: [N, R] float32; of HINGE, a logit; the threshold of CONDITION.
+        until_target: [N, R] float32 logits; GRADIENT stops once every target's logit is at least this and
+            every avoid's at most until_avoid; -inf and +inf together: never.
+        until_avoid: [N, R] float32 logits.
+        cap: [N, R] float32; |x' - x| is at most cap * |x|; inf: no cap.
+        readout: [N, R, H] float32; GRADIENT (MEAN), REFLECT: u = head^T c; ADD, AFFINE: see Program;
+            CONDITION of a slot without a head: what p + bias is multiplied by.
+        scale: [N, R, H] float32; AFFINE.
+        label_weights: [N, R, K] float32; c: +w on avoid, -w on target labels.
+        windows: [S, R, 4] int64 absolute positions; a token at pos is steered iff
+            windows[0] <= pos < windows[1] or windows[2] <= pos < windows[3].
+        fade: [S, R, 2] int64 (start, length); from start on the strength falls linearly to 0 over length
+            positions; length 0: no fade.
+        divisor: [S, R] int64; the strength of tokens in the first window is divided by it; 0 is 1.
     """
 
     slot: Tensor
@@ -117,7 +122,19 @@ class RowTables:
         device: torch.device | str,
         num_stages: int = 1,
     ) -> RowTables:
-        """Allocate tables in which no row does anything; raises ValueError on a size below 1."""
+        """Allocate tables in which no row does anything.
+
+        Args:
+            num_layers: L, open layers.
+            num_rows: R, requests that can run at once.
+            max_width: H, as the slots'.
+            max_labels: K, as the slots'.
+            device: Where kernels run.
+            num_stages: S, edits a request can have at a layer.
+
+        Raises:
+            ValueError: A size is below 1.
+        """
         require_positive(
             num_layers=num_layers,
             num_rows=num_rows,

@@ -32,13 +32,19 @@ class Activation(IntEnum):
 
 @dataclass(frozen=True)
 class SlotWeights:
-    """What one slot holds, unpadded; any float dtype, any device.
+    """What one slot holds, unpadded; any float dtype, any device; what is None is zero.
 
-    basis: [r, d]; p = basis x is all a program sees of x, and x' = x - basis^T s all it does.
-    bias: [r], zero if None.
-    matrix [m, r], matrix_bias [m], head [K, m], head_bias [K]: a probe's further layers (GRADIENT, REFLECT,
-        CONDITION). matrix [r, r] alone: the linear map of AFFINE.
-    activation, threshold, gate_unit: [r], for AFFINE; gate_unit -1: not gated.
+    Attributes:
+        basis: [r, d]; p = basis x is all a program sees of x, and x' = x - basis^T s all it does.
+        bias: [r].
+        matrix: [m, r], a probe's second layer (GRADIENT, REFLECT, CONDITION), or [r, r], the linear map of
+            AFFINE.
+        matrix_bias: [m], of the second layer.
+        head: [K, m], a probe's last layer.
+        head_bias: [K].
+        activation: [r] integer, an `Activation` for each unit (AFFINE).
+        threshold: [r], of JUMPRELU.
+        gate_unit: [r] integer, the unit whose activation multiplies this one's; -1: not gated (AFFINE).
     """
 
     basis: Tensor
@@ -70,13 +76,20 @@ class SlotWeights:
 class ProbeTables:
     """Weights of all loaded slots, zero padded to the largest allowed one.
 
-    basis: [P, H, d] weight_dtype, on the raw residual stream (standardisation folded in).
-    bias, threshold: [P, H] float32. matrix: [P, H, H] float32. matrix_bias: [P, H] float32.
-    head: [P, K, H] float32. head_bias: [P, K] float32.
-    gram: [P, H, H] float32; G = basis basis^T computed in float64 from the stored (rounded) basis.
-    activation, gate_unit: [P, H] int32. sizes: [P, 3] int32, the true (r, m, K) of each slot.
-    cpu_sizes: the same on the CPU, (0, 0, 0) for an empty slot.
-    cpu_slots: the CPU path's form of the slots it has used, forgotten by `load` and `clear`.
+    Attributes:
+        basis: [P, H, d] weight_dtype, on the raw residual stream (standardisation folded in).
+        bias: [P, H] float32.
+        matrix: [P, H, H] float32.
+        matrix_bias: [P, H] float32.
+        head: [P, K, H] float32.
+        head_bias: [P, K] float32.
+        gram: [P, H, H] float32, G = basis basis^T, computed in float64 from the stored (rounded) basis.
+        activation: [P, H] int32.
+        threshold: [P, H] float32.
+        gate_unit: [P, H] int32.
+        sizes: [P, 3] int32, the true (r, m, K) of each slot.
+        cpu_sizes: The same on the CPU, (0, 0, 0) for an empty slot.
+        cpu_slots: The CPU path's form of the slots it has used, forgotten by `load` and `clear`.
     """
 
     basis: Tensor
@@ -103,7 +116,19 @@ class ProbeTables:
         weight_dtype: torch.dtype,
         device: torch.device | str,
     ) -> ProbeTables:
-        """Allocate empty slots; raises ValueError on a size below 1."""
+        """Allocate empty slots.
+
+        Args:
+            num_slots: P.
+            max_width: H, the most rows a basis or a second layer may have.
+            max_labels: K, the most labels a head may have.
+            hidden_size: d.
+            weight_dtype: Of the basis; everything else is float32.
+            device: Where kernels run.
+
+        Raises:
+            ValueError: A size is below 1.
+        """
         require_positive(
             num_slots=num_slots, max_width=max_width, max_labels=max_labels, hidden_size=hidden_size
         )
@@ -155,7 +180,13 @@ class ProbeTables:
     def load(self, slot: int, weights: SlotWeights) -> None:
         """Copy weights into a slot, in place, zero padding what they do not fill.
 
-        Raises ValueError naming the field whose shape, size or values do not fit; the slot is then unchanged.
+        Args:
+            slot: 0 to num_slots - 1; what it held before is gone.
+            weights: Those of one method.
+
+        Raises:
+            ValueError: A field's shape, size or values do not fit; the message names it, and the slot is
+                unchanged.
         """
         self._check_slot(slot)
         given = weights.given()

@@ -22,18 +22,19 @@ class Workspace:
     """Scratch for one stage of one layer at a time. Contents are undefined between operations, but for
     is_open, which a CONDITION writes and the next stage of the same layer reads, and dropped.
 
-    partial: flat float32, room for num_partials(T) * T * width sums of shrink for any T up to max_tokens.
-    square: flat float32, room for num_partials(T) * T sums of |x|^2.
-    pre_activation: [max_tokens, width] float32, z1.
-    upper: [max_tokens, width] float32, the readout masked by the second hidden layer.
-    step: [max_tokens, width] float32, one step's hidden gradient times its size.
-    logits: [max_tokens, num_labels] float32, logits and what the loss makes of them.
-    coefficients: [max_tokens, width] float32, s: what expand multiplies the basis's rows by.
-    keep: [max_tokens] float32, x' = keep * (x - basis^T s).
-    is_open: [max_tokens] int32, 1 where the next stage of a row is open.
-    steps: [max_tokens] int32, gradient steps taken, 0 where a condition shut the token out, DROPPED where the
-        edit was dropped, else -1.
-    dropped: [1] int64, edits dropped since the workspace was made; operations only add to it.
+    Attributes:
+        partial: flat float32, room for num_partials(T) * T * width sums of shrink for any T up to max_tokens.
+        square: flat float32, room for num_partials(T) * T sums of |x|^2.
+        pre_activation: [max_tokens, width] float32, z1.
+        upper: [max_tokens, width] float32, the readout masked by the second hidden layer.
+        step: [max_tokens, width] float32, one step's hidden gradient times its size.
+        logits: [max_tokens, num_labels] float32, logits and what the loss makes of them.
+        coefficients: [max_tokens, width] float32, s: what expand multiplies the basis's rows by.
+        keep: [max_tokens] float32, x' = keep * (x - basis^T s).
+        is_open: [max_tokens] int32, 1 where the next stage of a row is open.
+        steps: [max_tokens] int32, gradient steps taken, 0 where a condition shut the token out, DROPPED where
+            the edit was dropped, else -1.
+        dropped: [1] int64, edits dropped since the workspace was made; operations only add to it.
     """
 
     partial: Tensor
@@ -52,7 +53,17 @@ class Workspace:
     def allocate(
         cls, max_tokens: int, width: int, device: torch.device | str, num_labels: int = 1
     ) -> Workspace:
-        """Room for max_tokens tokens at the tables' width and num_labels; ValueError on a size below 1."""
+        """Allocate scratch.
+
+        Args:
+            max_tokens: Tokens of the largest step, padding included.
+            width: H, as the tables'.
+            device: Where kernels run.
+            num_labels: K, as the tables'.
+
+        Raises:
+            ValueError: A size is below 1, or larger than the kernels can address.
+        """
         for name, size in (("max_tokens", max_tokens), ("width", width), ("num_labels", num_labels)):
             if size < 1:
                 raise ValueError(f"{name}: must be at least 1, got {size}")

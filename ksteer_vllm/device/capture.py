@@ -18,6 +18,9 @@ class Capture:
     """Collects x = hidden + residual at the output of some layers, before any edit there.
 
     Runs in eager engines only (a compiled graph would freeze which tokens are recorded).
+
+    Args:
+        layers: Decoder blocks that are recorded.
     """
 
     def __init__(self, layers: Sequence[int]) -> None:
@@ -41,8 +44,10 @@ class Capture:
     ) -> None:
         """Find this step's tokens to record.
 
-        Requests in the order of the step's token axis, each with the tokens it computes in this step and
-        those computed before (its first position in this step).
+        Args:
+            request_ids: In the order of the step's token axis.
+            num_scheduled: Tokens each request computes in this step.
+            num_computed: Tokens it has computed before: its first position in this step.
         """
         self._step = []
         tokens: list[Tensor] = []
@@ -62,7 +67,13 @@ class Capture:
         self._tokens = None
 
     def record(self, hidden: Tensor, residual: Tensor | None, layer: int) -> None:
-        """Keep this layer's residual stream for the tokens of this step that were asked for."""
+        """Keep this layer's residual stream for the tokens of this step that were asked for.
+
+        Args:
+            hidden: [T, d], any float dtype.
+            residual: [T, d] or None.
+            layer: The decoder block's index.
+        """
         if self._tokens is None or layer not in self.layers:
             return
         tokens = self._tokens.to(hidden.device)
@@ -74,9 +85,13 @@ class Capture:
             self._rows.setdefault((capture_id, layer), []).append((position, piece))
 
     def take(self, ids: Collection[str] | None = None) -> bytes:
-        """What was recorded so far, as safetensors: "LAYER/ID" -> [tokens, d] float32; it is kept no longer.
+        """What was recorded so far; it is kept no longer.
 
-        ids: of finished requests; None: everything.
+        Args:
+            ids: Of finished requests; None: everything.
+
+        Returns:
+            safetensors, "LAYER/ID" -> [tokens, d] float32.
         """
         taken = [key for key in self._rows if ids is None or key[0] in ids]
         return save_tensors(

@@ -26,9 +26,12 @@ MAX_KNOWN_EDITS = 4096
 class RequestRows:
     """What a request's row holds.
 
-    cells: (layer, stage) -> settings. windows: stage -> four absolute positions; fades: stage -> (start,
-    length), length 0: none. edit_at: (layer, stage) -> index of the request's edit. divisors: stage -> what
-    the strength of prompt tokens is divided by, if by anything.
+    Attributes:
+        cells: (layer, stage) -> settings.
+        windows: Stage -> four absolute positions, as `RowTables.windows`.
+        fades: Stage -> (start, length); length 0: none.
+        edit_at: (layer, stage) -> index of the request's edit.
+        divisors: Stage -> what the strength of prompt tokens is divided by, if by anything.
     """
 
     cells: dict[tuple[int, int], RowSettings]
@@ -42,8 +45,17 @@ class ProbePool:
     """Holds probes in slots, by digest, and turns admitted specs into rows.
 
     A spec costs its readouts, whatever it targets: a thousand target/avoid mixes share the weights. The
-    configured probes are there from the start; others come and go while the engine runs, in place, since
-    captured CUDA graphs keep the tables' addresses. Raises ProbeError for a folder that has changed.
+    configured probes are there from the start; others are loaded and unloaded while the engine runs, in
+    place, since captured CUDA graphs keep the tables' addresses.
+
+    Args:
+        config: Resolved engine options.
+        hidden_size: Size d of the residual stream.
+        weight_dtype: Of the slots' basis; everything else is float32.
+        device: Where the model runs.
+
+    Raises:
+        ProbeError: A configured probe's folder cannot be read or has changed, or the tables are too small.
     """
 
     def __init__(
@@ -82,7 +94,13 @@ class ProbePool:
     def load(self, path: str, digest: str) -> None:
         """Read a probe into free slots; one that is resident already stays as it is.
 
-        Raises ProbeError (damaged, another digest, too wide), PoolFullError. Nothing has changed then.
+        Args:
+            path: Its folder.
+            digest: What the folder must hold.
+
+        Raises:
+            ProbeError: It is damaged, has another digest, or is too wide. Nothing has changed.
+            PoolFullError: Too few slots are free. Nothing has changed.
         """
         if digest in self._programs:
             return

@@ -91,8 +91,11 @@ class ReportStore:
     ) -> None:
         """Find this step's tokens of reporting requests.
 
-        Requests in the order of the step's token axis, each with the tokens it computes in this step;
-        positions [>= sum(num_scheduled)] int64: their absolute positions, read back only where asked for.
+        Args:
+            request_ids: In the order of the step's token axis.
+            num_scheduled: Tokens each request computes in this step.
+            positions: [>= sum(num_scheduled)] int64, absolute, on any device; read back only for tokens of
+                reporting requests.
         """
         self._tokens = None
         if not self._running:
@@ -140,10 +143,15 @@ class ReportStore:
     ) -> None:
         """Keep what happened to some tokens of this step at one layer. Tensors on the CPU.
 
-        tokens [n] int64: indices into the step's tokens; those of other requests are passed over.
-        edit_index_of_token [n] int64: which of its request's edits it was. shift [n] float32: |x'-x| / |x|,
-        NaN where the edit was dropped; steps [n] int32: negative where there are none. before, after [n, K]
-        float32: probabilities of the labels of the probe with that digest, or None both.
+        Args:
+            layer: The decoder block's index.
+            edit_index_of_token: [n] int64, which of its request's edits it was.
+            tokens: [n] int64, indices into the step's tokens; those of other requests are passed over.
+            shift: [n] float32, |x' - x| / |x|, NaN where the edit was dropped.
+            steps: [n] int32, negative where there are none.
+            before: [n, K] float32, probabilities of the labels at x, or None.
+            after: The same at x'; None if before is.
+            digest: Of the probe whose labels they are.
         """
         if self._tokens is None:
             return
@@ -167,10 +175,16 @@ class ReportStore:
             rows.write(positions[group], values[group])
 
     def take(self, request_id: str, num_tokens: int) -> bytes:
-        """The records of a request at positions below num_tokens, and forget it; b"" if there are none.
+        """Hand over a request's records, and forget it.
 
-        safetensors: "EDIT/LAYER/positions/DIGEST" [n] int64 and "EDIT/LAYER/values/DIGEST" [n, 2 + 2K]
-        float32, whose columns are shift, steps, probabilities before, probabilities after.
+        Args:
+            request_id: Of a request that has finished.
+            num_tokens: Records of later positions are left out: the request ended before them.
+
+        Returns:
+            safetensors, "EDIT/LAYER/positions/DIGEST" [n] int64 and "EDIT/LAYER/values/DIGEST" [n, 2 + 2K]
+            float32, whose columns are shift, steps, probabilities before, probabilities after; b"" if there
+            are no records.
         """
         records = self._running.pop(request_id, None)
         if records is None:

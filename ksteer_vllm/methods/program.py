@@ -34,8 +34,13 @@ class PlannedRow:
 
 
 class FamilyProgram(ABC):
-    """One probe's slots and rows. A family implements `slots_at` and `row`, and `condition` if a
-    condition can be put on its labels."""
+    """One probe's slots and rows.
+
+    A family implements `slots_at` and `row`, and `condition` if a condition can be put on its labels.
+
+    Args:
+        probe: Of this family.
+    """
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
@@ -52,7 +57,15 @@ class FamilyProgram(ABC):
         }
 
     def row_at(self, edit: Mapping[str, Any], layer: int) -> PlannedRow:
-        """The row of a canonical edit at a layer."""
+        """What an edit does at a layer.
+
+        Args:
+            edit: Canonical.
+            layer: The decoder block.
+
+        Returns:
+            Settings whose slot is still `UNPLACED`, and the key of their slot in `slots`.
+        """
         own = layer if self.metadata.layers else None
         row = self.row(edit, self.tensors(own), layer)
         return PlannedRow(_key(row.slot, own), row.settings)
@@ -73,18 +86,45 @@ class FamilyProgram(ABC):
 
     @abstractmethod
     def slots_at(self, tensors: Mapping[str, Tensor]) -> dict[str, SlotWeights]:
-        """Slots by name, from one layer's tensors."""
+        """The weights of one layer.
+
+        Args:
+            tensors: The probe's at that layer, float64.
+
+        Returns:
+            Name -> what a device slot holds.
+        """
 
     @abstractmethod
     def row(self, edit: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: int) -> PlannedRow:
-        """The row of a canonical edit; the slot by its name in `slots_at`."""
+        """What an edit does, in the space of a slot's basis.
+
+        Args:
+            edit: Canonical.
+            tensors: The probe's at that layer, float64.
+            layer: The decoder block, for settings that depend on it.
+
+        Returns:
+            Settings, and the slot by its name in `slots_at`.
+        """
 
     def condition(self, condition: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PlannedRow:
-        """A CONDITION row for {"label", "above" or "below"}. Raises SpecError if the family has none."""
+        """Where an edit under this condition acts.
+
+        Args:
+            condition: Canonical: "label", and "above" or "below".
+            tensors: The probe's at that layer, float64.
+
+        Returns:
+            A CONDITION row.
+
+        Raises:
+            SpecError: No condition can be put on the labels of this family.
+        """
         raise SpecError("condition.probe", f"family {self.metadata.family!r} cannot be a condition")
 
     def weights(self, edit: Mapping[str, Any]) -> Tensor:
-        """c [K]: +w on avoid labels, -w on target labels."""
+        """c [K] float64 of the loss L = c . f (arXiv 2505.24535): +w on avoid labels, -w on target labels."""
         c = torch.zeros(len(self.index), dtype=torch.float64)
         for side, sign in (("avoid", 1.0), ("target", -1.0)):
             for label, weight in edit.get(side, {}).items():

@@ -16,10 +16,12 @@ from ksteer_kernels.reference.mlp import MLPWeights
 class FlowResult:
     """Where n tokens ended and how they got there; all tensors on the CPU.
 
-    x [n, d] float64: x(budget).  s [n, h1] float64: x = x(0) - W1^T s.
-    kinks [n] int64: how often the path met a kink, to cross it or to slide along it.
-    sliding_time [n] float64: time spent sliding along kinks, of the time integrated exactly.
-    fell_back [n] bool: the rest of the budget was spent in Euler steps, so the end is not exact.
+    Attributes:
+        x: [n, d] float64, x(budget).
+        s: [n, h1] float64; x = x(0) - W1^T s.
+        kinks: [n] int64, how often the path met a kink, to cross it or to slide along it.
+        sliding_time: [n] float64, time spent sliding along kinks, of the time integrated exactly.
+        fell_back: [n] bool; the rest of the budget was spent in Euler steps, so the end is not exact.
     """
 
     x: Tensor
@@ -45,11 +47,20 @@ def flow(
 ) -> FlowResult:
     """Solve dx/dt = -grad L(x) over 0 <= t <= budget from kink to kink, in float64, token by token.
 
-    x [n, d], label_weights c [K], L = c . f as in `steering_loss`. n steps of `gradient_steps` with
-    alpha = budget / n end near the same place, and nearer for larger n. `path.py` has the formulas.
-    A token that meets more than max_kinks kinks, or a corner that leaves its way open, spends the rest of its
-    budget in fallback_steps Euler steps. An oracle for tests and measurements: O(h1 h2) per kink in NumPy.
-    Raises ValueError for a negative or infinite budget and for x that is not [n, d] and finite.
+    n steps of `gradient_steps` with alpha = budget / n end near the same place, and nearer for larger n.
+    `path.py` has the formulas. An oracle for tests and measurements: O(h1 h2) per kink in NumPy.
+
+    Args:
+        x: [n, d], any float dtype.
+        probe: f, whose weights may have any float dtype.
+        label_weights: c [K]; L = c . f as in `steering_loss`.
+        budget: The time to follow the flow for: alpha * num_steps of the steps it is the limit of.
+        max_kinks: A token that meets more, or a corner that leaves its way open, spends the rest of its
+            budget in Euler steps.
+        fallback_steps: How many.
+
+    Raises:
+        ValueError: The budget is negative or infinite, or x is not [n, d] and finite.
     """
     if not 0 <= budget < float("inf"):
         raise ValueError(f"budget: must be finite and at least 0, got {budget}")

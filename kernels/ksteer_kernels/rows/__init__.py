@@ -26,14 +26,20 @@ def token_rows_(
 
     Never waits for the device.
 
-    out: [S, >= num_tokens] int32; everything from num_tokens on becomes -1.
-    gain: like out, float32: the part of the strength that fading leaves, 1 without a fade, over the row's
-        divisor in its first window. A token that has faded out altogether is not steered.
-    positions: [>= num_tokens] int64, absolute position of each token in its request.
-    query_start_loc: [>= num_reqs + 1] int32; token t belongs to request i iff
-        query_start_loc[i] <= t < query_start_loc[i + 1].
-    request_rows: [num_reqs] int32 or int64, the row of each request, -1 for one that is not steered.
-    Raises ValueError when the shapes do not fit or the backend is unknown.
+    Args:
+        out: [S, >= num_tokens] int32, written to; everything from num_tokens on becomes -1.
+        gain: Like out, float32, written to: the part of the strength that fading leaves, 1 without a fade,
+            over the row's divisor in its first window. A token that has faded out altogether is not steered.
+        positions: [>= num_tokens] int64, absolute position of each token in its request.
+        query_start_loc: [>= num_reqs + 1] int32; token t belongs to request i iff
+            query_start_loc[i] <= t < query_start_loc[i + 1].
+        request_rows: [num_reqs] int32 or int64, the row of each request, -1 for one that is not steered.
+        rows: Windows, fades and divisors of the rows.
+        num_tokens: Tokens of the step, without padding.
+        backend: Plain torch (NumPy on a CPU), or a Triton kernel.
+
+    Raises:
+        ValueError: The shapes do not fit, or the backend is unknown.
     """
     if num_tokens < 0 or num_tokens > out.shape[1] or num_tokens > positions.shape[0]:
         raise ValueError(

@@ -32,18 +32,30 @@ def steer_(
 ) -> None:
     """Apply every stage of every row at one layer to its tokens, in order, in place on `hidden`.
 
-    hidden: [T, d], any float dtype; only active tokens change, every other token keeps its bits.
-    residual: [T, d] or None, read only; the residual stream is x = hidden + residual in float32.
-    token_row: [S, >= T] int32 (or [>= T] for one stage), the request row of each token, -1: unsteered.
-    gain: like token_row, float32; what is left of a fading strength. None: all of it.
-    layer: open layer index into the row tables.
-    workspace: scratch of the "triton" backend, which needs it; the "torch" backend ignores it.
-    reports: where the "triton" backend writes what edits with Flag.REPORT did; the torch path reports through
-        `steer_groups_`.
-    use_native: the "torch" backend may run plain gradient steps in the native kernel, where there is one.
+    With B the basis of a token's slot and phi its program (K-Steering, arXiv 2505.24535, Algorithms 1 and 2;
+    README.md has the other methods'):
+
+        p = B x        s = phi(p)        x' = x - B^T s
+
     A token is active in a stage iff it has a row there, the row has a slot at this layer, its strength is not
-    0 and, for GRADIENT, num_steps is above 0. Raises ValueError on shapes that do not fit or an unknown
-    backend. Source: K-Steering, arXiv 2505.24535, Algorithms 1 and 2; README.md for the other programs.
+    0 and, for GRADIENT, num_steps is above 0. Every other token keeps its bits.
+
+    Args:
+        hidden: [T, d], any float dtype; written to.
+        residual: [T, d] or None; the residual stream is x = hidden + residual in float32.
+        token_row: [S, >= T] int32 (or [>= T] for one stage), the request row of each token, -1: unsteered.
+        probes: What is loaded, by slot.
+        rows: What is asked for, by layer, stage and row.
+        layer: Its place among the open layers of `rows`.
+        gain: Like token_row, float32; what is left of a fading strength. None: all of it.
+        workspace: Scratch of the "triton" backend, which needs it; the "torch" backend ignores it.
+        reports: Where the "triton" backend writes what edits with Flag.REPORT did; the "torch" backend
+            reports through `steer_groups_`.
+        use_native: Let the "torch" backend run plain gradient steps in the native kernel, where there is one.
+        backend: Plain torch, or Triton's kernels.
+
+    Raises:
+        ValueError: Shapes do not fit, the backend is unknown, or it lacks its workspace.
     """
     token_row = token_row.view(-1, token_row.shape[-1])
     gain = None if gain is None else gain.view(-1, gain.shape[-1])

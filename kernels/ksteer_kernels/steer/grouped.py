@@ -21,11 +21,15 @@ from ksteer_kernels.tables import ProbeTables
 
 @dataclass(frozen=True)
 class EditRecord:
-    """What a stage did to some tokens, for reports; all [n] and on the device of hidden.
+    """What a stage did to some tokens, for reports; tensors are on the device of hidden.
 
-    slot; tokens: int64 token indices; shift: |x' - x| / |x|, NaN where the edit was dropped, infinite where
-    beyond float32; steps: int32, -1 where a program has none, DROPPED where the edit was dropped; before,
-    after: [n, K] logits of the slot's probe, or None.
+    Attributes:
+        slot: Of their rows.
+        tokens: [n] int64 token indices.
+        shift: [n] float32, |x' - x| / |x|; NaN where the edit was dropped, infinite where beyond float32.
+        steps: [n] int32; -1 where a program has none, DROPPED where the edit was dropped.
+        before: [n, K] float32, the logits of the slot's probe at x; None for a slot without a head.
+        after: The same at x'.
     """
 
     slot: int
@@ -50,13 +54,23 @@ def steer_groups_(
     use_native: bool = True,
     count_dropped: Callable[[int], None] | None = None,
 ) -> Tensor | None:
-    """Edit the groups' tokens of hidden [T, d] in place; float32 throughout, one rounding at the end.
+    """Edit the tokens of one stage's groups in place; float32 throughout, one rounding at the end.
 
-    An empty slot edits nothing and opens nothing. is_open: [T] bool, what the stage before returned.
-    record is called for groups with REPORT tokens; count_dropped, with their number, for groups with tokens
-    whose edit was dropped, because their activations or their edit were not finite.
-    use_native: plain gradient steps may run in the native kernel, where there is one.
-    Returns the is_open of the next stage if a group was a CONDITION, else None.
+    An empty slot edits nothing and opens nothing.
+
+    Args:
+        hidden: [T, d], any float dtype; written to.
+        residual: [T, d] or None; the residual stream is x = hidden + residual.
+        probes: What is loaded, by slot.
+        groups: Of `plan_groups`, for this layer and stage.
+        is_open: [T] bool, what the stage before returned.
+        record: Called for groups with REPORT tokens.
+        use_native: Let plain gradient steps run in the native kernel, where there is one.
+        count_dropped: Called with the number of a group's tokens whose edit was dropped, because their
+            activations or their edit were not finite.
+
+    Returns:
+        The is_open of the next stage if a group was a CONDITION, else None.
     """
     opened: Tensor | None = None
     for group in groups:

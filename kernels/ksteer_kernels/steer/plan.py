@@ -48,9 +48,14 @@ class PlannedGroup:
 def plan_groups(
     token_row: Tensor, rows: RowTables, entry: int, num_tokens: int, gain: Tensor | None = None
 ) -> list[PlannedGroup]:
-    """Group the active tokens among the first num_tokens for one entry; empty when nobody is steered.
+    """Group the active tokens for one entry; empty when nobody is steered. Reads the tables on the CPU.
 
-    token_row: [>= num_tokens] int32; gain: [>= num_tokens] float32 or None. Reads the tables on the CPU.
+    Args:
+        token_row: [>= num_tokens] int32, the request row of each token, -1: unsteered.
+        rows: What is asked for.
+        entry: layer * num_stages + stage.
+        num_tokens: How many tokens to look at.
+        gain: [>= num_tokens] float32, what is left of a fading strength; None: all of it.
     """
     planned = []
     for group in active_groups(token_row, rows, entry, num_tokens):
