@@ -53,8 +53,4 @@ $(PARITY_READY): $(READY) packaging/parity.sh
 	@touch $@
 
 clean:
-<<<<<<< HEAD
-	rm -rf $(VENV) $(OUT) site
-=======
-	rm -rf $(VENV) $(PARITY) $(OUT)
->>>>>>> eacfdb2 (GGUF files are read by the package gguf; the converters' parity with the packages they read runs in an environment that has them; the extra is called workbench)
+	rm -rf $(VENV) $(PARITY) $(OUT) site
