@@ -1,7 +1,7 @@
 """`KSteering`: fit a classifier, steer with it, save it, by k-steering's names and with its defaults.
 
 By default what the package gets wrong is right here; `compat="pip-0.1.2"` repeats it as it is (see
-`ksteer_vllm/compat/README.md`).
+`docs/coming-from-k-steering.md`).
 """
 
 from __future__ import annotations

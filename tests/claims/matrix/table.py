@@ -1,4 +1,4 @@
-"""The feature matrix: `python -m tests.claims.matrix.table` prints it from matrix.toml."""
+"""The feature matrix of matrix.toml as Markdown, which `python -m docs.generate` puts into its page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 ROOT = Path(__file__).resolve().parents[3]
-BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
-"""What surrounds the table in the README."""
 
 
 class Row(BaseModel):
@@ -35,14 +33,6 @@ def table() -> str:
     lines = ["| feature | outcome | test |", "|---|---|---|"]
     for row in rows():
         outcome = f"{row.outcome}: {row.note}" if row.note else row.outcome
-        tests = f"`{_short(row.tests[0])}`" + (f" and {more} more" if (more := len(row.tests) - 1) else "")
+        tests = f"`{row.tests[0]}`" + (f" and {more} more" if (more := len(row.tests) - 1) else "")
         lines.append(f"| {row.feature} | {outcome} | {tests} |")
     return "\n".join(lines) + "\n"
-
-
-def _short(test: str) -> str:
-    return test.removeprefix("tests/")
-
-
-if __name__ == "__main__":
-    print(table(), end="")
