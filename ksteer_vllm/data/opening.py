@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ksteer_vllm.data.dataset import TaskDataset
-from ksteer_vllm.data.predefined import PREDEFINED, STYLED, demo_task, styled_task
+from ksteer_vllm.data.predefined import BUNDLED, PREDEFINED, STYLED, bundled_task, styled_task
 from ksteer_vllm.data.tables import Columns
 from ksteer_vllm.errors import DataError, UsageError, listing
 
@@ -41,8 +41,8 @@ def open_task(
         raise UsageError(f"columns: {name!r} is no table; leave them out")
     if name in STYLED:
         return styled_task(name, questions=questions, max_questions=max_questions, labels=labels)
-    if name == "demo":
-        return demo_task(labels=labels)
+    if name in BUNDLED:
+        return bundled_task(name, labels=labels)
     columns = columns or Columns()
     if labels:
         columns = columns.model_copy(update={"labels": tuple(labels)})

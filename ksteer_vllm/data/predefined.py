@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Final
 
 from ksteer_vllm.data.dataset import TaskDataset
@@ -12,10 +13,7 @@ from ksteer_vllm.data.rows import LabelledRow, Message
 from ksteer_vllm.data.styles import DEBATES, TONES
 from ksteer_vllm.errors import DataError, listing
 
-__all__ = ["PREDEFINED", "STYLED", "Questions", "demo_task", "read_questions", "styled_task"]
-
-DEMO_PROMPTS: Final = 100
-"""Held-out questions of the demo language for calibration, and as many for evaluation."""
+__all__ = ["BUNDLED", "PREDEFINED", "STYLED", "Questions", "bundled_task", "styled_task"]
 
 _QUESTION_COLUMNS = ("text", "question", "prompt")
 
@@ -32,7 +30,10 @@ STYLED: Final = {
     "tones": Questions(("Narmeen07/tone_agnostic_questions", "withmartian/TONEBANK"), TONES),
     "debates": Questions(("Narmeen07/debate_style_agnostic_questions", "withmartian/DEBATEMIX"), DEBATES),
 }
-PREDEFINED: Final = (*STYLED, "demo")
+BUNDLED: Final = {"demo": "ksteer_vllm.demo.task:demo_task"}
+"""name -> module:function of a task that brings its own rows; imported when it is opened."""
+
+PREDEFINED: Final = (*STYLED, *BUNDLED)
 
 
 def styled_task(
@@ -61,24 +62,10 @@ def styled_task(
     return TaskDataset.of(name, rows, labels=labels or tuple(task.styles))
 
 
-def demo_task(*, labels: Sequence[str] = ()) -> TaskDataset:
-    """The demo language of the shipped model, with its replies and its exact reader."""
-    from ksteer_vllm.demo.corpus import HeldOut, held_out_questions
-    from ksteer_vllm.demo.lexicon import TONES as DEMO_TONES
-    from ksteer_vllm.demo.run import DemoPlan, labelled_text
-
-    splits: dict[str, HeldOut] = {"calibration": "calibration", "evaluation": "test"}
-    prompts = {
-        part: [(Message(role="user", content=q.text),) for q in held_out_questions(split)[:DEMO_PROMPTS]]
-        for part, split in splits.items()
-    }
-    rows = labelled_text(DemoPlan())
-    return TaskDataset.of("demo", rows, labels=labels or DEMO_TONES, prompts=prompts, judge="reader")
-
-
-def read_questions(path: str | Path) -> list[str]:
-    """The distinct questions of a file, in its order. Raises DataError."""
-    return list(_from_file(Path(path)))
+def bundled_task(name: str, *, labels: Sequence[str] = ()) -> TaskDataset:
+    """The task that BUNDLED has under this name; labels: those to take, default: all."""
+    task: TaskDataset = resolve_name(BUNDLED[name])(labels=labels)
+    return task
 
 
 def _from_file(path: Path) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shlex
 import shutil
 import time
@@ -15,10 +14,10 @@ from typing import Any
 from rich.console import Console
 
 from ksteer_vllm.bench.engines import stop_engine
-from ksteer_vllm.data.rows import LabelledRow, write_rows
+from ksteer_vllm.data.rows import write_rows
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.demo.calibrate import METHODS, RULE, Calibration, calibrate
-from ksteer_vllm.demo.corpus import held_out_questions, make_example, prompt_messages, train_questions
+from ksteer_vllm.demo.corpus import held_out_questions, prompt_messages
 from ksteer_vllm.demo.generate import (
     ENGINE_OPTIONS,
     PROBE_NAME,
@@ -39,6 +38,7 @@ from ksteer_vllm.demo.results import (
     results_table,
     summarise,
 )
+from ksteer_vllm.demo.task import labelled_text
 from ksteer_vllm.fit.heldout import heldout_table
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows
 from ksteer_vllm.fit.train import FitPlan
@@ -56,7 +56,7 @@ COMBINATIONS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """Sizes of one run. Replies of the labelled text show one, two or three tones, equally often."""
+    """Sizes of one run; rows: of the labelled text."""
 
     rows: int = 1500
     layer: int = 2
@@ -76,7 +76,7 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     shutil.copytree(model, out / "model", dirs_exist_ok=True)
-    rows = labelled_text(plan)
+    rows = labelled_text(plan.rows, seed=plan.seed)
     write_rows(out / "data.jsonl", rows)
     console.print(f"model {out / 'model'}; {len(rows)} labelled replies in {out / 'data.jsonl'}")
     probe = fit_probe_to_rows(
@@ -120,26 +120,6 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
     _write_results(out, plan, probe, calibrations, table, claims, seconds)
     _print_next_steps(out, replies[0].ask.question.text, seconds["total"], console)
     return all(claim.holds for claim in claims)
-
-
-def labelled_text(plan: DemoPlan) -> list[LabelledRow]:
-    """Chats on training questions; the instruction asks for the tones the reply shows: its labels."""
-    rng = random.Random(plan.seed + 1)
-    questions = train_questions()
-    rows = []
-    for _ in range(plan.rows):
-        tones = frozenset(rng.sample(TONES, rng.choice((1, 2, 3))))
-        example = make_example(rng.choice(questions), rng, instructed=True, tones=tones)
-        rows.append(
-            LabelledRow.model_validate(
-                {
-                    "prompt": prompt_messages(example.question.text, example.instruction),
-                    "reply": example.reply,
-                    "labels": [tone for tone in TONES if tone in tones],
-                }
-            )
-        )
-    return rows
 
 
 def final_asks(plan: DemoPlan, alphas: dict[Method, float]) -> list[Ask]:

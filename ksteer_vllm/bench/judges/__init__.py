@@ -13,7 +13,7 @@ from ksteer_vllm.spec.families import load
 __all__ = ["JUDGES", "Judge", "Verdict", "described", "judge_for"]
 
 JUDGES = {
-    "reader": "ksteer_vllm.bench.judges.reader:ExactReader",
+    "reader": "ksteer_vllm.demo.judge:ExactReader",
     "probe": "ksteer_vllm.bench.judges.probe:EvaluationProbe",
     "openai": "ksteer_vllm.bench.judges.endpoint:Endpoint",
 }

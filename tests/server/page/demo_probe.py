@@ -10,7 +10,7 @@ from rich.console import Console
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.demo.generate import ENGINE_OPTIONS
 from ksteer_vllm.demo.lexicon import TONES
-from ksteer_vllm.demo.run import DemoPlan, labelled_text
+from ksteer_vllm.demo.task import labelled_text
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows
 from ksteer_vllm.fit.train import FitPlan
 
@@ -23,7 +23,7 @@ ALPHA = {"gradient": 0.8, "add": 0.3}
 def main(folder: Path) -> None:
     probe = fit_probe_to_rows(
         str(MODEL_DIR),
-        labelled_text(DemoPlan(rows=ROWS)),
+        labelled_text(ROWS),
         labels=TONES,
         layer=2,
         plan=FitPlan(epochs=EPOCHS, noise=1.0, width=64),

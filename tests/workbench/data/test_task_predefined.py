@@ -15,7 +15,7 @@ from ksteer_vllm.data.opening import open_task
 from ksteer_vllm.data.rows import Message
 from ksteer_vllm.data.styles import DEBATES, TONES
 from ksteer_vllm.demo.lexicon import TONES as DEMO_TONES
-from ksteer_vllm.demo.run import DemoPlan, labelled_text
+from ksteer_vllm.demo.task import labelled_text
 from ksteer_vllm.errors import DataError, UsageError
 
 
@@ -76,7 +76,7 @@ def test_questions_are_of_predefined_tasks_only(questions: Path) -> None:
 
 def test_the_demo_task_is_the_demos_text() -> None:
     dataset = open_task("demo")
-    assert dataset.rows == tuple(labelled_text(DemoPlan()))
+    assert dataset.rows == tuple(labelled_text())
     assert dataset.labels == DEMO_TONES
     assert dataset.judge == "reader"
     partition = dataset.partition(0)

@@ -13,7 +13,8 @@ from ksteer_vllm import Probe
 from ksteer_vllm.data.rows import read_rows
 from ksteer_vllm.demo.calibrate import METHODS, Point, _refined
 from ksteer_vllm.demo.lexicon import TONES
-from ksteer_vllm.demo.run import COMBINATIONS, DemoPlan, labelled_text, run_demo
+from ksteer_vllm.demo.run import COMBINATIONS, DemoPlan, run_demo
+from ksteer_vllm.demo.task import labelled_text
 
 PLAN = DemoPlan(rows=400, epochs=4, calibration_questions=2, test_questions=6)
 
@@ -22,7 +23,7 @@ PLAN = DemoPlan(rows=400, epochs=4, calibration_questions=2, test_questions=6)
 def test_the_demo_on_a_few_questions(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=118)
     run_demo(tmp_path, PLAN, console=console)
-    assert read_rows(tmp_path / "data.jsonl") == labelled_text(PLAN)
+    assert read_rows(tmp_path / "data.jsonl") == labelled_text(PLAN.rows, seed=PLAN.seed)
     assert (tmp_path / "model" / "config.json").exists()
     probe = Probe.load(tmp_path / "probe")
     assert probe.labels == TONES
