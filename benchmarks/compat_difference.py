@@ -171,8 +171,8 @@ def displacement(pip: Probe, other: Probe, x: Tensor) -> tuple[float, float]:
 
 def prompt_lengths(steering: KSteering, asked: Sequence[Question]) -> float:
     tokenizer = steering.llm.get_tokenizer()
-    rows = [LabelledRow(prompt=(Message(role="user", content=q.text),), labels=()) for q in asked]
-    return sum(len(encode_prompt(tokenizer, row)) for row in rows) / len(rows)
+    lengths = [len(encode_prompt(tokenizer, (Message(role="user", content=q.text),))) for q in asked]
+    return sum(lengths) / len(lengths)
 
 
 def typical_alpha(probe: Probe, x: Tensor) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ksteer_vllm.bench.jobs import Ask
 from ksteer_vllm.bench.scoring import Scorer
-from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.data.positions import encode_prompt
+from ksteer_vllm.data.rows import Prompt
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.report import report
 
@@ -99,17 +100,14 @@ def _generated(key: str, output: Any) -> _Generated:
     return _Generated(key, list(output.prompt_token_ids), tokens, value)
 
 
-def _encoded(llm: Any, asks: Any, room: int) -> dict[Any, list[int]]:
+def _encoded(llm: Any, asks: Iterable[Ask], room: int) -> dict[Prompt, list[int]]:
     """Prompt -> token ids. Raises UsageError for one that leaves no room for the reply."""
-    from ksteer_vllm.data.positions import encode_prompt
-
     tokenizer, most = llm.get_tokenizer(), llm.llm_engine.model_config.max_model_len
-    found: dict[Any, list[int]] = {}
+    found: dict[Prompt, list[int]] = {}
     for ask in asks:
         if ask.prompt in found:
             continue
-        row = LabelledRow(prompt=ask.prompt, reply=None, labels=())
-        found[ask.prompt] = encode_prompt(tokenizer, row)
+        found[ask.prompt] = encode_prompt(tokenizer, ask.prompt)
         if len(found[ask.prompt]) + room > most:
             raise UsageError(
                 f"prompt {ask.question[:60]!r} has {len(found[ask.prompt])} tokens, its reply needs {room}; "

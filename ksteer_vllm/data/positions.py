@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ksteer_vllm.data.chat import chat_text
-from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.data.rows import LabelledRow, Prompt
 from ksteer_vllm.errors import DataError, UsageError, listing
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "ReplyMean",
     "ReplyPositions",
     "Window",
+    "encode_prompt",
+    "encode_reply",
     "encode_row",
     "window_of",
 ]
@@ -99,7 +101,7 @@ class PromptLast(Window):
         return "P-1: the last token of the prompt"
 
     def of(self, tokenizer: Any, row: LabelledRow) -> tuple[list[int], int, int]:
-        prompt = encode_prompt(tokenizer, row)
+        prompt = encode_prompt(tokenizer, row.prompt)
         if not prompt:
             raise DataError("prompt: no tokens")
         return prompt, len(prompt) - 1, len(prompt)
@@ -147,13 +149,21 @@ def window_of(name: str) -> Window:
     return WINDOWS[name]
 
 
-def encode_prompt(tokenizer: Any, row: LabelledRow) -> list[int]:
-    """Token ids of the prompt, as in serving."""
-    if isinstance(row.prompt, str):
-        return list(tokenizer.encode(row.prompt))
-    return list(tokenizer.encode(chat_text(tokenizer, row.prompt), add_special_tokens=False))
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt, as in serving: a text as it is, a chat through the model's template.
+
+    Raises DataError if the model has no chat template, or it refuses the chat.
+    """
+    if isinstance(prompt, str):
+        return list(tokenizer.encode(prompt))
+    return list(tokenizer.encode(chat_text(tokenizer, prompt), add_special_tokens=False))
+
+
+def encode_reply(tokenizer: Any, reply: str) -> list[int]:
+    """Token ids of a reply's text, which is encoded apart from its prompt, as in serving."""
+    return list(tokenizer.encode(reply, add_special_tokens=False))
 
 
 def encode_row(tokenizer: Any, row: LabelledRow) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt and of the reply, as in serving: each is encoded on its own."""
-    return encode_prompt(tokenizer, row), list(tokenizer.encode(row.spoken, add_special_tokens=False))
+    """Token ids of the prompt and of the reply. Raises DataError as `encode_prompt`, or without a reply."""
+    return encode_prompt(tokenizer, row.prompt), encode_reply(tokenizer, row.spoken)

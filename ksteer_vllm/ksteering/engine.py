@@ -9,7 +9,8 @@ from typing import Any
 
 from ksteer_vllm.bench.engines import generation_params, start_engine, stop_engine
 from ksteer_vllm.bench.jobs import Ask, Reply
-from ksteer_vllm.data.rows import LabelledRow, Prompt
+from ksteer_vllm.data.positions import encode_prompt
+from ksteer_vllm.data.rows import Prompt
 
 __all__ = ["PROBE", "Engine"]
 
@@ -36,10 +37,7 @@ class Engine:
 
     def length_of(self, prompt: Prompt) -> int:
         """Tokens of a prompt."""
-        from ksteer_vllm.data.positions import encode_prompt
-
-        row = LabelledRow(prompt=prompt, reply=None, labels=())
-        return len(encode_prompt(self.llm.get_tokenizer(), row))
+        return len(encode_prompt(self.llm.get_tokenizer(), prompt))
 
     def run(self, asks: Sequence[Ask], sampling: Mapping[str, Any], *, score: bool = False) -> list[Reply]:
         """Replies to all asks, from one batch. score: with the unsteered model's likelihood of each."""

@@ -15,8 +15,7 @@ from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.engines import reading_params
 from ksteer_vllm.bench.jobs import Ask, Reply
 from ksteer_vllm.bench.journal import Journal
-from ksteer_vllm.data.positions import encode_row
-from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.data.positions import encode_prompt, encode_reply
 from ksteer_vllm.experiments.evaluation.side_effects import NextTokens, mean_kl
 from ksteer_vllm.report import report
 
@@ -69,8 +68,8 @@ class Reader:
         """The text of an unsteered reply; None if the reply is empty."""
         if not reply.text.strip():
             return None
-        row = LabelledRow(prompt=reply.ask.prompt, reply=reply.text, labels=())
-        prompt, tokens = encode_row(self._llm.get_tokenizer(), row)
+        tokenizer = self._llm.get_tokenizer()
+        prompt, tokens = encode_prompt(tokenizer, reply.ask.prompt), encode_reply(tokenizer, reply.text)
         return ForcedText(tuple(prompt), tuple(tokens[:MAX_POSITIONS])) if tokens else None
 
     def read(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.engines import reading_params, take_captures
 from ksteer_vllm.bench.jobs import Reply
-from ksteer_vllm.data.positions import encode_row
-from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.data.positions import encode_prompt, encode_reply
 from ksteer_vllm.experiments.evaluation.metrics import UNSTEERED
 from ksteer_vllm.spec.capture import capture_window
 
@@ -40,15 +39,14 @@ def worth_a_point(replies: Sequence[Reply], variants: Collection[str]) -> list[R
 def mean_streams(bench: Bench, replies: Sequence[Reply], layer: int) -> Tensor:
     """[N, d] float32: the mean over a reply's positions of the residual stream after the layer, unsteered.
 
-    The bench must capture at the layer. Raises DataError for a reply without text.
+    The bench must capture at the layer.
     """
     import torch
 
     tokenizer = bench.llm.get_tokenizer()
     prompts, sampling = [], []
     for index, reply in enumerate(replies):
-        row = LabelledRow(prompt=reply.ask.prompt, reply=reply.text, labels=())
-        prompt, tokens = encode_row(tokenizer, row)
+        prompt, tokens = encode_prompt(tokenizer, reply.ask.prompt), encode_reply(tokenizer, reply.text)
         window = capture_window(f"mean-{index}", len(prompt) - 1, len(prompt) + len(tokens))
         prompts.append({"prompt_token_ids": prompt + tokens})
         sampling.append(reading_params(capture=window))
