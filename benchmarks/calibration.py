@@ -104,19 +104,19 @@ class Engine:
         from vllm import SamplingParams
 
         from ksteer_vllm.bench.batch import run_batch
-        from ksteer_vllm.bench.jobs import Ask
+        from ksteer_vllm.bench.jobs import Job
 
-        def sampling(ask: Ask) -> Any:
+        def sampling(job: Job) -> Any:
             return SamplingParams(
-                temperature=0.0, max_tokens=work.tokens, ignore_eos=True, extra_args={"ksteer": ask.spec}
+                temperature=0.0, max_tokens=work.tokens, ignore_eos=True, extra_args={"ksteer": job.spec}
             )
 
-        asks = {}
+        jobs = {}
         for number, (index, layer, alpha) in enumerate(work.calls):
             spec = {"probe": "probe", "target": [LABELS[0]], "avoid": list(LABELS[1:]), "num_steps": STEPS}
-            asks[str(number)] = Ask(work.prompts[index], {**spec, "layers": [layer], "alpha": alpha})
-        found = dict(run_batch(self._llm, asks, sampling, work.tokens, self._scorer if scored else None))
-        return [found[key]["text"] for key in asks]
+            jobs[str(number)] = Job(work.prompts[index], {**spec, "layers": [layer], "alpha": alpha})
+        found = dict(run_batch(self._llm, jobs, sampling, work.tokens, self._scorer if scored else None))
+        return [found[key]["text"] for key in jobs]
 
 
 class Loop:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.toy.environment import Classifier
 from benchmarks.toy.pairs import Pairs, labelled
 from ksteer_kernels.reference.mlp import MLPWeights
-from ksteer_vllm.fit.edit_training import Edit, EditPlan, train_edit
+from ksteer_vllm.fit.edit_training import EditPlan, TrainableEdit, train_edit
 from ksteer_vllm.fit.methods.linear import LinearPlan, regressions
 from ksteer_vllm.fit.methods.loreft import LoReFT, LoReFTPlan
 from ksteer_vllm.fit.methods.lorest import LoReST, LoReSTPlan
@@ -111,7 +111,7 @@ class _Steered:
         return self.loss(rows, edit).item()
 
 
-E = TypeVar("E", bound=Edit)
+E = TypeVar("E", bound=TrainableEdit)
 
 
 def _start(pairs: Pairs, plan: EditPlan) -> tuple[int, float, torch.Generator]:

@@ -1,4 +1,4 @@
-"""Asks and the scoring of their replies, in one running batch of an engine."""
+"""Jobs and the scoring of their replies, in one running batch of an engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ksteer_vllm.bench.jobs import Ask
+from ksteer_vllm.bench.jobs import Job
 from ksteer_vllm.bench.scoring import Scorer
 from ksteer_vllm.data.positions import encode_prompt
 from ksteer_vllm.data.rows import Prompt
@@ -31,27 +31,27 @@ class _Generated:
 
 def run_batch(
     llm: Any,
-    asks: Mapping[str, Ask],
-    sampling: Callable[[Ask], Any],
+    jobs: Mapping[str, Job],
+    sampling: Callable[[Job], Any],
     max_tokens: int,
     scorer: Scorer | None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Key and reply (the fields of `Reply` but `ask`) of every ask, as they finish.
+    """Key and reply (the fields of `Reply` but `job`) of every job, as they finish.
 
-    As many requests are under way as the engine runs at once; a scoring request goes before the next ask,
+    As many requests are under way as the engine runs at once; a scoring request goes before the next job,
     so little is lost if the run is stopped. When the iterator is closed early, what is under way is aborted.
     """
     engine = llm.llm_engine
-    prompts = _encoded(llm, asks.values(), max_tokens + 1)
+    prompts = _encoded(llm, jobs.values(), max_tokens + 1)
     most = engine.vllm_config.scheduler_config.max_num_seqs
-    waiting = iter(asks.items())
+    waiting = iter(jobs.items())
     generating: dict[str, str] = {}
     scoring: dict[str, _Generated] = {}
 
     def start(count: int) -> None:
-        for key, ask in itertools.islice(waiting, count):
-            request = f"ask-{next(_ids)}"
-            engine.add_request(request, {"prompt_token_ids": prompts[ask.prompt]}, sampling(ask))
+        for key, job in itertools.islice(waiting, count):
+            request = f"job-{next(_ids)}"
+            engine.add_request(request, {"prompt_token_ids": prompts[job.prompt]}, sampling(job))
             generating[request] = key
 
     try:
@@ -100,17 +100,17 @@ def _generated(key: str, output: Any) -> _Generated:
     return _Generated(key, list(output.prompt_token_ids), tokens, value)
 
 
-def _encoded(llm: Any, asks: Iterable[Ask], room: int) -> dict[Prompt, list[int]]:
+def _encoded(llm: Any, jobs: Iterable[Job], room: int) -> dict[Prompt, list[int]]:
     """Prompt -> token ids. Raises UsageError for one that leaves no room for the reply."""
     tokenizer, most = llm.get_tokenizer(), llm.llm_engine.model_config.max_model_len
     found: dict[Prompt, list[int]] = {}
-    for ask in asks:
-        if ask.prompt in found:
+    for job in jobs:
+        if job.prompt in found:
             continue
-        found[ask.prompt] = encode_prompt(tokenizer, ask.prompt)
-        if len(found[ask.prompt]) + room > most:
+        found[job.prompt] = encode_prompt(tokenizer, job.prompt)
+        if len(found[job.prompt]) + room > most:
             raise UsageError(
-                f"prompt {ask.question[:60]!r} has {len(found[ask.prompt])} tokens, its reply needs {room}; "
+                f"prompt {job.question[:60]!r} has {len(found[job.prompt])} tokens, its reply needs {room}; "
                 f"the engine holds {most}: give a larger max_model_len or a smaller max_tokens"
             )
     return found

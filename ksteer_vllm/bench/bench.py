@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from rich.progress import Progress
 
 from ksteer_vllm.bench.engines import generation_params, start_engine, stop_engine
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import UsageError
@@ -79,14 +79,14 @@ class Bench:
 
     def run(
         self,
-        asks: Sequence[Ask],
+        jobs: Sequence[Job],
         *,
         journal: Journal | None = None,
         progress: Progress | None = None,
         description: str = "generating",
         score: bool = True,
     ) -> list[Reply]:
-        """The reply to every ask, in their order; equal asks are run once.
+        """The reply to every job, in their order; equal jobs are run once.
 
         All enter one continuous batch, and so does each reply's scoring. Every finished reply goes into the
         journal at once; those already there are not run again. score: False leaves nll and propensity out.
@@ -95,14 +95,14 @@ class Bench:
         from ksteer_vllm.bench.batch import run_batch
 
         scorer = self._scorer if score else None
-        keys = [self.key(ask, scored=scorer is not None) for ask in asks]
+        keys = [self.key(job, scored=scorer is not None) for job in jobs]
         values: dict[str, Any] = {}
-        pending: dict[str, Ask] = {}
-        for key, ask in zip(keys, asks, strict=True):
+        pending: dict[str, Job] = {}
+        for key, job in zip(keys, jobs, strict=True):
             if journal is not None and key in journal:
                 values[key] = journal[key]
             else:
-                pending.setdefault(key, ask)
+                pending.setdefault(key, job)
         task = progress.add_task(description, total=len(values) + len(pending)) if progress else None
         if progress is not None and task is not None:
             progress.advance(task, len(values))
@@ -112,17 +112,17 @@ class Bench:
                 journal.add(key, value)
             if progress is not None and task is not None:
                 progress.advance(task)
-        return [Reply(ask=ask, **values[key]) for key, ask in zip(keys, asks, strict=True)]
+        return [Reply(job=job, **values[key]) for key, job in zip(keys, jobs, strict=True)]
 
-    def key(self, ask: Ask, *, scored: bool = True) -> str:
-        """What the ask is filed under in a journal: itself, the digests of its probes, if it is scored."""
-        digests = {} if ask.spec is None else _named(ask.spec, self._digests)
-        text = json.dumps([ask.key, digests, scored], sort_keys=True)
+    def key(self, job: Job, *, scored: bool = True) -> str:
+        """What the job is filed under in a journal: itself, the digests of its probes, if it is scored."""
+        digests = {} if job.spec is None else _named(job.spec, self._digests)
+        text = json.dumps([job.key, digests, scored], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _sampling(self, ask: Ask) -> Any:
+    def _sampling(self, job: Job) -> Any:
         return generation_params(
-            temperature=self.temperature, max_tokens=self.max_tokens, seed=ask.seed, spec=ask.spec
+            temperature=self.temperature, max_tokens=self.max_tokens, seed=job.seed, spec=job.spec
         )
 
 

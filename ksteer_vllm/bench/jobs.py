@@ -10,11 +10,11 @@ from typing import Any
 
 from ksteer_vllm.data.rows import Message
 
-__all__ = ["Ask", "Reply"]
+__all__ = ["Job", "Reply"]
 
 
 @dataclass(frozen=True)
-class Ask:
+class Job:
     """One request.
 
     prompt: a text, or chat messages, which go through the model's chat template. spec: the request's
@@ -30,7 +30,7 @@ class Ask:
 
     @property
     def key(self) -> str:
-        """Names the ask in a journal: a digest of everything in it."""
+        """Names the job in a journal: a digest of everything in it."""
         prompt = (
             self.prompt if isinstance(self.prompt, str) else [m.model_dump(mode="json") for m in self.prompt]
         )
@@ -45,7 +45,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reply:
-    """The reply to an ask, and how the unsteered model and the evaluation probe read it.
+    """The reply to a job, and how the unsteered model and the evaluation probe read it.
 
     tokens: generated tokens, without the one that ends the reply. finished: it ended by itself. nll: mean
     negative log-likelihood per token, in nats, under the unsteered model, of the reply and, if it finished,
@@ -54,7 +54,7 @@ class Reply:
     shift: mean |x' - x| / |x| over steered tokens, if the spec asks for a report.
     """
 
-    ask: Ask
+    job: Job
     text: str
     tokens: int
     finished: bool

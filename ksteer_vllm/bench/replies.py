@@ -9,7 +9,7 @@ from typing import Any, Final
 from rich.progress import Progress
 
 from ksteer_vllm.bench.engines import generation_params, on_cpu, start_engine, stop_engine
-from ksteer_vllm.bench.jobs import Ask
+from ksteer_vllm.bench.jobs import Job
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.data.rows import LabelledRow, row_name
 from ksteer_vllm.errors import DataError
@@ -44,8 +44,8 @@ def generate_missing_replies(
     task = progress.add_task("generating replies", total=len(without)) if progress and without else None
     try:
         for attempt in range(ATTEMPTS):
-            asks = {
-                index: Ask(
+            jobs = {
+                index: Job(
                     prompt=rows[index].prompt,
                     seed=seed + index + attempt * len(rows),
                     tags={"max_tokens": max_tokens, "temperature": temperature},
@@ -54,8 +54,8 @@ def generate_missing_replies(
                 if index not in replies
             }
             known: Journal | dict[str, Any] = {} if journal is None else journal
-            texts = {a.key: known[a.key]["text"] for a in asks.values() if a.key in known}
-            todo = {ask.key: ask for ask in asks.values() if ask.key not in texts}
+            texts = {a.key: known[a.key]["text"] for a in jobs.values() if a.key in known}
+            todo = {job.key: job for job in jobs.values() if job.key not in texts}
             if progress is not None and task is not None:
                 progress.advance(task, sum(bool(text.strip()) for text in texts.values()))
             if todo and engine is None:
@@ -67,7 +67,7 @@ def generate_missing_replies(
                         journal.add(key, value)
                     if progress is not None and task is not None:
                         progress.advance(task, bool(value["text"].strip()))
-            replies |= {index: texts[ask.key] for index, ask in asks.items() if texts[ask.key].strip()}
+            replies |= {index: texts[job.key] for index, job in jobs.items() if texts[job.key].strip()}
     finally:
         if engine is not None:
             stop_engine(engine)
@@ -89,13 +89,13 @@ def _start_engine(model: str, engine_options: Mapping[str, Any] | None) -> Any:
 
 
 def _run(
-    engine: Any, asks: Mapping[str, Ask], max_tokens: int, temperature: float
+    engine: Any, jobs: Mapping[str, Job], max_tokens: int, temperature: float
 ) -> Generator[tuple[str, dict[str, Any]]]:
-    if not asks:
+    if not jobs:
         return
     from ksteer_vllm.bench.batch import run_batch
 
-    def sampling(ask: Ask) -> Any:
-        return generation_params(temperature=temperature, max_tokens=max_tokens, seed=ask.seed)
+    def sampling(job: Job) -> Any:
+        return generation_params(temperature=temperature, max_tokens=max_tokens, seed=job.seed)
 
-    yield from run_batch(engine, asks, sampling, max_tokens, None)
+    yield from run_batch(engine, jobs, sampling, max_tokens, None)

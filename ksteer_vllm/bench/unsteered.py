@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from ksteer_vllm.bench.coherence import CoherenceRule
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.verdicts import Verdicts
 from ksteer_vllm.data.rows import Prompt
@@ -16,7 +16,7 @@ from ksteer_vllm.data.rows import Prompt
 if TYPE_CHECKING:
     from ksteer_vllm.bench.bench import Bench
 
-__all__ = ["UNSTEERED_REPLIES", "rule_from", "unsteered_asks", "unsteered_rule"]
+__all__ = ["UNSTEERED_REPLIES", "rule_from", "unsteered_jobs", "unsteered_rule"]
 
 UNSTEERED_REPLIES = 100
 """At least so many set the coherence rule, where the prompts give fewer with several seeds each."""
@@ -24,11 +24,11 @@ UNSTEERED_REPLIES = 100
 _SEEDS_APART = 10_000
 
 
-def unsteered_asks(prompts: Sequence[Prompt], *, seed: int = 0) -> list[Ask]:
+def unsteered_jobs(prompts: Sequence[Prompt], *, seed: int = 0) -> list[Job]:
     """Every prompt, the k-th with seed + k, and again with further seeds up to UNSTEERED_REPLIES."""
     turns = -(-UNSTEERED_REPLIES // len(prompts))
     return [
-        Ask(prompt, None, seed + k + turn * _SEEDS_APART, {"variant": "unsteered"})
+        Job(prompt, None, seed + k + turn * _SEEDS_APART, {"variant": "unsteered"})
         for turn in range(turns)
         for k, prompt in enumerate(prompts)
     ]
@@ -58,6 +58,6 @@ def unsteered_rule(
 ) -> CoherenceRule:
     """Run the unsteered replies to the prompts and make the rule of them. Raises as `rule_from`."""
     replies = bench.run(
-        unsteered_asks(prompts, seed=seed), journal=journal, progress=progress, description="unsteered"
+        unsteered_jobs(prompts, seed=seed), journal=journal, progress=progress, description="unsteered"
     )
     return rule_from(replies, verdicts, budget=budget)

@@ -48,4 +48,4 @@ class Verdicts:
 
 
 def _text_of(reply: Reply) -> tuple[object, ...]:
-    return reply.ask.prompt, reply.text, reply.finished
+    return reply.job.prompt, reply.text, reply.finished

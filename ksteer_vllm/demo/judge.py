@@ -29,5 +29,5 @@ class ExactReader:
         self._labels = frozenset(labels)
 
     def judge(self, replies: Sequence[Reply]) -> list[Verdict]:
-        readings = [read(reply.ask.question, reply.text, finished=reply.finished) for reply in replies]
+        readings = [read(reply.job.question, reply.text, finished=reply.finished) for reply in replies]
         return [Verdict(found.tones & self._labels, found.well_formed) for found in readings]

@@ -23,7 +23,7 @@ from ksteer_vllm.errors import DataError, UsageError, listing
 from ksteer_vllm.fit.task import FitTask, LabelledActivations
 from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["Condition", "Cut", "best_cut", "condition_table", "find_condition", "scores_of"]
+__all__ = ["Cut", "FittedCondition", "best_cut", "condition_table", "find_condition", "scores_of"]
 
 Side = Literal["above", "below"]
 
@@ -41,7 +41,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Condition:
+class FittedCondition:
     """The chosen cut and its precision, recall and F1 on the test part.
 
     metrics: `tokens` and `rows` (a row counts where the condition holds at most of its tokens), and
@@ -66,7 +66,7 @@ def find_condition(
     steer: str = "",
     engine_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-) -> Condition:
+) -> FittedCondition:
     """Choose the condition on `label` of `probe` that finds the rows which show `steer` (default: label).
 
     Rows the probe was fitted on are split as they were then, so that validation and test are new to it.
@@ -101,7 +101,7 @@ def find_condition(
         if shows[part.row].all() or not shows[part.row].any():
             raise DataError(f"labels: validation and test need rows with {steer!r} and rows without")
     cut = best_cut(_scores(probe, label, choice), shows[choice.row])
-    return Condition(label, cut, _metrics(cut, _scores(probe, label, test), test, shows))
+    return FittedCondition(label, cut, _metrics(cut, _scores(probe, label, test), test, shows))
 
 
 _SPLIT = ("validation_share", "test_share", "seed")
@@ -161,7 +161,7 @@ def _between(low: float, high: float) -> float:
     return short if low < short < high else middle
 
 
-def condition_table(condition: Condition) -> Table:
+def condition_table(condition: FittedCondition) -> Table:
     """Precision, recall and F1 on the test part."""
     table = Table(title="held-out (test part)", title_justify="left")
     table.add_column("of")

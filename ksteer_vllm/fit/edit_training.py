@@ -21,11 +21,11 @@ from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.task import FitTask
 
 __all__ = [
-    "Edit",
     "EditPlan",
     "EditTraining",
     "Editable",
     "Fitted",
+    "TrainableEdit",
     "fit_edits",
     "orthonormal_rows",
     "train_edit",
@@ -52,7 +52,7 @@ class EditPlan(SplitPlan):
     ] = False
 
 
-class Edit(nn.Module):
+class TrainableEdit(nn.Module):
     """What is trained: forward takes x [n, d] and gives x' [n, d].
 
     In training mode it may be a relaxation of what is saved; in evaluation mode it is what is saved.
@@ -66,7 +66,7 @@ class Edit(nn.Module):
         return 0
 
 
-E = TypeVar("E", bound=Edit)
+E = TypeVar("E", bound=TrainableEdit)
 Row = TypeVar("Row", bound=Sized)
 Row_contra = TypeVar("Row_contra", bound=Sized, contravariant=True)
 
@@ -165,7 +165,7 @@ def _encoded(task: FitTask, model: FrozenModel, plan: EditPlan, index: int) -> T
 
 def train_edit(
     model: Editable[Row],
-    edit: Edit,
+    edit: TrainableEdit,
     train: Sequence[Row],
     validation: Sequence[Row],
     plan: EditPlan,
@@ -220,5 +220,5 @@ def _batches(rows: Sequence[Row], size: int, rng: random.Random) -> Iterator[lis
         yield [rows[index] for index in batch]
 
 
-def _state(edit: Edit) -> dict[str, torch.Tensor]:
+def _state(edit: TrainableEdit) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in edit.state_dict().items()}

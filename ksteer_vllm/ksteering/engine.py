@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ksteer_vllm.bench.engines import generation_params, start_engine, stop_engine
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.data.positions import encode_prompt
 from ksteer_vllm.data.rows import Prompt
 
@@ -39,22 +39,22 @@ class Engine:
         """Tokens of a prompt."""
         return len(encode_prompt(self.llm.get_tokenizer(), prompt))
 
-    def run(self, asks: Sequence[Ask], sampling: Mapping[str, Any], *, score: bool = False) -> list[Reply]:
-        """Replies to all asks, from one batch. score: with the unsteered model's likelihood of each."""
+    def run(self, jobs: Sequence[Job], sampling: Mapping[str, Any], *, score: bool = False) -> list[Reply]:
+        """Replies to all jobs, from one batch. score: with the unsteered model's likelihood of each."""
         from ksteer_vllm.bench.batch import run_batch
         from ksteer_vllm.bench.scoring import Scorer
 
         fields = {name: value for name, value in sampling.items() if name != "seed"}
         seed = sampling.get("seed")
 
-        def parameters(ask: Ask) -> Any:
-            own_seed = None if seed is None else seed + ask.seed
-            return generation_params(**fields, seed=own_seed, spec=ask.spec)
+        def parameters(job: Job) -> Any:
+            own_seed = None if seed is None else seed + job.seed
+            return generation_params(**fields, seed=own_seed, spec=job.spec)
 
-        named = {str(index): ask for index, ask in enumerate(asks)}
+        named = {str(index): job for index, job in enumerate(jobs)}
         scorer = Scorer(self.llm, None) if score else None
         found = dict(run_batch(self.llm, named, parameters, fields["max_tokens"], scorer))
-        return [Reply(ask=ask, **found[key]) for key, ask in named.items()]
+        return [Reply(job=job, **found[key]) for key, job in named.items()]
 
     def close(self) -> None:
         """Stop the engine, if it runs; the next reply starts another."""

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ksteer_vllm.bench.bench import room_for
-from ksteer_vllm.bench.jobs import Ask
+from ksteer_vllm.bench.jobs import Job
 from ksteer_vllm.data.rows import Message, Prompt
 from ksteer_vllm.errors import ProbeError, UsageError
 from ksteer_vllm.ksteering.config import SteeringConfig, TrainerConfig, sampling_of
@@ -156,11 +156,11 @@ class KSteering:
         )
         wanted = zip(_each(target_labels, len(prompts)), _each(avoid_labels, len(prompts)), strict=True)
         specs = [self.spec(target, avoid, **options) for target, avoid in wanted]
-        asks = [Ask(prompt, spec, i) for i, (prompt, spec) in enumerate(zip(prompts, specs, strict=True))]
+        jobs = [Job(prompt, spec, i) for i, (prompt, spec) in enumerate(zip(prompts, specs, strict=True))]
         if unsteered:
-            asks += [Ask(prompt, None, i) for i, prompt in enumerate(prompts)]
+            jobs += [Job(prompt, None, i) for i, prompt in enumerate(prompts)]
         texts = [
-            reply.text for reply in self._running.run(asks, self._sampling(generation_kwargs, max_new_tokens))
+            reply.text for reply in self._running.run(jobs, self._sampling(generation_kwargs, max_new_tokens))
         ]
         if not return_dict:
             return texts[: len(prompts)]
@@ -183,9 +183,9 @@ class KSteering:
         generation_kwargs: Mapping[str, Any] | None = None,
     ) -> list[str]:
         """Replies of the model itself."""
-        asks = [Ask(prompt, None, i) for i, prompt in enumerate(self._prompts(input_prompts))]
+        jobs = [Job(prompt, None, i) for i, prompt in enumerate(self._prompts(input_prompts))]
         sampling = self._sampling(generation_kwargs, max_new_tokens)
-        return [reply.text for reply in self._running.run(asks, sampling)]
+        return [reply.text for reply in self._running.run(jobs, sampling)]
 
     def sweep_alpha(
         self,
@@ -216,7 +216,7 @@ class KSteering:
             strength: self.spec(target_labels, avoid_labels, steering_strength=strength, **options)
             for strength in sorted(strengths)
         }
-        return sweep(lambda asks: self._running.run(asks, sampling, score=True), prompts, specs, budget)
+        return sweep(lambda jobs: self._running.run(jobs, sampling, score=True), prompts, specs, budget)
 
     def spec(
         self, target_labels: Sequence[str], avoid_labels: Sequence[str] = (), **options: Any

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.bench.coherence import CoherenceRule, measures
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.data.rows import Prompt
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class AlphaSweep:
 
 
 def sweep(
-    run: Callable[[Sequence[Ask]], list[Reply]],
+    run: Callable[[Sequence[Job]], list[Reply]],
     prompts: Sequence[Prompt],
     specs: Mapping[float, Mapping[str, Any]],
     budget: float,
@@ -46,10 +46,10 @@ def sweep(
     """All in one call of `run`, unsteered replies first. specs: strength -> spec."""
     import pandas as pd
 
-    asks = [Ask(prompt, None, index) for index, prompt in enumerate(prompts)]
+    jobs = [Job(prompt, None, index) for index, prompt in enumerate(prompts)]
     for alpha, spec in specs.items():
-        asks += [Ask(prompt, spec, index, {"alpha": alpha}) for index, prompt in enumerate(prompts)]
-    replies = run(asks)
+        jobs += [Job(prompt, spec, index, {"alpha": alpha}) for index, prompt in enumerate(prompts)]
+    replies = run(jobs)
     rule = CoherenceRule.of(replies[: len(prompts)], budget=budget)
     rows, largest, within = [], None, True
     for number, alpha in enumerate((0.0, *specs)):
@@ -59,7 +59,7 @@ def sweep(
             rows.append(
                 {
                     "alpha": alpha,
-                    "prompt": reply.ask.question,
+                    "prompt": reply.job.question,
                     "text": reply.text,
                     "perplexity": found.perplexity,
                     "repetition": found.repetition,

@@ -131,7 +131,7 @@ class Endpoint:
 
     def _ask(self, reply: Reply) -> dict[str, Any] | None:
         """What the model says of a reply; None if it never follows the schema."""
-        shown = {"question": reply.ask.question, "reply": reply.text}
+        shown = {"question": reply.job.question, "reply": reply.text}
         messages: list[Any] = [
             {"role": "system", "content": self._rubric},
             {"role": "user", "content": json.dumps(shown, ensure_ascii=False)},
@@ -201,4 +201,4 @@ class Endpoint:
 
 def _key(reply: Reply) -> str:
     """Names a question and its reply; the same text under two conditions is judged once."""
-    return sha256(json.dumps([reply.ask.question, reply.text]).encode()).hexdigest()
+    return sha256(json.dumps([reply.job.question, reply.text]).encode()).hexdigest()

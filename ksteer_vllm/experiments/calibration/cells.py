@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ksteer_vllm.bench.combinations import Avoid, avoided, combinations
-from ksteer_vllm.bench.jobs import Ask
+from ksteer_vllm.bench.jobs import Job
 from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.data.rows import Prompt
 from ksteer_vllm.experiments.calibration.record import Point
@@ -58,18 +58,18 @@ class OpenCell:
     def coherent(self) -> Mapping[float, bool]:
         return {alpha: point.within_budget for alpha, point in self.points.items()}
 
-    def asks(
+    def jobs(
         self, alpha: float, prompts: Sequence[Prompt], labels: Sequence[str], avoid: Avoid, seed: int
-    ) -> list[Ask]:
+    ) -> list[Job]:
         """Every combination at one strength. The same prompt has the same seed everywhere."""
         found = []
         for target, chosen in self.targets.combinations:
             spec = self.variant.spec(target, avoided(labels, target, avoid), alpha, layer=self.layer)
-            found += [self._ask(prompts[k], spec, seed + k, target, alpha) for k in chosen]
+            found += [self._job(prompts[k], spec, seed + k, target, alpha) for k in chosen]
         return found
 
-    def _ask(
+    def _job(
         self, prompt: Prompt, spec: Mapping[str, object], seed: int, target: Sequence[str], alpha: float
-    ) -> Ask:
+    ) -> Job:
         tags = {"variant": self.variant.name, "layer": self.layer, "target": list(target), "alpha": alpha}
-        return Ask(prompt, spec, seed, tags)
+        return Job(prompt, spec, seed, tags)

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.combinations import Avoid, avoided, combinations
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge
 from ksteer_vllm.bench.unsteered import unsteered_rule
@@ -153,13 +153,13 @@ class _CalibrationRun:
 
     def fill(self, wanted: Sequence[tuple[OpenCell, float]], description: str) -> None:
         """Try the strengths, all in one batch, and keep their points in the cells."""
-        asks: list[Ask] = []
+        jobs: list[Job] = []
         slices = []
         for cell, alpha in wanted:
-            found = cell.asks(alpha, self.prompts, self.subject.labels, self.plan.avoid, self.plan.seed)
-            slices.append(slice(len(asks), len(asks) + len(found)))
-            asks += found
-        replies = self._run(asks, description)
+            found = cell.jobs(alpha, self.prompts, self.subject.labels, self.plan.avoid, self.plan.seed)
+            slices.append(slice(len(jobs), len(jobs) + len(found)))
+            jobs += found
+        replies = self._run(jobs, description)
         for (cell, alpha), part in zip(wanted, slices, strict=True):
             cell.points[alpha] = self.scores.point(alpha, replies[part])
 
@@ -195,25 +195,25 @@ class _CalibrationRun:
         piloted = [name for name, natural in centres.items() if natural is None]
         strengths = dict.fromkeys(piloted, 1.0)
         for number in range(_PILOTS if piloted else 0):
-            asks = [(name, ask) for name in piloted for ask in self._pilot(places[name], strengths[name])]
-            replies = self._run([ask for _, ask in asks], f"natural strengths, round {number + 1}")
+            jobs = [(name, job) for name in piloted for job in self._pilot(places[name], strengths[name])]
+            replies = self._run([job for _, job in jobs], f"natural strengths, round {number + 1}")
             for name in piloted:
-                shifts = [reply.shift for (of, _), reply in zip(asks, replies, strict=True) if of == name]
+                shifts = [reply.shift for (of, _), reply in zip(jobs, replies, strict=True) if of == name]
                 strengths[name] = towards_shift(strengths[name], shifts)
         return {name: strengths[name] if natural is None else natural for name, natural in centres.items()}
 
-    def _pilot(self, place: OpenCell, alpha: float) -> list[Ask]:
+    def _pilot(self, place: OpenCell, alpha: float) -> list[Job]:
         found = []
         for number, (target, _) in enumerate(place.targets.combinations):
             avoid = avoided(self.subject.labels, target, self.plan.avoid)
             spec = place.variant.spec(target, avoid, alpha, layer=place.layer, report=True)
             k = number % len(self.prompts)
             tags = {"variant": place.variant.name, "pilot": alpha}
-            found.append(Ask(self.prompts[k], spec, self.plan.seed + k, tags))
+            found.append(Job(self.prompts[k], spec, self.plan.seed + k, tags))
         return found
 
-    def _run(self, asks: Sequence[Ask], description: str) -> list[Reply]:
-        return self.bench.run(asks, journal=self.journal, progress=self.progress, description=description)
+    def _run(self, jobs: Sequence[Job], description: str) -> list[Reply]:
+        return self.bench.run(jobs, journal=self.journal, progress=self.progress, description=description)
 
 
 def _best_layer(variant: str, cells: Sequence[CalibratedCell]) -> int | None:

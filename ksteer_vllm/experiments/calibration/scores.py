@@ -33,7 +33,7 @@ class Scores:
         for reply, fine in zip(replies, coherent, strict=True):
             verdict = self.verdicts.of(reply) if fine else None
             if verdict is None or verdict.judged:
-                shown.append(float(verdict is not None and verdict.shows(reply.ask.tags["target"])))
+                shown.append(float(verdict is not None and verdict.shows(reply.job.tags["target"])))
         on_target = statistics.fmean(shown) if self.verdicts.judge is not None and shown else None
         read = [_weakest(reply) for reply in replies if reply.propensity is not None]
         propensity = statistics.fmean(read) if read else None
@@ -55,5 +55,5 @@ class Scores:
 def _weakest(reply: Reply) -> float:
     """The smallest probability of a target label under the evaluation probe."""
     assert reply.propensity is not None
-    lowest = min(reply.propensity[label] for label in reply.ask.tags["target"])
+    lowest = min(reply.propensity[label] for label in reply.job.tags["target"])
     return 1 / (1 + math.exp(-max(lowest, -700.0)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.engines import reading_params
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.data.positions import encode_prompt, encode_reply
 from ksteer_vllm.experiments.evaluation.side_effects import NextTokens, mean_kl
@@ -69,7 +69,7 @@ class Reader:
         if not reply.text.strip():
             return None
         tokenizer = self._llm.get_tokenizer()
-        prompt, tokens = encode_prompt(tokenizer, reply.ask.prompt), encode_reply(tokenizer, reply.text)
+        prompt, tokens = encode_prompt(tokenizer, reply.job.prompt), encode_reply(tokenizer, reply.text)
         return ForcedText(tuple(prompt), tuple(tokens[:MAX_POSITIONS])) if tokens else None
 
     def read(
@@ -109,7 +109,7 @@ class Reader:
 
     def _key(self, text: ForcedText, spec: Mapping[str, Any], kl: bool) -> str:
         forced = {"forced": [text.prompt, text.reply], "top": self._count if kl else 0}
-        return self._bench.key(Ask("", spec, tags=forced), scored=False)
+        return self._bench.key(Job("", spec, tags=forced), scored=False)
 
     def _over_the_reply(self, text: ForcedText, spec: Mapping[str, Any]) -> dict[str, Any]:
         """The spec where the reply is part of the prompt: the same positions as when it is generated."""

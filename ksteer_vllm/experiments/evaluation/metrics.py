@@ -49,7 +49,7 @@ def reply_frame(
     repetition: Sequence[float],
     labels: Sequence[str],
 ) -> pd.DataFrame:
-    """One row per reply: its ask's tags (`variant`, `prompt`, `target`, ...), what the judge and the
+    """One row per reply: its job's tags (`variant`, `prompt`, `target`, ...), what the judge and the
     evaluation probe say of every label, and how it reads.
 
     coherent, repetition: by the coherence rule. Columns `shows:LABEL` are 0, 1 or missing (not judged),
@@ -59,7 +59,7 @@ def reply_frame(
 
     rows = []
     for reply, verdict, by_rule, repeated in zip(replies, verdicts, coherent, repetition, strict=True):
-        row = dict(reply.ask.tags)
+        row = dict(reply.job.tags)
         target = tuple(row.pop("target", ()))
         row |= {"target": name_of(target), "size": len(target), "text": reply.text}
         row |= {"tokens": reply.tokens, "nll": np.nan if reply.nll is None else reply.nll}

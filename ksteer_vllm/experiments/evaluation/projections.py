@@ -28,10 +28,10 @@ def worth_a_point(replies: Sequence[Reply], variants: Collection[str]) -> list[R
         reply
         for reply in replies
         if reply.text.strip()
-        and reply.ask.tags["prompt"] < _PROMPTS
+        and reply.job.tags["prompt"] < _PROMPTS
         and (
-            reply.ask.tags["variant"] == UNSTEERED
-            or (reply.ask.tags["variant"] in variants and len(reply.ask.tags["target"]) == 1)
+            reply.job.tags["variant"] == UNSTEERED
+            or (reply.job.tags["variant"] in variants and len(reply.job.tags["target"]) == 1)
         )
     ]
 
@@ -46,7 +46,7 @@ def mean_streams(bench: Bench, replies: Sequence[Reply], layer: int) -> Tensor:
     tokenizer = bench.llm.get_tokenizer()
     prompts, sampling = [], []
     for index, reply in enumerate(replies):
-        prompt, tokens = encode_prompt(tokenizer, reply.ask.prompt), encode_reply(tokenizer, reply.text)
+        prompt, tokens = encode_prompt(tokenizer, reply.job.prompt), encode_reply(tokenizer, reply.text)
         window = capture_window(f"mean-{index}", len(prompt) - 1, len(prompt) + len(tokens))
         prompts.append({"prompt_token_ids": prompt + tokens})
         sampling.append(reading_params(capture=window))
@@ -67,8 +67,8 @@ def projected(streams: Tensor, replies: Sequence[Reply]) -> pd.DataFrame:
     points = axes.transform(streams.double().numpy())
     frame = pd.DataFrame(
         {
-            "variant": [reply.ask.tags["variant"] for reply in replies],
-            "target": [name_of(reply.ask.tags.get("target", ())) for reply in replies],
+            "variant": [reply.job.tags["variant"] for reply in replies],
+            "target": [name_of(reply.job.tags.get("target", ())) for reply in replies],
             "x": points[:, 0],
             "y": points[:, 1],
         }

@@ -12,7 +12,7 @@ from rich.console import Console
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.coherence import CoherenceRule, repetition
 from ksteer_vllm.bench.combinations import combinations
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge, judge_for
 from ksteer_vllm.bench.suite import Suite
@@ -24,7 +24,7 @@ from ksteer_vllm.experiments.evaluation.metrics import reply_frame, towards
 from ksteer_vllm.experiments.evaluation.outcome import STEPS_OF, Evaluation, Matched
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.projections import mean_streams, projected, worth_a_point
-from ksteer_vllm.experiments.evaluation.settings import Setting, asks_of, step_settings, unsteered_asks
+from ksteer_vllm.experiments.evaluation.settings import Setting, jobs_of, step_settings, unsteered_jobs
 from ksteer_vllm.experiments.evaluation.steerability import MULTIPLIERS, propensities
 
 if TYPE_CHECKING:
@@ -107,10 +107,10 @@ class _EvaluationRun:
     def evaluation(self) -> Evaluation:
         labels, plan = self.suite.file.labels, self.plan
         singles = [target for target in self.targets if len(target) == 1]
-        plain = unsteered_asks(self.prompts)
-        main = self._asks(self.settings, self.targets)
+        plain = unsteered_jobs(self.prompts)
+        main = self._jobs(self.settings, self.targets)
         others = {
-            m: self._asks(self.settings, singles, multiplier=m) for m in MULTIPLIERS if m not in (0.0, 1.0)
+            m: self._jobs(self.settings, singles, multiplier=m) for m in MULTIPLIERS if m not in (0.0, 1.0)
         }
         groups = self._generate([plain, main, *others.values()], "generating at calibrated strengths")
         unsteered, steered = groups[:2]
@@ -120,7 +120,7 @@ class _EvaluationRun:
         strengths, matched_settings = self._matched(displacement, moved)
         step_strengths, step_counts = self._steps(displacement, moved)
         matched, stepped = self._generate(
-            [self._asks(matched_settings, self.targets), self._asks(step_counts, self.targets)],
+            [self._jobs(matched_settings, self.targets), self._jobs(step_counts, self.targets)],
             "generating at equal displacement",
         )
         own = self._seen(unsteered, steered)
@@ -140,7 +140,7 @@ class _EvaluationRun:
             step_strengths=step_strengths,
             propensities=propensities(unsteered, by_multiplier, [t[0] for t in singles]),
             points=self._points(unsteered, steered),
-            samples=[r for r in [*unsteered, *steered] if r.ask.tags["prompt"] == 0],
+            samples=[r for r in [*unsteered, *steered] if r.job.tags["prompt"] == 0],
             not_judged=int(own["success"].isna().sum()),
             source={
                 "model": self.suite.file.model,
@@ -157,15 +157,15 @@ class _EvaluationRun:
             },
         )
 
-    def _asks(self, settings: Sequence[Setting], targets: Any, multiplier: float = 1.0) -> list[Ask]:
+    def _jobs(self, settings: Sequence[Setting], targets: Any, multiplier: float = 1.0) -> list[Job]:
         labels, avoid = self.suite.file.labels, self.plan.avoid
-        return asks_of(settings, targets, self.prompts, labels, avoid, multiplier=multiplier)
+        return jobs_of(settings, targets, self.prompts, labels, avoid, multiplier=multiplier)
 
-    def _generate(self, groups: Sequence[Sequence[Ask]], description: str) -> list[list[Reply]]:
+    def _generate(self, groups: Sequence[Sequence[Job]], description: str) -> list[list[Reply]]:
         """The replies of every group; all of them are one batch."""
-        asks = [ask for group in groups for ask in group]
+        jobs = [job for group in groups for job in group]
         replies = iter(
-            self.bench.run(asks, journal=self.journal, progress=self.progress, description=description)
+            self.bench.run(jobs, journal=self.journal, progress=self.progress, description=description)
         )
         return [[next(replies) for _ in group] for group in groups]
 

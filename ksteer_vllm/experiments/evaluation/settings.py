@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ksteer_vllm.bench.combinations import Avoid, avoided
-from ksteer_vllm.bench.jobs import Ask
+from ksteer_vllm.bench.jobs import Job
 from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.data.rows import Prompt
 from ksteer_vllm.experiments.evaluation.metrics import UNSTEERED
 
-__all__ = ["Setting", "asks_of", "step_settings", "unsteered_asks"]
+__all__ = ["Setting", "jobs_of", "step_settings", "unsteered_jobs"]
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Setting:
         return self.variant.spec(target, avoided(labels, target, avoid), alpha, layer=self.layer)
 
 
-def unsteered_asks(prompts: Sequence[Prompt]) -> list[Ask]:
-    """One per prompt; a prompt's index is its seed, here and in every other ask."""
+def unsteered_jobs(prompts: Sequence[Prompt]) -> list[Job]:
+    """One per prompt; a prompt's index is its seed, here and in every other job."""
     return [
-        Ask(prompt, seed=index, tags={"variant": UNSTEERED, "prompt": index})
+        Job(prompt, seed=index, tags={"variant": UNSTEERED, "prompt": index})
         for index, prompt in enumerate(prompts)
     ]
 
 
-def asks_of(
+def jobs_of(
     settings: Sequence[Setting],
     targets: Sequence[Sequence[str]],
     prompts: Sequence[Prompt],
@@ -52,10 +52,10 @@ def asks_of(
     avoid: Avoid,
     *,
     multiplier: float = 1.0,
-) -> list[Ask]:
+) -> list[Job]:
     """Every setting that has a strength for a target's size, towards every target, on every prompt."""
     return [
-        Ask(
+        Job(
             prompt,
             setting.spec(target, labels, avoid, multiplier),
             seed=index,

@@ -70,10 +70,10 @@ def propensities(
     import pandas as pd
 
     rows = [
-        _row(reply, reply.ask.tags["variant"], reply.ask.tags["target"][0], multiplier)
+        _row(reply, reply.job.tags["variant"], reply.job.tags["target"][0], multiplier)
         for multiplier, replies in steered.items()
         for reply in replies
-        if len(reply.ask.tags["target"]) == 1
+        if len(reply.job.tags["target"]) == 1
     ]
     variants = dict.fromkeys(row["variant"] for row in rows)
     rows += [_row(reply, v, label, 0.0) for v in variants for label in labels for reply in unsteered]
@@ -84,7 +84,7 @@ def _row(reply: Reply, variant: str, label: str, multiplier: float) -> dict[str,
     return {
         "variant": variant,
         "target": label,
-        "prompt": reply.ask.tags["prompt"],
+        "prompt": reply.job.tags["prompt"],
         "multiplier": multiplier,
         "propensity": (reply.propensity or {}).get(label, float("nan")),
     }

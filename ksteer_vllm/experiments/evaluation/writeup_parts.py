@@ -102,15 +102,15 @@ def projections(writeup: WriteUp, found: Evaluation) -> None:
 
 def samples(writeup: WriteUp, found: Evaluation) -> None:
     writeup.heading("The first prompt")
-    writeup.text(f"> {found.samples[0].ask.question}")
+    writeup.text(f"> {found.samples[0].job.question}")
     lines = []
     for target in [next(t for t in found.targets if len(t) == size) for size in found.plan.sizes]:
         lines += [
-            f"- {name_of(target)}, {reply.ask.tags['variant']}: {reply.text}"
+            f"- {name_of(target)}, {reply.job.tags['variant']}: {reply.text}"
             for reply in found.samples
-            if tuple(reply.ask.tags.get("target", ())) == target
+            if tuple(reply.job.tags.get("target", ())) == target
         ]
-    plain = next(r.text for r in found.samples if r.ask.tags["variant"] == UNSTEERED)
+    plain = next(r.text for r in found.samples if r.job.tags["variant"] == UNSTEERED)
     writeup.text("\n".join([f"- unsteered: {plain}", *lines]))
 
 

@@ -21,7 +21,7 @@ from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.coherence import CoherenceRule
 from ksteer_vllm.bench.combinations import avoided
 from ksteer_vllm.bench.engines import model_of
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import JUDGES, Judge, judge_for
 from ksteer_vllm.bench.suite import EVALUATION
@@ -151,7 +151,7 @@ def sweep_layers(
         )
         with few_threads(task.identity):
             paths = _fit_all(task, reader, layers, folder)
-        asks = _asks(prompts, labels, layers, plan)
+        jobs = _jobs(prompts, labels, layers, plan)
         evaluation = Probe.load(paths.pop(EVALUATION))
         with (
             Bench(
@@ -168,7 +168,7 @@ def sweep_layers(
             rule = unsteered_rule(
                 bench, prompts, Verdicts(judge), seed=plan.seed, journal=journal, progress=progress
             )
-            replies = bench.run(asks, journal=journal, progress=progress, description="steering every layer")
+            replies = bench.run(jobs, journal=journal, progress=progress, description="steering every layer")
     reading = _reading({name: Probe.load(path) for name, path in paths.items()}, layers)
     steering = _steering(replies, rule, judge)
     return LayerSweep(
@@ -212,12 +212,12 @@ def _fit_all(task: FitTask, reader: FitTask, layers: Sequence[int], folder: Path
     return paths
 
 
-def _asks(
+def _jobs(
     prompts: Sequence[Prompt], labels: Sequence[str], layers: Sequence[int], plan: LayerPlan
-) -> list[Ask]:
+) -> list[Job]:
     """Every variant, layer, strength and label on every prompt."""
     seeds = {index: plan.seed + index for index in range(len(prompts))}
-    asks: list[Ask] = []
+    jobs: list[Job] = []
     for variant in _VARIANTS:
         for layer in layers:
             for strength in plan.strengths:
@@ -227,11 +227,11 @@ def _asks(
                     spec = variant.spec(
                         [label], avoided(labels, [label]), alpha, layer=layer, unit="normalised"
                     )
-                    asks += [
-                        Ask(prompt, spec, seeds[index], {**tags, "target": [label]})
+                    jobs += [
+                        Job(prompt, spec, seeds[index], {**tags, "target": [label]})
                         for index, prompt in enumerate(prompts)
                     ]
-    return asks
+    return jobs
 
 
 def _reading(probes: Mapping[str, Probe], layers: Sequence[int]) -> pd.DataFrame:
@@ -253,9 +253,9 @@ def _steering(replies: Sequence[Reply], rule: CoherenceRule, judge: Judge) -> pd
     for reply, verdict in zip(replies, judge.judge(replies), strict=True):
         if not verdict.judged:
             continue
-        shows = verdict.shows(reply.ask.tags["target"])
+        shows = verdict.shows(reply.job.tags["target"])
         coherent = rule.coherent(reply) and verdict.coherent is not False
-        tags = {name: reply.ask.tags[name] for name in _CELL}
+        tags = {name: reply.job.tags[name] for name in _CELL}
         rows.append({**tags, "on_target": shows and coherent, "shows_target": shows, "coherent": coherent})
     cells = pd.DataFrame(rows).groupby(list(_CELL), sort=True)
     shares = cells[["on_target", "shows_target", "coherent"]].mean()

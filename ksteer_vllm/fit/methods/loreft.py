@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ksteer_vllm.fit.edit_training import Edit, EditPlan, fit_edits, orthonormal_rows
+from ksteer_vllm.fit.edit_training import EditPlan, TrainableEdit, fit_edits, orthonormal_rows
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.probes.probe import Probe
 
@@ -23,7 +23,7 @@ class LoReFTPlan(EditPlan):
     """The options of LoReFT."""
 
 
-class LoReFT(Edit):
+class LoReFT(TrainableEdit):
     """The edit of one label. W starts as R, b as 0: from no edit. b counts in units of scale."""
 
     def __init__(self, hidden_size: int, rank: int, scale: float, generator: torch.Generator) -> None:

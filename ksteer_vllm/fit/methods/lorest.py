@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ksteer_vllm.fit.edit_training import Edit, EditPlan, fit_edits, orthonormal_rows
+from ksteer_vllm.fit.edit_training import EditPlan, TrainableEdit, fit_edits, orthonormal_rows
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.probes.probe import Probe
 
@@ -31,7 +31,7 @@ class LoReSTPlan(EditPlan):
     last_temperature: Annotated[float, Field(gt=0, description="of the relaxation, at last")] = 0.1
 
 
-class LoReST(Edit):
+class LoReST(TrainableEdit):
     """The edit of one label; b counts in a unit in which a step of Adam is as long whatever d is."""
 
     def __init__(self, hidden_size: int, plan: LoReSTPlan, scale: float, generator: torch.Generator) -> None:

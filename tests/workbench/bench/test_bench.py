@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ksteer_vllm.bench.bench import Bench
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.demo import MODEL_DIR
@@ -26,27 +26,27 @@ def spec(alpha: float, label: str = LABELS[0], **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def asks() -> list[Ask]:
+def jobs() -> list[Job]:
     """Unsteered, gently steered and garbled ones, of which some run into max_tokens."""
     strengths = (None, 0.3, 3.0)
     return [
-        Ask(prompt, None if alpha is None else spec(alpha), seed, {"alpha": alpha})
+        Job(prompt, None if alpha is None else spec(alpha), seed, {"alpha": alpha})
         for alpha in strengths
         for seed, prompt in enumerate(prompts(4))
     ]
 
 
 @pytest.fixture(scope="module")
-def replies(bench: Bench, asks: list[Ask]) -> list[Reply]:
-    return bench.run(asks)
+def replies(bench: Bench, jobs: list[Job]) -> list[Reply]:
+    return bench.run(jobs)
 
 
-def test_replies_are_in_the_order_of_the_asks_and_steered_by_their_specs(
-    replies: list[Reply], asks: list[Ask]
+def test_replies_are_in_the_order_of_the_jobs_and_steered_by_their_specs(
+    replies: list[Reply], jobs: list[Job]
 ) -> None:
-    assert [reply.ask for reply in replies] == asks
+    assert [reply.job for reply in replies] == jobs
     assert {reply.finished for reply in replies} == {True, False}
-    texts = [[r.text for r in replies if r.ask.tags["alpha"] == alpha] for alpha in (None, 0.3, 3.0)]
+    texts = [[r.text for r in replies if r.job.tags["alpha"] == alpha] for alpha in (None, 0.3, 3.0)]
     assert texts[0] != texts[2]
     assert len(set(texts[0])) > 1, "different prompts"
 
@@ -59,7 +59,7 @@ def test_scores_are_those_of_transformers(replies: list[Reply], suite: Suite, be
     assert suite.evaluation is not None
     reader = suite.evaluation
     for reply in replies:
-        chat = [message.model_dump() for message in reply.ask.prompt]  # type: ignore[union-attr]
+        chat = [message.model_dump() for message in reply.job.prompt]  # type: ignore[union-attr]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         prompt = tokenizer.encode(text, add_special_tokens=False)
         said = tokenizer.encode(reply.text, add_special_tokens=False)
@@ -84,35 +84,35 @@ def test_most_replies_can_be_compared_with_transformers(replies: list[Reply], be
 
 
 def test_the_same_ask_gives_the_same_reply_alone_and_without_score(
-    bench: Bench, replies: list[Reply], asks: list[Ask]
+    bench: Bench, replies: list[Reply], jobs: list[Job]
 ) -> None:
-    (alone,) = bench.run(asks[5:6], score=False)
+    (alone,) = bench.run(jobs[5:6], score=False)
     assert alone.text == replies[5].text
     assert alone.nll is None
     assert alone.propensity is None
 
 
-def test_equal_asks_are_run_once(bench: Bench, asks: list[Ask], folder: Path) -> None:
+def test_equal_jobs_are_run_once(bench: Bench, jobs: list[Job], folder: Path) -> None:
     with Journal(folder / "journal.jsonl", bench.identity) as journal:
-        found = bench.run([asks[0], asks[1], asks[0]], journal=journal)
+        found = bench.run([jobs[0], jobs[1], jobs[0]], journal=journal)
         assert len(journal) == 2
     assert found[0] == found[2]
 
 
-def test_what_is_in_the_journal_is_not_run_again(bench: Bench, asks: list[Ask], folder: Path) -> None:
+def test_what_is_in_the_journal_is_not_run_again(bench: Bench, jobs: list[Job], folder: Path) -> None:
     path = folder / "journal.jsonl"
     with Journal(path, bench.identity) as journal:
-        bench.run(asks[:3], journal=journal)
-        key = bench.key(asks[1])
+        bench.run(jobs[:3], journal=journal)
+        key = bench.key(jobs[1])
         journal.add(key, {**journal[key], "text": "kept"})
     with Journal(path, bench.identity) as journal:
-        found = bench.run(asks[:4], journal=journal)
+        found = bench.run(jobs[:4], journal=journal)
         assert len(journal) == 4
     assert found[1].text == "kept"
 
 
-def test_a_probe_fitted_anew_has_other_keys(bench: Bench, asks: list[Ask]) -> None:
-    steered, plain = asks[-1], asks[0]
+def test_a_probe_fitted_anew_has_other_keys(bench: Bench, jobs: list[Job]) -> None:
+    steered, plain = jobs[-1], jobs[0]
     before = bench.key(steered), bench.key(plain)
     digests = dict(bench._digests)
     bench._digests["caa"] = "another"
@@ -123,22 +123,22 @@ def test_a_probe_fitted_anew_has_other_keys(bench: Bench, asks: list[Ask]) -> No
         bench._digests.update(digests)
 
 
-def test_a_report_gives_the_shift(bench: Bench, asks: list[Ask]) -> None:
-    weak, strong = (Ask(asks[0].prompt, spec(alpha, report=True)) for alpha in (0.01, 0.1))
-    found = bench.run([weak, strong, asks[0]], score=False)
+def test_a_report_gives_the_shift(bench: Bench, jobs: list[Job]) -> None:
+    weak, strong = (Job(jobs[0].prompt, spec(alpha, report=True)) for alpha in (0.01, 0.1))
+    found = bench.run([weak, strong, jobs[0]], score=False)
     assert found[0].shift is not None
     assert found[1].shift == pytest.approx(10 * found[0].shift, rel=0.3)
     assert found[2].shift is None
 
 
-def test_a_refused_spec_leaves_nothing_under_way(bench: Bench, asks: list[Ask]) -> None:
-    unknown = replace(asks[-1], spec=spec(1.0, "nobody"))
+def test_a_refused_spec_leaves_nothing_under_way(bench: Bench, jobs: list[Job]) -> None:
+    unknown = replace(jobs[-1], spec=spec(1.0, "nobody"))
     with pytest.raises(ValueError, match="nobody"):
-        bench.run([*asks[:2], unknown])
+        bench.run([*jobs[:2], unknown])
     assert not bench.llm.llm_engine.has_unfinished_requests()
-    assert bench.run(asks[:1])[0].text
+    assert bench.run(jobs[:1])[0].text
 
 
 def test_a_prompt_without_room_for_its_reply_is_named(bench: Bench) -> None:
     with pytest.raises(UsageError, match=r"has \d+ tokens, its reply needs 41; .*max_model_len"):
-        bench.run([Ask("word " * 200)])
+        bench.run([Job("word " * 200)])

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 
 from ksteer_vllm.bench.coherence import CoherenceRule, measures, repetition
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.errors import UsageError
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 def reply(nll: float | None = 1.0, *, text: str = "", tokens: int = 10, finished: bool = True) -> Reply:
-    return Reply(Ask("question"), text or " ".join(WORDS), tokens, finished, nll)
+    return Reply(Job("question"), text or " ".join(WORDS), tokens, finished, nll)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ksteer_vllm.bench.jobs import Ask
+from ksteer_vllm.bench.jobs import Job
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.data.rows import Message
 from ksteer_vllm.errors import UsageError
@@ -52,16 +52,16 @@ def test_another_runs_journal_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path / "journal.jsonl", {**IDENTITY, "temperature": 0.0})
 
 
-def test_key_names_everything_in_an_ask() -> None:
+def test_key_names_everything_in_a_job() -> None:
     chat = (Message(role="user", content="Why?"),)
-    asks = [
-        Ask("Why?"),
-        Ask(chat),
-        Ask(chat, seed=1),
-        Ask(chat, {"probe": "mlp", "target": ["expert"]}),
-        Ask(chat, {"probe": "mlp", "target": ["casual"]}),
-        Ask(chat, tags={"variant": "CAA"}),
+    jobs = [
+        Job("Why?"),
+        Job(chat),
+        Job(chat, seed=1),
+        Job(chat, {"probe": "mlp", "target": ["expert"]}),
+        Job(chat, {"probe": "mlp", "target": ["casual"]}),
+        Job(chat, tags={"variant": "CAA"}),
     ]
-    assert len({ask.key for ask in asks}) == len(asks)
-    assert Ask(chat, {"a": 1, "b": 2}).key == Ask(chat, {"b": 2, "a": 1}).key
-    assert {ask.question for ask in asks} == {"Why?"}
+    assert len({job.key for job in jobs}) == len(jobs)
+    assert Job(chat, {"a": 1, "b": 2}).key == Job(chat, {"b": 2, "a": 1}).key
+    assert {job.question for job in jobs} == {"Why?"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm.bench.coherence import CoherenceRule
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.judges import Verdict
 from ksteer_vllm.bench.unsteered import UNSTEERED_REPLIES, unsteered_rule
 from ksteer_vllm.bench.verdicts import Verdicts
@@ -17,11 +17,11 @@ from ksteer_vllm.bench.verdicts import Verdicts
 class Bench:
     """Every reply is as likely as any other; its text is its seed."""
 
-    asks: Sequence[Ask] = ()
+    jobs: Sequence[Job] = ()
 
-    def run(self, asks: Sequence[Ask], **_: Any) -> list[Reply]:
-        self.asks = asks
-        return [Reply(ask, f"reply {ask.seed}", 10, True, 1.0) for ask in asks]
+    def run(self, jobs: Sequence[Job], **_: Any) -> list[Reply]:
+        self.jobs = jobs
+        return [Reply(job, f"reply {job.seed}", 10, True, 1.0) for job in jobs]
 
 
 class Strict:
@@ -34,7 +34,7 @@ class Strict:
 
     def judge(self, replies: Sequence[Reply]) -> list[Verdict]:
         self.read += len(replies)
-        return [Verdict(frozenset(), reply.ask.seed % 4 != 0) for reply in replies]
+        return [Verdict(frozenset(), reply.job.seed % 4 != 0) for reply in replies]
 
 
 def rule(bench: Bench, prompts: Sequence[str], judge: Strict | None = None) -> CoherenceRule:
@@ -45,9 +45,9 @@ def rule(bench: Bench, prompts: Sequence[str], judge: Strict | None = None) -> C
 def test_few_prompts_are_asked_with_several_seeds(prompts: int, replies: int) -> None:
     bench = Bench()
     rule(bench, [f"prompt {k}" for k in range(prompts)])
-    assert len(bench.asks) == replies >= UNSTEERED_REPLIES
-    assert len({ask.seed for ask in bench.asks}) == replies
-    assert {ask.spec for ask in bench.asks} == {None}
+    assert len(bench.jobs) == replies >= UNSTEERED_REPLIES
+    assert len({job.seed for job in bench.jobs}) == replies
+    assert {job.spec for job in bench.jobs} == {None}
 
 
 def test_the_judges_word_counts_in_the_share() -> None:
@@ -62,7 +62,7 @@ def test_the_judges_word_counts_in_the_share() -> None:
 def test_a_text_is_judged_once() -> None:
     judge = Strict()
     verdicts = Verdicts(judge)
-    reply = Reply(Ask("q", seed=3), "text", 10, True, 1.0)
+    reply = Reply(Job("q", seed=3), "text", 10, True, 1.0)
     rule = CoherenceRule.of([reply])
     assert verdicts.coherent(rule, [reply, reply]) == verdicts.coherent(rule, [reply] * 2) == [True, True]
     assert judge.read == 1

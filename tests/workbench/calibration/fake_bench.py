@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.judges import Verdict
 
 SHIFT_PER_ALPHA = 0.125
@@ -19,26 +19,26 @@ class FakeBench:
 
     def __init__(self, limits: Mapping[str, float]) -> None:
         self.limits = limits
-        self.calls: list[list[Ask]] = []
+        self.calls: list[list[Job]] = []
 
-    def run(self, asks: Sequence[Ask], **_: Any) -> list[Reply]:
-        self.calls.append(list(asks))
-        return [self._reply(ask) for ask in asks]
+    def run(self, jobs: Sequence[Job], **_: Any) -> list[Reply]:
+        self.calls.append(list(jobs))
+        return [self._reply(job) for job in jobs]
 
-    def _reply(self, ask: Ask) -> Reply:
-        if ask.spec is None:
-            return Reply(ask, f"plain {ask.seed}", 20, True, 1.0 + 0.001 * (ask.seed % 7), {"a": -2, "b": -2})
-        limit, alpha = self.limits[ask.spec["probe"]], ask.spec["alpha"]
-        target = ask.tags.get("target", ())
+    def _reply(self, job: Job) -> Reply:
+        if job.spec is None:
+            return Reply(job, f"plain {job.seed}", 20, True, 1.0 + 0.001 * (job.seed % 7), {"a": -2, "b": -2})
+        limit, alpha = self.limits[job.spec["probe"]], job.spec["alpha"]
+        target = job.tags.get("target", ())
         shown = [label for label in target if alpha >= limit / 2]
         return Reply(
-            ask,
+            job,
             f"{alpha} {' '.join(shown)}",
             20,
             True,
             1.0 if alpha <= limit else 5.0,
             {label: 2.0 if label in shown else -2.0 for label in ("a", "b", "c")},
-            SHIFT_PER_ALPHA * alpha if ask.spec.get("report") else None,
+            SHIFT_PER_ALPHA * alpha if job.spec.get("report") else None,
         )
 
 

@@ -78,8 +78,8 @@ def test_the_grid_is_centred_on_the_natural_strength(subject: CalibrationSubject
 def test_the_same_prompt_has_the_same_seed_everywhere(subject: CalibrationSubject) -> None:
     _, bench = calibrated(subject.only(()))
     seeds: dict[Any, set[int]] = {}
-    for ask in bench.calls[3]:
-        seeds.setdefault(ask.prompt, set()).add(ask.seed)
+    for job in bench.calls[3]:
+        seeds.setdefault(job.prompt, set()).add(job.seed)
     assert len(seeds) == 4
     assert all(len(found) == 1 for found in seeds.values())
 
@@ -87,9 +87,9 @@ def test_the_same_prompt_has_the_same_seed_everywhere(subject: CalibrationSubjec
 def test_labels_that_are_not_asked_for_are_avoided_or_not(subject: CalibrationSubject) -> None:
     for avoid, wanted in (("rest", ["b", "c"]), ("none", None)):
         _, bench = calibrated(subject.only(["CAA"]), avoid=avoid, rounds=0)
-        ask = next(ask for ask in bench.calls[-1] if ask.tags["target"] == ["a"])
-        assert ask.spec is not None
-        assert ask.spec.get("avoid") == wanted
+        job = next(job for job in bench.calls[-1] if job.tags["target"] == ["a"])
+        assert job.spec is not None
+        assert job.spec.get("avoid") == wanted
 
 
 def test_what_is_never_coherent_has_no_strength(subject: CalibrationSubject) -> None:
@@ -106,8 +106,8 @@ def test_what_is_always_coherent_is_marked(subject: CalibrationSubject) -> None:
 def test_the_judge_reads_coherent_replies_only_and_each_once(subject: CalibrationSubject) -> None:
     judge = FakeJudge()
     calibrated(subject.only(["CAA"]), judge=judge)
-    assert max(float(r.text.split()[0]) for r in judge.read if r.ask.spec) <= LIMITS["caa"]
-    read = [(r.ask.prompt, r.text) for r in judge.read]
+    assert max(float(r.text.split()[0]) for r in judge.read if r.job.spec) <= LIMITS["caa"]
+    read = [(r.job.prompt, r.text) for r in judge.read]
     assert len(read) == len(set(read))
 
 
@@ -132,10 +132,10 @@ def test_several_layers_are_calibrated_and_the_better_one_is_chosen(tmp_path: Pa
     subject = replace(CalibrationSubject.of_suite(suite.folder).only(["CAA"]), labels=LABELS)
 
     class Layered(FakeBench):
-        def _reply(self, ask: Any) -> Any:
-            found = super()._reply(ask)
-            shows = ask.spec is None or ask.spec["layers"] == [4]
-            return found if shows else replace(found, text=str(ask.spec["alpha"]))
+        def _reply(self, job: Any) -> Any:
+            found = super()._reply(job)
+            shows = job.spec is None or job.spec["layers"] == [4]
+            return found if shows else replace(found, text=str(job.spec["alpha"]))
 
     bench = Layered(LIMITS)
     plan = CalibrationPlan.of({"sizes": (1,), "prompts": 4, "layers": (1, 4)})

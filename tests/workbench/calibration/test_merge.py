@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm.bench.folder import WriteUp
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.suite import EVALUATION
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.merge import merged
@@ -138,15 +138,15 @@ class Layered(FakeBench):
 
     dead: tuple[str, int] = ("", 0)
 
-    def _reply(self, ask: Ask) -> Reply:
-        found = super()._reply(ask)
-        if ask.spec is None:
+    def _reply(self, job: Job) -> Reply:
+        found = super()._reply(job)
+        if job.spec is None:
             return found
-        at = (ask.spec["method"], ask.spec["layers"][0])
+        at = (job.spec["method"], job.spec["layers"][0])
         shows = at in (("add", 4), ("random", 1))
         return replace(
             found,
-            text=found.text if shows else str(ask.spec["alpha"]),
+            text=found.text if shows else str(job.spec["alpha"]),
             nll=9.0 if at == self.dead else found.nll,
         )
 

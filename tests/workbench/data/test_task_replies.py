@@ -83,9 +83,9 @@ def test_replies_follow_the_instruction_and_a_stopped_run_goes_on(
     asked: list[int] = []
     run = replies._run
 
-    def counted(engine: Any, asks: Any, *rest: Any) -> Any:
-        asked.append(len(asks))
-        return run(engine, asks, *rest)
+    def counted(engine: Any, jobs: Any, *rest: Any) -> Any:
+        asked.append(len(jobs))
+        return run(engine, jobs, *rest)
 
     monkeypatch.setattr(replies, "_run", counted)
     with Journal(path, {}) as journal:
@@ -112,9 +112,9 @@ def test_empty_replies_are_asked_again_and_then_named(monkeypatch: pytest.Monkey
     silent = {1: 2, 2: 9}  # row -> how often it says nothing
     times: dict[int, int] = {}
 
-    def run(_: Any, asks: Any, *__: Any) -> Any:
-        for key, ask in asks.items():
-            row = ask.seed % len(rows)
+    def run(_: Any, jobs: Any, *__: Any) -> Any:
+        for key, job in jobs.items():
+            row = job.seed % len(rows)
             times[row] = times.get(row, 0) + 1
             yield key, {"text": "  " if times[row] <= silent.get(row, 0) else f"said {row}"}
 

@@ -11,7 +11,7 @@ import torch
 
 from ksteer_vllm import SteeringSpec
 from ksteer_vllm.bench.bench import Bench
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.bench.variants import variants_of
 from ksteer_vllm.errors import UsageError
@@ -21,7 +21,7 @@ from ksteer_vllm.experiments.evaluation.outcome import Evaluation
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.projections import worth_a_point
 from ksteer_vllm.experiments.evaluation.run import JOURNAL, evaluate_suite
-from ksteer_vllm.experiments.evaluation.settings import Setting, unsteered_asks
+from ksteer_vllm.experiments.evaluation.settings import Setting, unsteered_jobs
 from ksteer_vllm.experiments.evaluation.writeup import size_table, write_up
 from tests.support.oracle import Oracle
 
@@ -47,7 +47,7 @@ def test_displacement_and_kl_are_those_of_transformers(suite: Suite) -> None:
     prompts = suite.file.prompts["evaluation"]
     options = {**suite.file.engine_options, "max_logprobs": EXACT_UP_TO}
     with Bench(suite.file.model, suite.paths, engine_options=options, max_tokens=12) as bench:
-        (reply,) = bench.run(unsteered_asks(prompts[:1]))
+        (reply,) = bench.run(unsteered_jobs(prompts[:1]))
         reader = Reader(bench, ["actadd"])
         assert reader.exact
         text = reader.text(reply)
@@ -157,7 +157,7 @@ def test_the_share_of_coherent_unsteered_replies_is_the_evaluations_own(
 def test_a_reply_of_white_space_is_no_point() -> None:
     def reply(text: str, variant: str, target: list[str], prompt: int = 0) -> Reply:
         tags = {"variant": variant, "target": target, "prompt": prompt}
-        return Reply(Ask("Why?", tags=tags), text, tokens=3, finished=True)
+        return Reply(Job("Why?", tags=tags), text, tokens=3, finished=True)
 
     kept = [reply("So.", UNSTEERED, []), reply("So.", "CAA", ["warm"], prompt=9)]
     others = [

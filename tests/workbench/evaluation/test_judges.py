@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.judges import Verdict, described, judge_for
 from ksteer_vllm.data.styles import TONES
 from ksteer_vllm.errors import UsageError
@@ -23,7 +23,7 @@ CASUAL = (
 
 
 def _reply(text: str = CASUAL, question: str = "How do I sell my chair?", **more: Any) -> Reply:
-    return Reply(Ask(question), text, tokens=len(text.split()), finished=True, **more)
+    return Reply(Job(question), text, tokens=len(text.split()), finished=True, **more)
 
 
 def _answer(**shown: bool) -> str:
@@ -31,7 +31,7 @@ def _answer(**shown: bool) -> str:
 
 
 def test_exact_reader() -> None:
-    cut = Reply(Ask("How do I sell my chair?"), CASUAL, tokens=9, finished=False)
+    cut = Reply(Job("How do I sell my chair?"), CASUAL, tokens=9, finished=False)
     verdicts = judge_for("reader", LABELS).judge([_reply(), _reply(question="How do I ship my chair?"), cut])
     assert verdicts == [
         Verdict(frozenset({"casual"}), True),
@@ -51,7 +51,7 @@ def test_exact_reader_knows_the_demo_language_only() -> None:
 def test_evaluation_probe() -> None:
     judge = judge_for("probe", LABELS)
     read = _reply(propensity={"casual": 0.1, "cautious": -0.1, "other": 3.0})
-    empty = Reply(Ask("Why?"), "", tokens=0, finished=True)
+    empty = Reply(Job("Why?"), "", tokens=0, finished=True)
     assert judge.judge([read, empty]) == [Verdict(frozenset({"casual"})), Verdict(frozenset())]
     with pytest.raises(UsageError, match="needs an evaluation probe"):
         judge.judge([_reply()])

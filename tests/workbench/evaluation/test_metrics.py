@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ksteer_vllm.bench.combinations import avoided, combinations, name_of
-from ksteer_vllm.bench.jobs import Ask, Reply
+from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.judges import Verdict
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.comparison import best_of, compare, difference_table, sentences
@@ -36,7 +36,7 @@ def _reply(
 ) -> Reply:
     tags = {"variant": variant, "target": list(target), "prompt": prompt}
     return Reply(
-        Ask(f"Question {prompt}?", tags=tags), "words", 5, True, nll, dict(zip(LABELS, logits, strict=True))
+        Job(f"Question {prompt}?", tags=tags), "words", 5, True, nll, dict(zip(LABELS, logits, strict=True))
     )
 
 

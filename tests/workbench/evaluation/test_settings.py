@@ -1,4 +1,4 @@
-"""Asks, and the settings they come from."""
+"""Jobs, and the settings they come from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pandas as pd
 
 from ksteer_vllm.bench.variants import STANDARD
 from ksteer_vllm.experiments.evaluation.displacement import Displacement
-from ksteer_vllm.experiments.evaluation.settings import Setting, asks_of, step_settings, unsteered_asks
+from ksteer_vllm.experiments.evaluation.settings import Setting, jobs_of, step_settings, unsteered_jobs
 from ksteer_vllm.spec.spec import SteeringSpec
 
 VARIANTS = {variant.name: variant for variant in STANDARD}
@@ -14,22 +14,22 @@ LABELS = ("a", "b", "c")
 SOFTMIN = Setting(VARIANTS["K-Steering, 8 steps, softmin"], {1: 0.5, 2: 0.25}, layer=3)
 
 
-def test_asks_of_every_target_and_prompt_at_the_strength_of_the_size() -> None:
+def test_jobs_of_every_target_and_prompt_at_the_strength_of_the_size() -> None:
     targets = [("a",), ("a", "b"), ("a", "b", "c")]
-    asks = asks_of([SOFTMIN], targets, ["Why?", "How?"], LABELS, "rest", multiplier=-0.5)
-    assert len(asks) == 4, "there is no strength for three labels"
-    assert [ask.seed for ask in asks] == [0, 1, 0, 1]
-    spec = SteeringSpec.parse(asks[2].spec)
+    jobs = jobs_of([SOFTMIN], targets, ["Why?", "How?"], LABELS, "rest", multiplier=-0.5)
+    assert len(jobs) == 4, "there is no strength for three labels"
+    assert [job.seed for job in jobs] == [0, 1, 0, 1]
+    spec = SteeringSpec.parse(jobs[2].spec)
     assert (list(spec.target), list(spec.avoid)) == (["a", "b"], ["c"])
     assert (spec.alpha, spec.loss, spec.layers) == (-0.125, "softmin", (3,))
-    assert asks[2].tags == {"variant": SOFTMIN.name, "target": ["a", "b"], "prompt": 0}
-    assert not SteeringSpec.parse(asks_of([SOFTMIN], targets, ["Why?"], LABELS, "none")[0].spec).avoid
+    assert jobs[2].tags == {"variant": SOFTMIN.name, "target": ["a", "b"], "prompt": 0}
+    assert not SteeringSpec.parse(jobs_of([SOFTMIN], targets, ["Why?"], LABELS, "none")[0].spec).avoid
 
 
 def test_the_same_prompt_has_the_same_seed_steered_or_not() -> None:
     prompts = ["Why?", "How?"]
-    assert [a.seed for a in unsteered_asks(prompts)] == [0, 1]
-    assert all(ask.spec is None for ask in unsteered_asks(prompts))
+    assert [a.seed for a in unsteered_jobs(prompts)] == [0, 1]
+    assert all(job.spec is None for job in unsteered_jobs(prompts))
 
 
 def test_other_numbers_of_steps_at_equal_budget() -> None:
