@@ -28,9 +28,8 @@ def model_of(shape: str, folder: Path, count: int) -> tuple[Path, list[str], dic
     if shape == DEMO:
         from transformers import AutoTokenizer
 
-        from ksteer_vllm.demo import MODEL_DIR
+        from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
         from ksteer_vllm.demo.corpus import held_out_questions, prompt_messages
-        from ksteer_vllm.demo.generate import ENGINE_OPTIONS
 
         tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
         questions = held_out_questions("calibration")[:count]

@@ -23,7 +23,7 @@ from benchmarks.record import Table, write_result
 from ksteer_vllm import KSteering, Probe
 from ksteer_vllm.data.positions import PROMPT_LAST, encode_prompt
 from ksteer_vllm.data.rows import LabelledRow, Message
-from ksteer_vllm.demo import MODEL_DIR
+from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
 from ksteer_vllm.demo.corpus import (
     Question,
     held_out_questions,
@@ -31,7 +31,6 @@ from ksteer_vllm.demo.corpus import (
     prompt_messages,
     train_questions,
 )
-from ksteer_vllm.demo.generate import ENGINE_OPTIONS
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.reader import read
 from ksteer_vllm.fit.activations import collect_activations

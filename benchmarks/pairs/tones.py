@@ -21,7 +21,7 @@ from benchmarks.pairs.environment import (
     spread_evenly,
     target_sets,
 )
-from ksteer_vllm.demo import MODEL_DIR
+from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
 from ksteer_vllm.demo.corpus import (
     Question,
     fill,
@@ -30,7 +30,6 @@ from ksteer_vllm.demo.corpus import (
     prompt_messages,
     train_questions,
 )
-from ksteer_vllm.demo.generate import ENGINE_OPTIONS
 from ksteer_vllm.demo.lexicon import ASIDES, CLOSERS, OPENERS, STEPS, TONE_ORDER, TONES
 
 __all__ = ["tones_environment"]

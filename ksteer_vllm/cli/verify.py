@@ -145,8 +145,7 @@ def _offline(
     source: dict[str, Any],
 ) -> tuple[Any, list[str]]:
     """(the engine, the probes it has)."""
-    from ksteer_vllm.demo import MODEL_DIR
-    from ksteer_vllm.demo.generate import ENGINE_OPTIONS
+    from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
     from ksteer_vllm.verify.offline import random_probe, start_offline
 
     if model == "demo":

@@ -9,13 +9,31 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ksteer_vllm.demo.calibrate import Calibration
-from ksteer_vllm.demo.generate import Method, Reply
+from ksteer_vllm.bench.jobs import Reply
+from ksteer_vllm.bench.judges import Verdict
+from ksteer_vllm.demo.judge import ExactReader
 from ksteer_vllm.demo.lexicon import TONES
+from ksteer_vllm.experiments.calibration.choose import TOLERANCE
+from ksteer_vllm.experiments.calibration.record import Calibration
 
-__all__ = ["Claim", "Row", "calibration_table", "check_claims", "results_table", "summarise"]
+__all__ = [
+    "METHOD_NAMES",
+    "RULE",
+    "Claim",
+    "Row",
+    "calibration_table",
+    "check_claims",
+    "results_table",
+    "summarise",
+]
 
-METHOD_NAMES: dict[Method | None, str] = {None: "unsteered", "gradient": "K-Steering", "add": "CAA"}
+METHOD_NAMES: dict[str | None, str] = {None: "unsteered", "gradient": "K-Steering", "add": "CAA"}
+
+RULE = (
+    "one strength per method for all six tones: of those whose replies to calibration questions stay "
+    "coherent, the middle one of those around the highest share of replies that show the tone and are "
+    f"coherent, within {TOLERANCE} of it"
+)
 
 MIN_TONE_RATE = 0.8
 MIN_WELL_FORMED = 0.9
@@ -27,7 +45,7 @@ class Row:
     """Shares over the replies that were steered alike."""
 
     target: tuple[str, ...]
-    method: Method | None
+    method: str | None
     replies: int
     tone_rates: dict[str, float]
     well_formed: float
@@ -45,11 +63,12 @@ class Claim:
     holds: bool
 
 
-def summarise(replies: Sequence[Reply]) -> list[Row]:
-    """One row per (target, method), in the order they first appear."""
-    groups: dict[tuple[tuple[str, ...], Method | None], list[Reply]] = {}
-    for reply in replies:
-        groups.setdefault((reply.ask.target, reply.ask.method), []).append(reply)
+def summarise(replies: Sequence[Reply], reader: ExactReader) -> list[Row]:
+    """One row per target and method, as the replies' jobs are tagged, in the order they first appear."""
+    groups: dict[tuple[tuple[str, ...], str | None], list[Verdict]] = {}
+    for reply, verdict in zip(replies, reader.judge(replies), strict=True):
+        tags = reply.job.tags
+        groups.setdefault((tuple(tags["target"]), tags["method"]), []).append(verdict)
     rows = []
     for (target, method), group in groups.items():
         count = len(group)
@@ -58,9 +77,9 @@ def summarise(replies: Sequence[Reply]) -> list[Row]:
                 target,
                 method,
                 count,
-                {tone: sum(tone in reply.reading.tones for reply in group) / count for tone in TONES},
-                sum(reply.reading.well_formed for reply in group) / count,
-                sum(reply.shows_target for reply in group) / count if target else None,
+                {tone: sum(tone in verdict.shown for verdict in group) / count for tone in TONES},
+                sum(bool(verdict.coherent) for verdict in group) / count,
+                sum(verdict.shows(target) for verdict in group) / count if target else None,
             )
         )
     return rows
@@ -116,20 +135,20 @@ def results_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def calibration_table(calibrations: Sequence[Calibration]) -> Table:
-    """Every strength that was tried, per method."""
+def calibration_table(calibration: Calibration) -> Table:
+    """Every strength that was tried, per method; too much: beyond the coherence budget."""
     table = Table(title="calibration: mean over the six tones", title_justify="left")
-    for heading in ("method", "alpha", "shows the tone", "well formed", "both"):
+    for heading in ("method", "alpha", "coherent", "coherent, shows the tone"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
-    for calibration in calibrations:
-        for point in calibration.points:
-            chosen = point.alpha == calibration.alpha
+    for cell in calibration.cells:
+        for point in cell.points:
+            chosen = point.alpha == cell.best
+            note = " <- chosen" if chosen else "" if point.within_budget else " too much"
             table.add_row(
-                METHOD_NAMES[calibration.method],
+                METHOD_NAMES[cell.variant],
                 f"{point.alpha:.4g}",
-                f"{point.shows_tone:.2f}",
-                f"{point.well_formed:.2f}",
-                f"{point.score:.3f}{' <- chosen' if chosen else ''}",
+                f"{point.coherent:.2f}",
+                f"{point.score:.3f}{note}",
                 style="bold" if chosen else None,
             )
         table.add_section()

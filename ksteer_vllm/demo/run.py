@@ -13,24 +13,16 @@ from typing import Any
 
 from rich.console import Console
 
-from ksteer_vllm.bench.engines import stop_engine
+from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.data.rows import write_rows
-from ksteer_vllm.demo import MODEL_DIR
-from ksteer_vllm.demo.calibrate import METHODS, RULE, Calibration, calibrate
-from ksteer_vllm.demo.corpus import held_out_questions, prompt_messages
-from ksteer_vllm.demo.generate import (
-    ENGINE_OPTIONS,
-    PROBE_NAME,
-    TEMPERATURE,
-    Ask,
-    Method,
-    Reply,
-    demo_engine,
-    generate_replies,
-)
+from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
+from ksteer_vllm.demo.corpus import prompt_messages
+from ksteer_vllm.demo.judge import ExactReader
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.results import (
     METHOD_NAMES,
+    RULE,
     Claim,
     Row,
     calibration_table,
@@ -38,20 +30,19 @@ from ksteer_vllm.demo.results import (
     results_table,
     summarise,
 )
+from ksteer_vllm.demo.steering import final_jobs, strengths_of, subject_of
 from ksteer_vllm.demo.task import labelled_text
+from ksteer_vllm.experiments.calibration.record import Calibration
+from ksteer_vllm.experiments.calibration.run import CalibrationPlan, calibrate
+from ksteer_vllm.experiments.calibration.write import write_defaults
 from ksteer_vllm.fit.heldout import heldout_table
-from ksteer_vllm.fit.pipeline import fit_probe_to_rows
+from ksteer_vllm.fit.pipeline import fit_probe_to_rows, progress_bar
 from ksteer_vllm.fit.train import FitPlan
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["DemoPlan", "run_demo"]
 
-COMBINATIONS: tuple[tuple[str, ...], ...] = (
-    *((tone,) for tone in TONES),
-    ("expert", "empathetic"),
-    ("casual", "cautious"),
-    ("helpful", "cautious", "empathetic"),
-)
+_SERVED_AS = "tones"
 
 
 @dataclass(frozen=True)
@@ -76,6 +67,42 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     shutil.copytree(model, out / "model", dirs_exist_ok=True)
+    _fit(out, plan, console)
+    fitted = time.perf_counter()
+    subject = subject_of(out / "probe", out / "model")
+    reader = ExactReader(TONES)
+    with (
+        Bench(subject.model, subject.paths, layers=[plan.layer], engine_options=ENGINE_OPTIONS) as bench,
+        progress_bar(console) as progress,
+    ):
+        calibration_plan = CalibrationPlan(
+            sizes=(1,), prompts=plan.calibration_questions, rounds=1, seed=plan.seed
+        )
+        calibration = calibrate(subject, calibration_plan, bench, reader, progress=progress)
+        calibrated = time.perf_counter()
+        jobs = final_jobs(subject, strengths_of(calibration), questions=plan.test_questions, seed=plan.seed)
+        replies = bench.run(jobs, progress=progress, description="answering test questions", score=False)
+    write_defaults(subject, calibration)
+    table = summarise(replies, reader)
+    claims = check_claims(table)
+    seconds = {
+        "fit": fitted - started,
+        "calibrate": calibrated - fitted,
+        "generate": time.perf_counter() - calibrated,
+        "total": time.perf_counter() - started,
+    }
+    console.print(f"rule: {RULE}", calibration_table(calibration))
+    _print_samples(replies, console)
+    console.print(results_table(table))
+    for claim in claims:
+        console.print(f"{'holds' if claim.holds else 'MISSED'}: {claim.text}")
+    _write_results(out, plan, calibration, table, claims, seconds)
+    _print_next_steps(out, replies[0].job.question, seconds["total"], console)
+    return all(claim.holds for claim in claims)
+
+
+def _fit(out: Path, plan: DemoPlan, console: Console) -> None:
+    """Leave the labelled text and the probe fitted to it."""
     rows = labelled_text(plan.rows, seed=plan.seed)
     write_rows(out / "data.jsonl", rows)
     console.print(f"model {out / 'model'}; {len(rows)} labelled replies in {out / 'data.jsonl'}")
@@ -89,56 +116,17 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
         console=console,
     )
     console.print(heldout_table(probe.metadata.metrics), heldout_table(probe.metadata.metrics, "replies"))
-    fitted = time.perf_counter()
     probe.save(out / "probe")
-    llm = demo_engine(out / "model", out / "probe")
-    try:
-        questions = held_out_questions("calibration")[: plan.calibration_questions]
-        with console.status(f"calibrating on {len(questions)} questions"):
-            calibrations = calibrate(llm, probe, questions, seed=plan.seed)
-        alphas: dict[Method, float] = {found.method: found.alpha for found in calibrations}
-        console.print(f"rule: {RULE}", calibration_table(calibrations))
-        calibrated = time.perf_counter()
-        with console.status("answering the test questions, all rows in one batch"):
-            replies = generate_replies(llm, final_asks(plan, alphas), seed=plan.seed)
-    finally:
-        stop_engine(llm)
-    probe = probe.with_metadata(default_alpha=alphas)
-    probe.save(out / "probe")
-    table = summarise(replies)
-    claims = check_claims(table)
-    seconds = {
-        "fit": fitted - started,
-        "calibrate": calibrated - fitted,
-        "generate": time.perf_counter() - calibrated,
-        "total": time.perf_counter() - started,
-    }
-    _print_samples(replies, console)
-    console.print(results_table(table))
-    for claim in claims:
-        console.print(f"{'holds' if claim.holds else 'MISSED'}: {claim.text}")
-    _write_results(out, plan, probe, calibrations, table, claims, seconds)
-    _print_next_steps(out, replies[0].ask.question.text, seconds["total"], console)
-    return all(claim.holds for claim in claims)
-
-
-def final_asks(plan: DemoPlan, alphas: dict[Method, float]) -> list[Ask]:
-    """Every row of the final table on the same test questions."""
-    questions = held_out_questions("test")[: plan.test_questions]
-    asks = [Ask(question) for question in questions]
-    for target in COMBINATIONS:
-        for method in METHODS:
-            asks += [Ask(question, target, method, alphas[method]) for question in questions]
-    return asks
 
 
 def _print_samples(replies: Sequence[Reply], console: Console) -> None:
     """The first test question: unsteered, and under K-Steering towards every target."""
-    question = replies[0].ask.question
-    console.print(f"\n[bold]{question.text}[/bold]")
+    question = replies[0].job.question
+    console.print(f"\n[bold]{question}[/bold]")
     for reply in replies:
-        if reply.ask.question == question and reply.ask.method in (None, "gradient"):
-            name = " + ".join(reply.ask.target) or METHOD_NAMES[None]
+        tags = reply.job.tags
+        if reply.job.question == question and tags["method"] in (None, "gradient"):
+            name = " + ".join(tags["target"]) or METHOD_NAMES[None]
             console.print(f"  [cyan]{name}[/cyan]: {reply.text}", highlight=False)
     console.print()
 
@@ -146,20 +134,19 @@ def _print_samples(replies: Sequence[Reply], console: Console) -> None:
 def _write_results(
     out: Path,
     plan: DemoPlan,
-    probe: Probe,
-    calibrations: Sequence[Calibration],
+    calibration: Calibration,
     table: Sequence[Row],
     claims: Sequence[Claim],
     seconds: dict[str, float],
 ) -> None:
+    metadata = Probe.load_metadata(out / "probe")
     results: dict[str, Any] = {
         "plan": asdict(plan),
-        "temperature": TEMPERATURE,
-        "probe_digest": Probe.load_metadata(out / "probe").digest,
-        "probe_training": probe.metadata.training,
-        "probe_metrics": probe.metadata.metrics,
+        "probe_digest": metadata.digest,
+        "probe_training": metadata.training,
+        "probe_metrics": metadata.metrics,
         "rule": RULE,
-        "calibration": [calibration.as_json() for calibration in calibrations],
+        "calibration": calibration.as_json(),
         "rows": [row.as_json() for row in table],
         "claims": [asdict(claim) for claim in claims],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -172,9 +159,9 @@ def _print_next_steps(out: Path, question: str, seconds: float, console: Console
     body = {
         "model": str(out / "model"),
         "messages": prompt_messages(question),
-        "ksteer": {"probe": PROBE_NAME, "target": ["casual"]},
+        "ksteer": {"probe": _SERVED_AS, "target": ["casual"]},
     }
-    model, probe = shlex.quote(str(out / "model")), shlex.quote(f"{PROBE_NAME}={out / 'probe'}")
+    model, probe = shlex.quote(str(out / "model")), shlex.quote(f"{_SERVED_AS}={out / 'probe'}")
     console.print(f"all figures: {out / 'results.json'} ({seconds:.0f} s)\nserve it:\n")
     for line in (
         f"  vllm serve {model} --plugin ksteer --ksteer-probe {probe} --gpu-memory-utilization 0.3",

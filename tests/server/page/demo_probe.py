@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ksteer_vllm.demo import MODEL_DIR
-from ksteer_vllm.demo.generate import ENGINE_OPTIONS
+from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.task import labelled_text
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows

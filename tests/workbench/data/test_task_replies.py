@@ -16,8 +16,7 @@ from ksteer_vllm.bench import replies  # noqa: E402
 from ksteer_vllm.bench.journal import Journal  # noqa: E402
 from ksteer_vllm.bench.replies import generate_missing_replies  # noqa: E402
 from ksteer_vllm.data.rows import LabelledRow, Message  # noqa: E402
-from ksteer_vllm.demo import MODEL_DIR  # noqa: E402
-from ksteer_vllm.demo.generate import ENGINE_OPTIONS  # noqa: E402
+from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR  # noqa: E402
 from ksteer_vllm.demo.reader import read  # noqa: E402
 from ksteer_vllm.errors import DataError, UsageError  # noqa: E402
 

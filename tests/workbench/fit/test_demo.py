@@ -11,9 +11,9 @@ from rich.console import Console
 
 from ksteer_vllm import Probe
 from ksteer_vllm.data.rows import read_rows
-from ksteer_vllm.demo.calibrate import METHODS, Point, _refined
 from ksteer_vllm.demo.lexicon import TONES
-from ksteer_vllm.demo.run import COMBINATIONS, DemoPlan, run_demo
+from ksteer_vllm.demo.run import DemoPlan, run_demo
+from ksteer_vllm.demo.steering import COMBINATIONS, METHODS
 from ksteer_vllm.demo.task import labelled_text
 
 PLAN = DemoPlan(rows=400, epochs=4, calibration_questions=2, test_questions=6)
@@ -31,7 +31,7 @@ def test_the_demo_on_a_few_questions(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["probe_digest"] == probe.metadata.digest
     assert {
-        found["method"]: found["alpha"] for found in results["calibration"]
+        cell["variant"]: cell["best"] for cell in results["calibration"]["cells"]
     } == probe.metadata.default_alpha
     rows = {(tuple(row["target"]), row["method"]): row for row in results["rows"]}
     assert set(rows) == {((), None)} | {(target, method) for target in COMBINATIONS for method in METHODS}
@@ -43,12 +43,3 @@ def test_the_demo_on_a_few_questions(tmp_path: Path) -> None:
     output = console.file.getvalue()  # type: ignore[attr-defined]
     for text in ("K-Steering", "CAA", "--plugin ksteer --ksteer-probe", "each single tone at least 0.8"):
         assert text in output
-
-
-def test_the_grid_is_refined_around_the_plateau() -> None:
-    scores = {0.25: 0.2, 0.5: 0.97, 1.0: 0.99, 2.0: 0.98, 4.0: 0.9, 8.0: 0.98}
-    points = {alpha: Point(alpha, score, score, 1.0) for alpha, score in scores.items()}
-    finer = _refined(points)
-    assert min(finer) > 0.25
-    assert max(finer) < 4.0
-    assert not set(finer) & set(points)

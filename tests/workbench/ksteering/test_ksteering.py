@@ -16,7 +16,7 @@ prepare_environment()
 from ksteer_vllm import KSteering, SteeringConfig  # noqa: E402
 from ksteer_vllm.data.positions import PROMPT_LAST  # noqa: E402
 from ksteer_vllm.data.rows import LabelledRow  # noqa: E402
-from ksteer_vllm.demo import MODEL_DIR  # noqa: E402
+from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR  # noqa: E402
 from ksteer_vllm.demo.corpus import (  # noqa: E402
     Question,
     held_out_questions,
@@ -24,7 +24,6 @@ from ksteer_vllm.demo.corpus import (  # noqa: E402
     prompt_messages,
     train_questions,
 )
-from ksteer_vllm.demo.generate import ENGINE_OPTIONS  # noqa: E402
 from ksteer_vllm.demo.lexicon import TONES  # noqa: E402
 from ksteer_vllm.demo.reader import read  # noqa: E402
 from ksteer_vllm.fit.task import FitTask  # noqa: E402
