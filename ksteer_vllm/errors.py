@@ -13,7 +13,9 @@ One root; next to each, the built-in class it also is:
     │   └── HubError          a dataset that cannot be had (data/hub.py)
     ├── DecoderNotFoundError  no decoder stack in the model                                ValueError
     ├── HostVersionError      a vLLM this plugin cannot work with                          RuntimeError
-    └── LifecycleError        a change to a running server that was not made               RuntimeError
+    ├── LifecycleError        a change to a running server that was not made               RuntimeError
+    ├── UnreachableError      an engine that cannot be verified (verify/)                  RuntimeError
+    └── RefusedError          a request an engine did not run while verified (verify/)     RuntimeError
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ def verify(
     cache is right. Exit status: 0 all passed, 1 a check failed, 2 it could not be run."""
     quiet_vllm()
     one_process()
-    from ksteer_vllm.verify import VerifyReport
+    from ksteer_vllm.verify import Verification
     from ksteer_vllm.verify import verify as run
-    from ksteer_vllm.verify.subject import Refused, Subject, Unreachable
+    from ksteer_vllm.verify.subject import RefusedError, Subject, UnreachableError
 
     console = wide_console()
     with clean_errors(), tempfile.TemporaryDirectory(prefix="ksteer-verify-") as scratch:
@@ -83,14 +83,14 @@ def verify(
         }
         names = [_named(text)[0] for text in probe or []] or None
         subject: Subject | None = None
-        report: VerifyReport
+        found: Verification
         try:
             with console.status("verifying") as status:
                 if url:
                     subject = _server(url, api_key, folders, options)
                 else:
                     subject, names = _offline(model, folders, names, wanted, options, Path(scratch), source)
-                report = run(
+                found = run(
                     subject,
                     layers=wanted,
                     probes=names,
@@ -99,16 +99,16 @@ def verify(
                     source=source,
                     tell=lambda text: status.update(f"verifying: {text}"),
                 )
-        except (Unreachable, Refused) as error:
+        except (UnreachableError, RefusedError) as error:
             typer.echo(f"ksteer: {error}", err=True)
             raise typer.Exit(2) from None
         finally:
             if subject is not None:
                 subject.close()
-        report.show(console)
+        found.show(console)
         if json_file is not None:
-            report.write(json_file)
-    if not report.ok:
+            found.write(json_file)
+    if not found.ok:
         raise typer.Exit(1)
 
 

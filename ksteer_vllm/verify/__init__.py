@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ksteer_vllm.verify.report import Finding, VerifyReport
 from ksteer_vllm.verify.run import verify
+from ksteer_vllm.verify.verification import Finding, Verification
 
-__all__ = ["Finding", "VerifyReport", "verify"]
+__all__ = ["Finding", "Verification", "verify"]

@@ -12,7 +12,7 @@ import httpx
 
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.probes.probe import Probe
-from ksteer_vllm.verify.subject import Answer, Card, CheckRequest, Facts, Refused, Unreachable
+from ksteer_vllm.verify.subject import Answer, Card, CheckRequest, Facts, RefusedError, UnreachableError
 
 __all__ = ["HTTPSubject"]
 
@@ -45,7 +45,10 @@ FALLBACK = range(5, 101)
 class HTTPSubject:
     """A server started with `--plugin ksteer`.
 
-    probes: name -> folder, copies of what the server has loaded, for the oracle; checked by digest.
+    Args:
+        url: With or without /v1.
+        api_key: If the server wants one.
+        probes: Name -> folder, copies of what the server has loaded, for the oracle; checked by digest.
     """
 
     def __init__(
@@ -59,8 +62,12 @@ class HTTPSubject:
         self._model = ""
 
     def facts(self) -> Facts:
-        """Raises Unreachable if there is no such server or it does not steer; UsageError for a copy of a
-        probe that is not what the server runs."""
+        """What the server says of itself.
+
+        Raises:
+            UnreachableError: There is no such server, or it does not steer.
+            UsageError: A copy of a probe is not what the server has loaded.
+        """
         about = self._get("/v1/ksteer")
         cards = [self._card(card) for card in self._get("/v1/ksteer/probes")["data"]]
         if missing := sorted(set(self._probes) - {card.name for card in cards}):
@@ -123,7 +130,7 @@ class HTTPSubject:
         try:
             choice = self._post("/v1/completions", body)["choices"][0]
             ids = tuple(sorted(set(choice.get("prompt_token_ids") or ())))
-        except Refused:  # longer than the model reads, or no such field
+        except RefusedError:  # longer than the model reads, or no such field
             ids = ()
         return ids if len(ids) >= ENOUGH_TOKENS else tuple(FALLBACK)
 
@@ -163,24 +170,26 @@ class HTTPSubject:
             try:
                 response = self._client.request(method, path, json=body)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise Unreachable(f"{self._client.base_url}: {error or type(error).__name__}") from None
+                raise UnreachableError(f"{self._client.base_url}: {error or type(error).__name__}") from None
             status = response.status_code
             if status not in BUSY or "retry-after" not in response.headers:
                 break
             wait = _seconds(response.headers["retry-after"])
             if time.monotonic() + wait > last:
-                raise Unreachable(f"{path}: the server is busy: {status}: {_message(response)}")
+                raise UnreachableError(f"{path}: the server is busy: {status}: {_message(response)}")
             time.sleep(wait)
         if status in (401, 403):
-            raise Unreachable(f"{path}: the server wants an API key (--api-key)")
+            raise UnreachableError(f"{path}: the server wants an API key (--api-key)")
         if status == 404 and method == "GET":
-            raise Unreachable(f"{path}: not found; is this vLLM with --plugin ksteer?")
+            raise UnreachableError(f"{path}: not found; is this vLLM with --plugin ksteer?")
         if status >= 400:
-            raise Refused(f"{status}: {_message(response)}")
+            raise RefusedError(f"{status}: {_message(response)}")
         try:
             return response.json(), began
         except ValueError:
-            raise Unreachable(f"{path}: the answer is not JSON; is this vLLM with --plugin ksteer?") from None
+            raise UnreachableError(
+                f"{path}: the answer is not JSON; is this vLLM with --plugin ksteer?"
+            ) from None
 
 
 def _seconds(retry_after: str) -> float:

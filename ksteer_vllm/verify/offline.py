@@ -17,7 +17,7 @@ from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.report import report
 from ksteer_vllm.spec.families import FAMILIES, load
-from ksteer_vllm.verify.subject import Answer, Card, CheckRequest, Facts, Refused
+from ksteer_vllm.verify.subject import Answer, Card, CheckRequest, Facts, RefusedError
 
 __all__ = ["LOGPROBS", "OfflineSubject", "card_of", "random_probe", "start_offline"]
 
@@ -26,7 +26,12 @@ RANDOM_WIDTH = 32
 
 
 class OfflineSubject:
-    """A `vllm.LLM` with steering enabled. probes: those it was started with, by name."""
+    """A `vllm.LLM` with steering enabled.
+
+    Args:
+        llm: The engine; `close` stops it.
+        probes: Those it was started with, by name.
+    """
 
     def __init__(self, llm: Any, probes: Mapping[str, Probe]) -> None:
         self._llm = llm
@@ -75,7 +80,7 @@ class OfflineSubject:
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise RefusedError(str(error)) from None
         ended = time.monotonic()
         return [_answer(output, began, ended) for output in outputs]
 
@@ -149,7 +154,12 @@ def _width(probe: Probe) -> int:
 def random_probe(model: str, **source: Any) -> Probe:
     """A probe of the model's shape with random weights: enough to see whether and where edits act.
 
-    source: revision, trust_remote_code, as of vLLM.
+    Args:
+        model: A folder, or a name on the hub.
+        source: Options of transformers' `from_pretrained`, such as revision and trust_remote_code.
+
+    Raises:
+        OSError: There is no such model.
     """
     from transformers import AutoConfig
 

@@ -1,4 +1,4 @@
-"""One verification, from the subject's facts to the report."""
+"""One verification, from the subject's facts to what was found."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ksteer_vllm.verify.checks.plain import check_alpha_zero, check_plain_after,
 from ksteer_vllm.verify.checks.prefix_cache import check_prefix_cache
 from ksteer_vllm.verify.edits import PlannedEdit, plan_edit
 from ksteer_vllm.verify.oracle import Oracle
-from ksteer_vllm.verify.report import EFFECT, VerifyReport
-from ksteer_vllm.verify.subject import Card, Facts, Refused, Subject
+from ksteer_vllm.verify.subject import Card, Facts, RefusedError, Subject
 from ksteer_vllm.verify.trial import Trial
+from ksteer_vllm.verify.verification import EFFECT, Verification
 
 __all__ = ["verify"]
 
@@ -37,14 +37,25 @@ def verify(
     source: Mapping[str, Any] | None = None,
     seed: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
-) -> VerifyReport:
+) -> Verification:
     """Check a running engine.
 
-    layers, probes: those to look at; default: every open layer and every probe. model_folder: the engine's
-    weights for the oracle; default: its own, where they are here. with_oracle: use it if it can be had.
-    source: trust_remote_code and the like. tell: called with what is being done. Raises UsageError if there
-    is nothing to look at, and what the subject raises; a request that is Refused after the first plain ones
-    is a failed check.
+    A request that is refused after the first plain ones is a failed check, not an error.
+
+    Args:
+        subject: The engine.
+        layers: Those to look at; default: every open layer.
+        probes: Names of those to look at; default: every loaded one.
+        model_folder: The engine's weights, for the oracle; default: its own, where they are on this machine.
+        with_oracle: Use the oracle if it can be had; without it the order of layers is looked at.
+        source: Options of transformers' `from_pretrained`, such as trust_remote_code.
+        seed: Of the prompts; default: another one each time, so that no cache holds them.
+        tell: Called with what is being done.
+
+    Raises:
+        UsageError: There is nothing to look at, or layers or probes are named that the engine does not have.
+        UnreachableError: The engine cannot be asked.
+        RefusedError: It refuses a plain request.
     """
     started = time.monotonic()
     tell("asking what there is")
@@ -66,7 +77,7 @@ def verify(
     _run(trial, "plain beside steered", check_plain_beside)
     _run(trial, "prefix cache", check_prefix_cache)
     _run(trial, "plain after steered", check_plain_after)
-    return VerifyReport(
+    return Verification(
         subject=facts.name,
         versions=facts.versions,
         layers=sorted({plan.layer for plan in plans}),
@@ -87,7 +98,7 @@ def _run(trial: Trial, name: str, check: Check) -> None:
     trial.tell(name)
     try:
         check(trial)
-    except Refused as error:
+    except RefusedError as error:
         trial.failed(
             name, f"the engine refused a request: {error}", f"a request of the check {name!r} is refused"
         )

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from ksteer_vllm.errors import KSteerError
 from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["Answer", "Card", "CheckRequest", "Facts", "Refused", "Subject", "Unreachable"]
+__all__ = ["Answer", "Card", "CheckRequest", "Facts", "RefusedError", "Subject", "UnreachableError"]
 
 
-class Unreachable(RuntimeError):
+class UnreachableError(KSteerError, RuntimeError):
     """The engine cannot be verified: no server, no steering, no access. The message says which."""
 
 
-class Refused(RuntimeError):
+class RefusedError(KSteerError, RuntimeError):
     """The engine did not run a request; the message is its own."""
 
 
@@ -23,7 +24,11 @@ class Refused(RuntimeError):
 class CheckRequest:
     """One greedy request.
 
-    spec: False: explicitly not steered. salt: of the prefix cache; one of its own shares no block.
+    Attributes:
+        prompt: Token ids.
+        spec: How to steer it, as JSON; None: as the engine does by default, False: not at all.
+        max_tokens: Exactly so many are generated.
+        salt: Of the prefix cache; a request with one of its own shares no block.
     """
 
     prompt: tuple[int, ...]
@@ -34,10 +39,15 @@ class CheckRequest:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: per generated token the log-probabilities of the best few and its own.
+    """What came back.
 
-    report: as `ksteer_vllm.report`. cached: prompt tokens read from the prefix cache, None if not told.
-    began, ended: seconds on one clock, around the request.
+    Attributes:
+        tokens: The ids generated.
+        steps: For each of them the log-probabilities of the best few tokens, and its own.
+        report: As `ksteer_vllm.report`.
+        cached: Prompt tokens read from the prefix cache; None if the engine does not say.
+        began: When the request was sent, in seconds on a clock of this process.
+        ended: When its answer had come, on the same clock.
     """
 
     tokens: tuple[int, ...]
@@ -50,9 +60,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Card:
-    """One loaded probe. layers: those it has tensors of its own for, empty: one set for all.
+    """One loaded probe.
 
-    methods: those it has, the default first. probe: its tensors, where a copy of the folder is at hand.
+    Attributes:
+        name: What specs call it.
+        digest: Of its folder.
+        family: One of `FAMILIES`.
+        labels: In the order of its tensors.
+        layers: Those it has tensors of their own for; empty: one set for all.
+        own_layer: The one it was fitted at.
+        methods: Those it has, the default first.
+        default_alpha: Method -> strength.
+        probe: Its tensors, where a copy of the folder is at hand.
     """
 
     name: str
@@ -70,9 +89,19 @@ class Card:
 class Facts:
     """What the engine says about itself.
 
-    tokens: ids to make random prompts of. weights: where transformers can load the same model from, "" if not
-    from here. limits: max_steps and the like. needs_opt_out: requests that say nothing of steering are
-    steered, so that plain ones must say so. gaps: what cannot be seen through this subject.
+    Attributes:
+        name: For people.
+        weights: Where transformers can load the same model from; "" if nowhere on this machine.
+        num_layers: Decoder blocks.
+        open_layers: Those that can be steered.
+        cards: The loaded probes.
+        tokens: Ids to make random prompts of.
+        max_model_len: In tokens.
+        reports: Whether requests may ask for reports.
+        limits: max_steps and the like.
+        needs_opt_out: Requests that say nothing of steering are steered, so plain ones must say so.
+        versions: Package -> version.
+        gaps: What cannot be seen through this subject.
     """
 
     name: str
@@ -90,7 +119,12 @@ class Facts:
 
 
 class Subject(Protocol):
-    """An engine that answers. Raises Unreachable, or Refused with the engine's message."""
+    """An engine that answers.
+
+    Raises:
+        UnreachableError: From any method.
+        RefusedError: From `alone` and `together`, with the engine's message.
+    """
 
     def facts(self) -> Facts:
         """Asked once, first."""

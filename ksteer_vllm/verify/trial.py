@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ksteer_vllm.verify.edits import PlannedEdit
-from ksteer_vllm.verify.report import Finding
 from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts, Subject
+from ksteer_vllm.verify.verification import Finding
 
 __all__ = ["SHORT", "Fired", "Trial"]
 

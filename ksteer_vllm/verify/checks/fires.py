@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ksteer_vllm.errors import listing
 from ksteer_vllm.verify.compare import apart
 from ksteer_vllm.verify.edits import PlannedEdit
-from ksteer_vllm.verify.report import EFFECT
 from ksteer_vllm.verify.subject import Answer, CheckRequest
 from ksteer_vllm.verify.trial import SHORT, Fired, Trial
+from ksteer_vllm.verify.verification import EFFECT
 
 __all__ = ["GENERATED", "STEERED", "WHERE", "check_firing"]
 

@@ -18,10 +18,10 @@ from ksteer_vllm.verify.checks.prefix_cache import UNTOLD, check_prefix_cache
 from ksteer_vllm.verify.edits import PlannedEdit
 from ksteer_vllm.verify.offline import card_of
 from ksteer_vllm.verify.oracle import Oracle
-from ksteer_vllm.verify.report import Finding
 from ksteer_vllm.verify.run import _check_layers
 from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts
 from ksteer_vllm.verify.trial import Fired, Trial
+from ksteer_vllm.verify.verification import Finding
 from tests.support.folders import random_family_probe
 from tests.support.models import NUM_LAYERS, make_model
 

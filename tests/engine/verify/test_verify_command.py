@@ -46,7 +46,7 @@ def server(probe: Path) -> Iterator[Server]:
 
 
 def verified(arguments: list[str], report: Path) -> dict[str, Any]:
-    """The report of a run in this process, whose engine is elsewhere."""
+    """What a run in this process found, whose engine is elsewhere."""
     result = CliRunner().invoke(app, ["verify", *arguments, "--json", str(report)])
     assert result.exit_code == 0, result.output
     print(result.output)

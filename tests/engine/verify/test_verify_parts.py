@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 from ksteer_vllm.cli import app
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.spec.families import FAMILIES
-from ksteer_vllm.verify import Finding, VerifyReport
+from ksteer_vllm.verify import Finding, Verification
 from ksteer_vllm.verify.compare import apart, grid
 from ksteer_vllm.verify.definitions import apply_edit
 from ksteer_vllm.verify.edits import plan_edit
 from ksteer_vllm.verify.http import HTTPSubject
 from ksteer_vllm.verify.offline import card_of
-from ksteer_vllm.verify.report import EFFECT
 from ksteer_vllm.verify.run import verify
-from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts, Unreachable
+from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts, UnreachableError
+from ksteer_vllm.verify.verification import EFFECT
 from tests.support.folders import random_family_probe
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 
@@ -109,10 +109,10 @@ class Still:
         return self._facts
 
     def alone(self, request: CheckRequest) -> Answer:
-        raise Unreachable("gone")
+        raise UnreachableError("gone")
 
     def together(self, requests: Any) -> list[Answer]:
-        raise Unreachable("gone")
+        raise UnreachableError("gone")
 
     def close(self) -> None: ...
 
@@ -133,16 +133,16 @@ def test_nothing_to_look_at(changes: dict[str, Any], asked: dict[str, Any], says
 
 
 def test_an_engine_that_goes_away_is_no_failed_check() -> None:
-    with pytest.raises(Unreachable, match="gone"):
+    with pytest.raises(UnreachableError, match="gone"):
         verify(Still(facts()))
 
 
-def report(*findings: Finding) -> VerifyReport:
-    return VerifyReport("e", {"vllm": "1"}, [1], ["tones"], 1e-3, 0.0, 9, 90, 9, 1.0, findings, ["the rest"])
+def verification(*findings: Finding) -> Verification:
+    return Verification("e", {"vllm": "1"}, [1], ["tones"], 1e-3, 0.0, 9, 90, 9, 1.0, findings, ["the rest"])
 
 
-def test_a_report_says_what_failed_and_what_was_not_checked(tmp_path: Path) -> None:
-    bad = report(
+def test_a_verification_says_what_failed_and_what_was_not_checked(tmp_path: Path) -> None:
+    bad = verification(
         Finding("a", "passed", "0 of 3"),
         Finding("b", "failed", "2 of 3", "the cause", {"x": 1.0}),
         Finding("c", "skipped", "no weights"),
@@ -163,9 +163,9 @@ def test_a_report_says_what_failed_and_what_was_not_checked(tmp_path: Path) -> N
     assert found["findings"][1] == {
         "name": "b", "status": "failed", "says": "2 of 3", "cause": "the cause", "figures": {"x": 1.0},
     }  # fmt: skip
-    assert report(Finding(EFFECT, "passed", "")).ok
-    assert not report(Finding(EFFECT, "passed", ""), Finding("b", "failed", "")).ok
-    assert not report(
+    assert verification(Finding(EFFECT, "passed", "")).ok
+    assert not verification(Finding(EFFECT, "passed", ""), Finding("b", "failed", "")).ok
+    assert not verification(
         Finding("noise floor", "passed", ""), Finding("c", "skipped", "")
     ).ok  # nothing was shown
 
@@ -213,7 +213,7 @@ def test_a_server_that_is_no_subject(status: int, body: Any, says: str) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(status, text=body if isinstance(body, str) else json.dumps(body))
 
-    with pytest.raises(Unreachable, match=says):
+    with pytest.raises(UnreachableError, match=says):
         served(HTTPSubject("http://s"), handler).facts()
 
 
@@ -242,7 +242,7 @@ def test_a_server_that_stays_busy_cannot_be_verified(monkeypatch: pytest.MonkeyP
     def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(503, headers={"Retry-After": "0"}, json={"error": {"message": "all held"}})
 
-    with pytest.raises(Unreachable, match="busy: 503: all held"):
+    with pytest.raises(UnreachableError, match="busy: 503: all held"):
         served(HTTPSubject("http://s"), handler).alone(CheckRequest((1, 2)))
 
 
@@ -270,7 +270,7 @@ def test_the_exit_status_says_what_was_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: Any, code: int
 ) -> None:
     monkeypatch.setattr(
-        "ksteer_vllm.verify.verify", lambda *_, **__: report(Finding(EFFECT, status, "seen", "why"))
+        "ksteer_vllm.verify.verify", lambda *_, **__: verification(Finding(EFFECT, status, "seen", "why"))
     )
     result = CliRunner().invoke(app, ["verify", "--url", "http://s", "--json", str(tmp_path / "r.json")])
     assert result.exit_code == code, result.output

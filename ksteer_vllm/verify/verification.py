@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["EFFECT", "Finding", "VerifyReport"]
+__all__ = ["EFFECT", "Finding", "Verification"]
 
 EFFECT = "steering has an effect"
 """The check without which the others show nothing."""
@@ -23,7 +23,15 @@ _STYLE = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One check. says: what was seen, or why it was skipped. cause: of a failure, the likely one."""
+    """One check.
+
+    Attributes:
+        name: What is true if it passes.
+        status: Skipped where the check could not be made.
+        says: What was seen, or why it was skipped.
+        cause: Of a failure, the likely one.
+        figures: The numbers behind it, in plain JSON types.
+    """
 
     name: str
     status: Status
@@ -33,11 +41,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
-    """Everything one verification found. Log-probabilities in nats.
+class Verification:
+    """Everything one verification found.
 
-    tolerance: above this two answers count as different. requests, prompt_tokens, generated_tokens: what it
-    asked of the engine, in `seconds`. not_checked: what no check here can see.
+    Attributes:
+        subject: The engine, for people.
+        versions: Package -> version.
+        layers: Those looked at.
+        probes: Names of those looked at.
+        tolerance: In nats; two answers whose log-probabilities differ by more count as different.
+        noise_floor: In nats; how far apart answers to one plain request were.
+        requests: How many it sent.
+        prompt_tokens: Of all of them.
+        generated_tokens: Of all of them.
+        seconds: How long it took.
+        findings: One for each check.
+        not_checked: What no check here can see.
     """
 
     subject: str
