@@ -67,7 +67,7 @@ _NOTHING: _Piece = ("", np.empty(0, np.int64), np.empty((0, _LABELS), np.float32
 
 
 def assemble(
-    canonical: Mapping[str, Any],
+    edits: Sequence[Mapping[str, Any]],
     prompt_length: int,
     pieces: Iterable[bytes],
     labels: Mapping[str, Sequence[str]],
@@ -75,7 +75,7 @@ def assemble(
     """The report of a request from what its workers' stores hold.
 
     Args:
-        canonical: Its admitted spec.
+        edits: Its canonical edits.
         prompt_length: Tokens of its prompt.
         pieces: Of `ReportStore.take`, one per worker; tensor-parallel ranks repeat each other, pipeline ranks
             hold different layers.
@@ -88,19 +88,19 @@ def assemble(
     for piece in pieces:
         arrays: dict[str, NDArray[Any]] = load_arrays(piece) if piece else {}
         for name, array in arrays.items():
-            edit, layer, kind, digest = name.split("/", 3)
+            index, layer, kind, digest = name.split("/", 3)
             if kind == "values":
-                positions = arrays[f"{edit}/{layer}/positions/{digest}"]
-                found.setdefault((int(edit), int(layer)), (digest, positions, array))
-    edits = []
-    for index, edit in enumerate(canonical["edits"]):
+                positions = arrays[f"{index}/{layer}/positions/{digest}"]
+                found.setdefault((int(index), int(layer)), (digest, positions, array))
+    reports = []
+    for number, edit in enumerate(edits):
         layers = []
         for layer in edit["layers"]:
-            digest, positions, values = found.get((index, layer), _NOTHING)
+            digest, positions, values = found.get((number, layer), _NOTHING)
             names = list(labels[digest]) if values.shape[1] > _LABELS else None
             tokens = _tokens(positions, values, names, _first_generated(edit, prompt_length), prompt_length)
             layers.append({"layer": layer, "labels": names, "tokens": tokens})
-        edits.append({"probe": edit["probe"], "method": edit["method"], "layers": layers})
+        reports.append({"probe": edit["probe"], "method": edit["method"], "layers": layers})
     shifts = [
         (position, shift)
         for _, positions, values in found.values()
@@ -108,7 +108,7 @@ def assemble(
     ]
     finite = [shift for _, shift in shifts if math.isfinite(shift)]
     return {
-        "edits": edits,
+        "edits": reports,
         "tokens_steered": len(
             {position for position, shift in shifts if shift != 0 and not math.isnan(shift)}
         ),

@@ -13,13 +13,20 @@ from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY, SteeringSpec
 __all__ = ["check_request_layers", "check_size", "check_stack"]
 
 
-def check_size(value: Any, config: EngineConfig) -> None:
-    """Raise SpecError if what a request says of steering is more than max_spec_bytes of compact JSON.
+def check_size(value: Any, config: EngineConfig) -> str | bytes | None:
+    """Refuse what is more than max_spec_bytes of compact JSON.
 
-    value: as it came, text or decoded, before anything else looks at it. What JSON cannot say is refused: it
-    has no size.
+    Args:
+        value: What a request says of steering, as it came, text or decoded, before anything else looks at it.
+
+    Returns:
+        Its JSON text, by which the same spec is known again; None if it holds types that are not JSON's.
+
+    Raises:
+        SpecError: If it is too large, or is not JSON-serialisable: then it has no size.
     """
-    size = _size(value)
+    text, is_plain = _as_json(value)
+    size = len(text) if isinstance(text, bytes) else len(text.encode("utf-8", "surrogatepass"))
     if size > config.max_spec_bytes:
         raise SpecError(
             EXTRA_ARGS_KEY,
@@ -27,6 +34,7 @@ def check_size(value: Any, config: EngineConfig) -> None:
             size,
             reason="size",
         )
+    return text if is_plain else None
 
 
 def check_stack(spec: SteeringSpec, config: EngineConfig) -> None:
@@ -49,22 +57,26 @@ def check_request_layers(layers: Sequence[int], before: int, config: EngineConfi
     return total
 
 
-def _size(value: Any) -> int:
+def _as_json(value: Any) -> tuple[str | bytes, bool]:
+    """The compact JSON text of a value, and whether it holds JSON's own types only."""
     if isinstance(value, SteeringSpec):
         value = value.model_dump(mode="json", exclude_unset=True)
-    if isinstance(value, bytes):
-        return len(value)
+    if isinstance(value, (str, bytes)):
+        return value, True
+    converted = False
+
+    def plain(item: Any) -> Any:
+        nonlocal converted
+        converted = True
+        return _plain(item)
+
     try:
-        text = value if isinstance(value, str) else _compact_json(value)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=plain)
     except RecursionError:
         raise SpecError(EXTRA_ARGS_KEY, "nested too deeply") from None
     except (TypeError, ValueError) as error:
-        raise SpecError(EXTRA_ARGS_KEY, f"JSON cannot say it: {str(error)[:200]}") from None
-    return len(text.encode("utf-8", "surrogatepass"))
-
-
-def _compact_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+        raise SpecError(EXTRA_ARGS_KEY, f"not JSON-serialisable: {str(error)[:200]}") from None
+    return text, not converted
 
 
 def _plain(value: Any) -> Any:
@@ -79,4 +91,4 @@ def _plain(value: Any) -> Any:
     try:
         return float(value)
     except Exception:
-        raise TypeError(f"{type(value).__name__} is no type of it") from None
+        raise TypeError(f"a {type(value).__name__}") from None

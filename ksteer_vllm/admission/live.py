@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from ksteer_vllm.admission.catalog import Catalog
 from ksteer_vllm.admission.registry import Registry
@@ -48,15 +47,14 @@ class LiveRegistry:
         self.store.close()
         self.store = store
 
-    def labels(self, records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-        """digest -> labels of the probes an admitted request uses; records: per edit, of its admission.
+    def labels(self, digests: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """digest -> labels of the probes an admitted request uses.
 
         While the request has not reached the engine or has not finished, the catalog knows them all.
         """
         catalog = self.store.read()
         known = {probe.digest: probe.labels for probe in catalog.probes.values()}
         known |= {digest: item.metadata.labels for digest, item in catalog.retiring.items()}
-        digests = {r[name] for r in records for name in ("digest", "condition_digest") if name in r}
         return {digest: known[digest] for digest in digests}
 
     @contextmanager

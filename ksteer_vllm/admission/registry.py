@@ -7,84 +7,30 @@ presets do, the front end builds another one (`ksteer_vllm.admission`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ksteer_vllm.admission.limits import check_request_layers, check_size, check_stack
 from ksteer_vllm.admission.resolve import configured_probes
+from ksteer_vllm.admission.runnable import RunnableEdit, RunnableSpec, in_stack
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import ConfigError, SpecError, listing
 from ksteer_vllm.probes.metadata import ProbeMetadata
-from ksteer_vllm.spec.compat import Compat
 from ksteer_vllm.spec.edit import Condition, Edit
 from ksteer_vllm.spec.families import FAMILIES, Use
 from ksteer_vllm.spec.fingerprint import fingerprint
-from ksteer_vllm.spec.pip_compat import as_ordinary_edit, divisor_and_windows
+from ksteer_vllm.spec.pip_compat import as_ordinary_edit
 from ksteer_vllm.spec.presets import expand, preset_named
 from ksteer_vllm.spec.spec import SteeringSpec
 from ksteer_vllm.spec.stages import assign_stages
 from ksteer_vllm.spec.where import GENERATION, Where
 
-__all__ = ["AdmittedEdit", "AdmittedSpec", "Registry"]
+__all__ = ["Registry"]
+
+MAX_KNOWN_SPECS = 256
+"""Specs that are known again and not checked anew; all are forgotten when there are more."""
 
 _PROBABILITY_FAMILIES = ("mlp", "linear")
 _CONDITION_FAMILIES = (*_PROBABILITY_FAMILIES, "vectors")
-
-
-@dataclass(frozen=True)
-class AdmittedEdit:
-    """An edit this engine can run, every default filled in. canonical: plain JSON types.
-
-    digest, condition_digest: of the probes it needs, by which workers know them ("": no condition).
-    """
-
-    where: Where
-    fade: int | None
-    canonical: dict[str, Any]
-    fingerprint: str
-    digest: str
-    condition_digest: str = ""
-    compat: Compat | None = None
-
-
-@dataclass(frozen=True)
-class AdmittedSpec:
-    """A spec this engine can run. is_stack: it was written as one, for the paths of refusals; preset: the
-    name of the one it came from, or ""."""
-
-    edits: tuple[AdmittedEdit, ...]
-    report: bool
-    is_stack: bool = False
-    preset: str = ""
-
-    @property
-    def canonical(self) -> dict[str, Any]:
-        """Plain JSON types: {"edits": [...]}."""
-        return {"edits": [edit.canonical for edit in self.edits]}
-
-    def records(self, num_prompt_tokens: int, max_tokens: int | None) -> list[dict[str, Any]]:
-        """Per edit what workers and the prefix cache need: fingerprint, digests, windows, fade, divisor.
-
-        Raises SpecError if a window starts beyond the request.
-        """
-        records: list[dict[str, Any]] = []
-        for index, edit in enumerate(self.edits):
-            divisor = None
-            try:
-                if edit.compat is not None:
-                    divisor, windows = divisor_and_windows(edit.compat, num_prompt_tokens)
-                else:
-                    windows = edit.where.positions(num_prompt_tokens, max_tokens)
-            except SpecError as error:
-                raise _in_stack(error, index if self.is_stack else None) from None
-            records.append({"fingerprint": edit.fingerprint, "digest": edit.digest, "windows": list(windows)})
-            if edit.condition_digest:
-                records[-1]["condition_digest"] = edit.condition_digest
-            if divisor is not None:
-                records[-1]["divisor"] = divisor
-            if edit.fade is not None:
-                records[-1]["fade"] = [num_prompt_tokens - 1, edit.fade]
-        return records
 
 
 class Registry:
@@ -106,7 +52,8 @@ class Registry:
         self.config = config
         self.open_layers: tuple[int, ...] = config.layers
         self.presets = dict(config.presets if presets is None else presets)
-        self.default: AdmittedSpec | None = None
+        self._known: dict[str | bytes, RunnableSpec] = {}
+        self.default: RunnableSpec | None = None
         """What requests that say nothing of steering get."""
         for name in self.presets:
             try:
@@ -126,12 +73,33 @@ class Registry:
         """Read the metadata of every configured probe; raises ProbeError if a folder has changed."""
         return cls(configured_probes(config), config)
 
-    def admit(self, value: Any) -> AdmittedSpec | None:
-        """Check what a request asks for: a spec (object, mapping or JSON string), or a preset by name.
+    def admit(self, value: Any) -> RunnableSpec | None:
+        """Check what a request asks for.
 
-        None: it asks explicitly not to be steered. Raises SpecError.
+        The same spec is checked once: a request passes here when its HTTP handler begins and again when it
+        reaches the engine, and many requests ask for the same.
+
+        Args:
+            value: A spec (object, mapping or JSON string), or a preset by name.
+
+        Returns:
+            What to run; None if it asks explicitly not to be steered.
+
+        Raises:
+            SpecError: If it cannot be run here.
         """
-        check_size(value, self.config)
+        text = check_size(value, self.config)
+        known = None if text is None else self._known.get(text)
+        if known is not None:
+            return known
+        admitted = self._admit(value)
+        if text is not None and admitted is not None:
+            if len(self._known) >= MAX_KNOWN_SPECS:
+                self._known.clear()
+            self._known[text] = admitted
+        return admitted
+
+    def _admit(self, value: Any) -> RunnableSpec | None:
         preset, value = preset_named(value), expand(value, self.presets)
         if value is None:
             return None
@@ -139,15 +107,15 @@ class Registry:
         check_stack(spec, self.config)
         if spec.report and not self.config.reports:
             raise SpecError("report", "this engine was started without reports", True)
-        edits: list[AdmittedEdit] = []
+        edits: list[RunnableEdit] = []
         layers = 0
         for index, edit in enumerate(spec.edits()):
             try:
                 edits.append(self._admit_edit(edit))
                 layers = check_request_layers(edits[-1].canonical["layers"], layers, self.config)
             except SpecError as error:
-                raise _in_stack(error, index if spec.stack is not None else None) from None
-        admitted = AdmittedSpec(tuple(edits), spec.report, spec.stack is not None, preset)
+                raise in_stack(error, index if spec.stack is not None else None) from None
+        admitted = RunnableSpec(tuple(edits), spec.report, spec.stack is not None, preset)
         stages = max(assign_stages([edit.canonical for edit in edits])) + 1
         if stages > self.config.max_stages:
             raise SpecError(
@@ -158,7 +126,7 @@ class Registry:
             )
         return admitted
 
-    def _admit_edit(self, edit: Edit) -> AdmittedEdit:
+    def _admit_edit(self, edit: Edit) -> RunnableEdit:
         probe = self._probe("probe", edit.probe)
         if edit.compat is not None:
             edit = as_ordinary_edit(edit)
@@ -183,7 +151,7 @@ class Registry:
         condition_digest = ""
         if edit.condition is not None:
             condition_digest = self._check_condition(edit.condition, layers)
-        return AdmittedEdit(
+        return RunnableEdit(
             where,
             edit.fade,
             canonical,
@@ -276,9 +244,3 @@ def _default_alpha(edit: Edit, method: str, use: Use, probe: ProbeMetadata) -> f
     if default is None:
         raise SpecError("alpha", f"required: probe {edit.probe!r} has no default_alpha for method {method!r}")
     return default
-
-
-def _in_stack(error: SpecError, index: int | None) -> SpecError:
-    if index is None:
-        return error
-    return SpecError(f"stack.{index}.{error.field}", str(error).partition(": ")[2], error.got)

@@ -13,6 +13,7 @@ from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.methods.program import FamilyProgram, PlannedRow
 from ksteer_vllm.probes.probe import Probe
+from ksteer_vllm.spec.admitted import AdmittedEdit, AdmittedRequest
 from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.spec.stages import assign_stages
 
@@ -139,19 +140,17 @@ class ProbePool:
         self._slots.update({(digest, key): slot for key, slot in zip(slots, used, strict=True)})
         self.digest_of_slot.update(dict.fromkeys(used, digest))
 
-    def request_rows(
-        self, canonical: Mapping[str, Any], records: Sequence[Mapping[str, Any]], report: bool = False
-    ) -> RequestRows:
-        """The rows of an admitted request: its canonical spec, and per edit what admission recorded of it."""
-        edits = canonical["edits"]
+    def request_rows(self, admitted: AdmittedRequest) -> RequestRows:
+        """The rows of an admitted request."""
+        stages = assign_stages([edit.edit for edit in admitted.edits])
         rows = RequestRows({}, {}, {}, {})
-        for index, (edit, record, stage) in enumerate(zip(edits, records, assign_stages(edits), strict=True)):
-            conditions, cells = self._edit_cells(edit, record, report)
+        for index, (edit, stage) in enumerate(zip(admitted.edits, stages, strict=True)):
+            conditions, cells = self._edit_cells(edit, admitted.report)
             for used in (stage - 1, stage) if conditions else (stage,):
-                rows.windows[used] = tuple(record["windows"])
-                rows.fades[used] = tuple(record.get("fade", (0, 0)))
-                if "divisor" in record:
-                    rows.divisors[used] = record["divisor"]
+                rows.windows[used] = edit.windows
+                rows.fades[used] = edit.fade or (0, 0)
+                if edit.divisor is not None:
+                    rows.divisors[used] = edit.divisor
             for layer, settings in cells.items():
                 rows.cells[layer, stage] = settings
                 rows.edit_at[layer, stage] = index
@@ -160,14 +159,14 @@ class ProbePool:
         return rows
 
     def _edit_cells(
-        self, edit: Mapping[str, Any], record: Mapping[str, Any], report: bool
+        self, admitted: AdmittedEdit, report: bool
     ) -> tuple[dict[int, RowSettings], dict[int, RowSettings]]:
         """Settings by layer of an edit's condition, if it has one, and of the edit itself.
 
         Requests with the same edit share them, and so do layers wherever the probe is the same there.
         """
-        digest, condition_digest = record["digest"], record.get("condition_digest", "")
-        key = (record["fingerprint"], digest, condition_digest, report)
+        edit, digest, condition_digest = admitted.edit, admitted.digest, admitted.condition_digest
+        key = (admitted.fingerprint, digest, condition_digest, report)
         known = self._known_edits.get(key)
         if known is None:
             known = self._conditions(edit, condition_digest), self._cells(edit, digest, report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
+
+from ksteer_vllm.spec.admitted import AdmittedRequest
 
 __all__ = ["MAX_ENDED", "ReportStore"]
 
@@ -70,9 +72,9 @@ class ReportStore:
         self._owner = np.empty(0, np.int64)
         self._positions = np.empty(0, np.int64)
 
-    def add_request(self, request_id: str, record: Mapping[str, Any]) -> None:
-        """record: the admission record. A request that comes back from preemption keeps its records."""
-        if record.get("report"):
+    def add_request(self, request_id: str, admitted: AdmittedRequest) -> None:
+        """Keep records of a request if it reports; one that comes back from preemption keeps those it had."""
+        if admitted.report:
             self._running.setdefault(request_id, self._ended.pop(request_id, {}))
 
     def remove_request(self, request_id: str) -> None:

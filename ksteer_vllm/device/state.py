@@ -6,8 +6,7 @@ Takes arrays, not vLLM objects; `ksteer_vllm.host` feeds it from either model ru
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from ksteer_vllm.device.pool import ProbePool, RequestRows
 from ksteer_vllm.device.report_store import ReportStore
 from ksteer_vllm.device.row_writer import RowWriter
 from ksteer_vllm.errors import ConfigError
+from ksteer_vllm.spec.admitted import AdmittedRequest
 
 __all__ = ["SteeringState"]
 
@@ -102,13 +102,12 @@ class SteeringState:
         self.backend.update_counters()
         return self.counters.snapshot()
 
-    def set_row(self, row: int, canonical: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """Give a row to a request: its canonical spec and what admission recorded of it.
+    def set_row(self, row: int, admitted: AdmittedRequest) -> None:
+        """Give a row to a request.
 
         Reaches the device with the next `begin_step`, together with every other change since the last.
         """
-        report = bool(record.get("report"))
-        request = self.pool.request_rows(canonical, record["edits"], report)
+        request = self.pool.request_rows(admitted)
         self._writer.set(row, request)
         self._requests[row] = request
         self.counters.requests += 1

@@ -6,12 +6,12 @@ request is admitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ksteer_vllm.config import CONFIG_KEY
 from ksteer_vllm.host.every_worker import LOAD, UNLOAD
-from ksteer_vllm.host.requests import admitted_args
+from ksteer_vllm.host.requests import admitted_request
 
 __all__ = ["collective_rpc", "preprocess_add_request"]
 
@@ -51,7 +51,7 @@ def preprocess_add_request(original: Function) -> Function:
     """
 
     def preprocess(self: Any, request: Any) -> Any:
-        needed = set(_digests(request.sampling_params))
+        needed = _digests(request.sampling_params)
         if needed and not needed <= _resident(self):
             raise RuntimeError(f"request {request.request_id} needs a probe that is no longer loaded")
         return original(self, request)
@@ -59,13 +59,10 @@ def preprocess_add_request(original: Function) -> Function:
     return preprocess
 
 
-def _digests(params: Any) -> Iterator[str]:
+def _digests(params: Any) -> frozenset[str]:
     """The probes that an admitted request's edits and conditions need."""
-    admitted = admitted_args(params)
-    for record in admitted[1]["edits"] if admitted is not None else ():
-        yield record["digest"]
-        if "condition_digest" in record:
-            yield record["condition_digest"]
+    admitted = admitted_request(params)
+    return frozenset() if admitted is None else admitted.digests
 
 
 def _resident(core: Any) -> frozenset[str]:

@@ -10,20 +10,19 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ksteer_vllm.admission.registry import AdmittedSpec
+from ksteer_vllm.admission.runnable import RunnableSpec
+from ksteer_vllm.admission.usage import tally
 from ksteer_vllm.host.every_worker import ask_every_worker
-from ksteer_vllm.host.requests import ADMISSION_KEY, Admission, admitted_args
+from ksteer_vllm.host.requests import Admission, admitted_request, set_admitted
+from ksteer_vllm.spec.admitted import AdmittedRequest
 from ksteer_vllm.telemetry import events, metrics
-from ksteer_vllm.telemetry.usage import tally
 
-__all__ = ["SAMPLED", "Meter", "observe_report", "open_meter"]
+__all__ = ["Meter", "observe_report", "open_meter"]
 
 RPC = "ksteer_metrics"
-SAMPLED = "sampled"
-"""Key of an admission record: its report is for the metrics alone."""
-
 POLL_SECONDS, IDLE_POLL_SECONDS = 5.0, 60.0
 """Between two looks at the workers; where this server has seen no request since the last look."""
 _MAX_FAILURES = 3
@@ -51,7 +50,7 @@ class Meter:
         self._admission = admission
         self._engine_core = engine_core
         self._leads = getattr(engine_core, "client_index", 0) == 0
-        self._running: dict[str, tuple[Any, Any, Any]] = {}
+        self._running: dict[str, tuple[AdmittedRequest, Any]] = {}
         self._active = True
         self._registry: Any = None
         self._follower: asyncio.Task[None] | None = None
@@ -82,7 +81,7 @@ class Meter:
         if self._follower is None:
             self.start()
 
-    def admitted(self, request: Any, spec: AdmittedSpec) -> None:
+    def admitted(self, request: Any, spec: RunnableSpec) -> None:
         """A request was admitted with this spec, written into it already; it may be chosen for a report."""
         self._metrics.steered_requests.inc()
         for probe, method in sorted({(e.canonical["probe"], e.canonical["method"]) for e in spec.edits}):
@@ -98,28 +97,29 @@ class Meter:
         share = self._admission.live.config.sample_reports
         if not share:
             return
-        record = request.sampling_params.extra_args[ADMISSION_KEY]
-        steers_prompt = any(edit["windows"][0] < edit["windows"][1] for edit in record["edits"])
-        if not record["report"] and not steers_prompt and is_sampled(request.request_id, share):
-            record.update({"report": True, SAMPLED: True})
+        admitted = admitted_request(request.sampling_params)
+        assert admitted is not None
+        if admitted.report or admitted.steers_prompt or not is_sampled(request.request_id, share):
+            return
+        set_admitted(request.sampling_params, replace(admitted, report=True, sampled=True))
 
     def watch(self, output_processor: Any, request: Any) -> None:
         """A request has been added to the output processor, under the engine's own id."""
-        admitted = admitted_args(request.sampling_params)
+        admitted = admitted_request(request.sampling_params)
         if admitted is not None:
             state = output_processor.request_states[request.request_id]
-            self._running[request.request_id] = (*admitted, state)
+            self._running[request.request_id] = admitted, state
 
     def finished(self, request_id: str) -> None:
         """A request has ended, in whatever way; those that are not steered are passed over."""
         found = self._running.pop(request_id, None)
         if found is None:
             return
-        canonical, record, state = found
+        admitted, state = found
         generated = 0 if state.detokenizer is None else state.detokenizer.num_output_tokens()
         if not generated:  # it ended before its prompt had been read
             return
-        counts = tally(canonical["edits"], record["edits"], state.prompt_len + generated - 1)
+        counts = tally(admitted.edits, state.prompt_len + generated - 1)
         for probe, count in counts.items():
             self._metrics.tokens.labels(probe).inc(count.tokens)
             self._metrics.gradient_steps.labels(probe).inc(count.gradient_steps)

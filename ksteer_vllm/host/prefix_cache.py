@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ksteer_vllm.host.requests import admitted_args
+from ksteer_vllm.host.requests import admission_record
 from ksteer_vllm.spec.fingerprint import block_key
 
 __all__ = ["with_steering_keys"]
@@ -18,10 +18,9 @@ def with_steering_keys(original: Callable[..., Any]) -> Callable[..., Any]:
         request: Any, start_token_idx: int, end_token_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
         keys, next_mm = original(request, start_token_idx, end_token_idx, *args, **kwargs)
-        args_of_request = admitted_args(request.sampling_params)
-        if args_of_request is None:
+        record = admission_record(request.sampling_params)
+        if record is None:
             return keys, next_mm
-        _, record = args_of_request
         key = block_key(record["edits"], start_token_idx, end_token_idx)
         if key is None:
             return keys, next_mm

@@ -15,10 +15,11 @@ from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 from ksteer_vllm.errors import HostVersionError
 from ksteer_vllm.host.every_worker import ask_every_worker
-from ksteer_vllm.host.metering import SAMPLED, observe_report
-from ksteer_vllm.host.requests import Admission, admitted_args
+from ksteer_vllm.host.metering import observe_report
+from ksteer_vllm.host.requests import Admission, admitted_request
 from ksteer_vllm.host.version import TESTED_RANGE
 from ksteer_vllm.report import REPORT_ATTRIBUTE, assemble
+from ksteer_vllm.spec.admitted import AdmittedRequest
 
 __all__ = ["ReportDesk", "open_desk", "wants_report"]
 
@@ -35,15 +36,13 @@ _METHODS = (
 
 @dataclass(frozen=True)
 class _Ticket:
-    """One finished completion whose report is to be fetched. request_id is the engine's own; sampled: the
-    report is for the metrics alone."""
+    """One finished completion whose report is to be fetched. request_id is the engine's own."""
 
     request_id: str
-    canonical: Any
+    admitted: AdmittedRequest
     labels: Mapping[str, Sequence[str]]
     prompt_length: int
     num_generated: int
-    sampled: bool
 
     @property
     def num_tokens(self) -> int:
@@ -53,8 +52,8 @@ class _Ticket:
 
 def wants_report(request: Any) -> bool:
     """Whether an EngineCoreRequest was admitted with `"report": true`."""
-    admitted = admitted_args(request.sampling_params)
-    return admitted is not None and bool(admitted[1].get("report"))
+    admitted = admitted_request(request.sampling_params)
+    return admitted is not None and admitted.report
 
 
 def open_desk(engine: Any) -> None:
@@ -84,11 +83,10 @@ class ReportDesk:
         state = output_processor.request_states[request.request_id]
         state.__class__ = ReportingState
         state.ksteer_desk = self
-        admitted = admitted_args(request.sampling_params)
+        admitted = admitted_request(request.sampling_params)
         assert admitted is not None
-        state.ksteer_canonical, record = admitted
-        state.ksteer_labels = self._admission.labels(record)
-        state.ksteer_sampled = SAMPLED in record
+        state.ksteer_admitted = admitted
+        state.ksteer_labels = self._admission.labels(admitted)
         if state.queue is not None and not isinstance(state.queue, ReportingCollector):
             state.queue.__class__ = ReportingCollector
             state.queue.ksteer_desk = self
@@ -105,11 +103,10 @@ class ReportDesk:
         generated = state.detokenizer.num_output_tokens()
         return _Ticket(
             state.request_id,
-            state.ksteer_canonical,
+            state.ksteer_admitted,
             state.ksteer_labels,
             state.prompt_len,
             generated,
-            state.ksteer_sampled,
         )
 
     def abandon(self, tickets: Sequence[_Ticket]) -> None:
@@ -136,7 +133,7 @@ class ReportDesk:
                 raise
             logger.error("steering reports could not be fetched: %s", error)
             for completion, ticket in due:
-                if not ticket.sampled:
+                if not ticket.admitted.sampled:
                     setattr(completion, REPORT_ATTRIBUTE, {"error": "the report could not be fetched"})
 
     def _arguments(self, due: Sequence[tuple[Any, _Ticket]]) -> tuple[list[Any], list[str]]:
@@ -146,9 +143,11 @@ class ReportDesk:
     def _attach(self, due: Sequence[tuple[Any, _Ticket]], pieces: Sequence[Sequence[bytes]]) -> None:
         """pieces: per worker, the records of each."""
         for (completion, ticket), records in zip(due, zip(*pieces, strict=True), strict=True):
-            report = assemble(ticket.canonical, ticket.prompt_length, records, ticket.labels)
+            report = assemble(
+                [edit.edit for edit in ticket.admitted.edits], ticket.prompt_length, records, ticket.labels
+            )
             observe_report(report)
-            if not ticket.sampled:
+            if not ticket.admitted.sampled:
                 setattr(completion, REPORT_ATTRIBUTE, report)
 
 
@@ -156,9 +155,8 @@ class ReportingState(RequestState):
     """A request's state in the output processor: when it finishes, its report is due."""
 
     ksteer_desk: ReportDesk
-    ksteer_canonical: Any
+    ksteer_admitted: AdmittedRequest
     ksteer_labels: Mapping[str, Sequence[str]]
-    ksteer_sampled: bool
 
     def _new_completion_output(self, *args: Any, **kwargs: Any) -> Any:
         completion = super()._new_completion_output(*args, **kwargs)

@@ -18,29 +18,30 @@ from vllm.sampling_params import SamplingParams
 
 from ksteer_vllm.admission.live import LiveRegistry
 from ksteer_vllm.admission.refusals import count_refusal
-from ksteer_vllm.admission.registry import AdmittedSpec, Registry
+from ksteer_vllm.admission.registry import Registry
+from ksteer_vllm.admission.runnable import RunnableSpec
 from ksteer_vllm.errors import KSteerError, SpecError
 from ksteer_vllm.host.settings import engine_config
+from ksteer_vllm.spec.admitted import ADMISSION_KEY, AdmittedRequest
 from ksteer_vllm.spec.capture import CAPTURE_KEY, check_capture
 from ksteer_vllm.spec.presets import is_opt_out
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = [
-    "ADMISSION_KEY",
     "Admission",
     "AdmissionError",
-    "admitted_args",
+    "admission_record",
+    "admit_into",
+    "admitted_request",
     "asks_for_steering",
     "compute_all_captured",
     "counting_refusals",
     "prompt_length",
+    "set_admitted",
     "without_default",
 ]
 
 Result = TypeVar("Result")
-
-ADMISSION_KEY = "ksteer_admission"
-"""`extra_args` key written by admission only: {"report", "edits"}, see `AdmittedSpec.records`."""
 
 
 _DEFAULT_IS_OFF: ContextVar[bool] = ContextVar("ksteer_default_is_off", default=False)
@@ -108,12 +109,25 @@ def _said(params: Any) -> Any:
     return getattr(params, EXTRA_ARGS_KEY, None)
 
 
-def admitted_args(params: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """(canonical spec, admission record) of an admitted request's sampling parameters, or None."""
+def admission_record(params: Any) -> Mapping[str, Any] | None:
+    """What admission wrote into a request's sampling parameters (`AdmittedRequest.to_wire`), or None."""
     extra = params.extra_args if params is not None else None
-    if not extra or ADMISSION_KEY not in extra:
-        return None
-    return extra[EXTRA_ARGS_KEY], extra[ADMISSION_KEY]
+    return extra.get(ADMISSION_KEY) if extra else None
+
+
+def admitted_request(params: Any) -> AdmittedRequest | None:
+    """The steering of an admitted request, from its sampling parameters; None of a plain one."""
+    record = admission_record(params)
+    return None if record is None else AdmittedRequest.from_wire(record)
+
+
+def set_admitted(params: Any, admitted: AdmittedRequest) -> None:
+    """Write the steering of a request into its own copy of the sampling parameters, in place of its spec.
+
+    The dict of `extra_args` is replaced, never changed: the caller's may be the same one.
+    """
+    extra = {name: value for name, value in (params.extra_args or {}).items() if name != EXTRA_ARGS_KEY}
+    params.extra_args = {**extra, ADMISSION_KEY: admitted.to_wire()}
 
 
 def prompt_length(prompt: Any) -> int | None:
@@ -158,7 +172,7 @@ class Admission:
     @counting_refusals
     def check(
         self, params: Any, *, num_prompt_tokens: int | None = None, resumable: bool = False
-    ) -> AdmittedSpec | None:
+    ) -> RunnableSpec | None:
         """The admitted spec of a request, or None for a plain one. Raises AdmissionError.
 
         A request that says nothing of steering gets the engine's default, if it has one. Where the prompt's
@@ -186,14 +200,14 @@ class Admission:
         try:
             admitted = registry.admit(params.extra_args[EXTRA_ARGS_KEY])
             if admitted is not None and num_prompt_tokens is not None:
-                admitted.records(num_prompt_tokens, params.max_tokens)
+                admitted.for_request(num_prompt_tokens, params.max_tokens)
         except SpecError as error:
             raise AdmissionError.of(error) from None
         return admitted
 
     def _default(
         self, registry: Registry | None, params: Any, num_prompt_tokens: int | None, resumable: bool
-    ) -> AdmittedSpec | None:
+    ) -> RunnableSpec | None:
         """What a request that says nothing of steering gets. What generates nothing gets nothing."""
         if registry is None or registry.default is None or _DEFAULT_IS_OFF.get():
             return None
@@ -206,15 +220,15 @@ class Admission:
             )
         if num_prompt_tokens is not None:
             try:
-                registry.default.records(num_prompt_tokens, params.max_tokens)
+                registry.default.for_request(num_prompt_tokens, params.max_tokens)
             except SpecError as error:
                 raise AdmissionError.of(error) from None
         return registry.default
 
-    def labels(self, record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-        """digest -> labels of the probes an admitted request uses; record: what admission wrote of it."""
+    def labels(self, admitted: AdmittedRequest) -> dict[str, tuple[str, ...]]:
+        """digest -> labels of the probes an admitted request uses."""
         assert self.live is not None
-        return self.live.labels(record["edits"])
+        return self.live.labels(admitted.digests)
 
     def _check_reserved(self, params: Any) -> None:
         extra = getattr(params, "extra_args", None) or {}
@@ -240,8 +254,8 @@ def compute_all_captured(request: Any) -> None:
 
 
 @counting_refusals
-def admit_into(request: Any, admitted: AdmittedSpec) -> None:
-    """Write the canonical spec and its windows into the request's own copy of the sampling parameters.
+def admit_into(request: Any, spec: RunnableSpec) -> None:
+    """Write what travels with a request into its own copy of the sampling parameters.
 
     The caller's SamplingParams and its extra_args dict are left alone: the copy may be shallow.
     """
@@ -249,14 +263,9 @@ def admit_into(request: Any, admitted: AdmittedSpec) -> None:
     length = prompt_length(request)
     assert length is not None  # a request object is tokenised
     try:
-        records = admitted.records(length, params.max_tokens)
+        admitted = spec.for_request(length, params.max_tokens)
     except SpecError as error:
         raise AdmissionError.of(error) from None
-    params.extra_args = {
-        **(params.extra_args or {}),
-        EXTRA_ARGS_KEY: admitted.canonical,
-        ADMISSION_KEY: {"edits": records, "report": admitted.report},
-    }
-    steers_prompt = any(record["windows"][0] < record["windows"][1] for record in records)
-    if admitted.report and steers_prompt:  # a token read from the prefix cache would have no record
+    set_admitted(params, admitted)
+    if admitted.report and admitted.steers_prompt:  # a token read from the prefix cache would have no record
         params.skip_reading_prefix_cache = True

@@ -13,8 +13,9 @@ import torch
 
 from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.errors import HostVersionError
-from ksteer_vllm.host.requests import admitted_args
+from ksteer_vllm.host.requests import admitted_request
 from ksteer_vllm.host.version import TESTED_RANGE
+from ksteer_vllm.spec.admitted import AdmittedRequest
 
 __all__ = ["hook"]
 
@@ -27,23 +28,23 @@ class RowAllocator:
     def __init__(self, state: SteeringState, num_rows: int) -> None:
         self._state = state
         self._free = list(range(num_rows - 1, -1, -1))
-        self._specs: dict[str, tuple[Any, Any]] = {}
+        self._admitted: dict[str, AdmittedRequest] = {}
         self._rows: dict[str, int] = {}
 
     @property
     def any_steered(self) -> bool:
-        return bool(self._specs)
+        return bool(self._admitted)
 
     def add(self, request_id: str, sampling_params: Any) -> None:
-        admitted = admitted_args(sampling_params)
+        admitted = admitted_request(sampling_params)
         if admitted is not None:
-            self._specs[request_id] = admitted
+            self._admitted[request_id] = admitted
             if self._state.reports is not None:
-                self._state.reports.add_request(request_id, admitted[1])
+                self._state.reports.add_request(request_id, admitted)
 
     def finish(self, request_id: str) -> None:
         self.leave(request_id)
-        self._specs.pop(request_id, None)
+        self._admitted.pop(request_id, None)
         if self._state.reports is not None:
             self._state.reports.remove_request(request_id)
 
@@ -59,13 +60,12 @@ class RowAllocator:
         row = self._rows.get(request_id)
         if row is not None:
             return row
-        spec = self._specs.get(request_id)
-        if spec is None:
+        admitted = self._admitted.get(request_id)
+        if admitted is None:
             return -1
-        canonical, record = spec
         row = self._free.pop()
         self._rows[request_id] = row
-        self._state.set_row(row, canonical, record)
+        self._state.set_row(row, admitted)
         return row
 
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from ksteer_vllm.device.state import SteeringState
-from ksteer_vllm.host.requests import admitted_args
+from ksteer_vllm.host.requests import admitted_request
 
 __all__ = ["hook"]
 
@@ -26,14 +26,13 @@ def _steered_class(original: Any) -> Any:
             super().add_request(req_index, new_req_data)
             if self.ksteer.capture is not None:
                 self.ksteer.capture.add_request(new_req_data.req_id, new_req_data.sampling_params)
-            admitted = admitted_args(new_req_data.sampling_params)
+            admitted = admitted_request(new_req_data.sampling_params)
             if admitted is None:
                 return
             started = time.perf_counter_ns()
-            canonical, record = admitted
-            self.ksteer.set_row(req_index, canonical, record)
+            self.ksteer.set_row(req_index, admitted)
             if self.ksteer.reports is not None:
-                self.ksteer.reports.add_request(new_req_data.req_id, record)
+                self.ksteer.reports.add_request(new_req_data.req_id, admitted)
             self.ksteer_rows[new_req_data.req_id] = req_index
             self.ksteer.counters.prepare_ns += time.perf_counter_ns() - started
 

@@ -20,7 +20,7 @@ from ksteer_vllm.host.reporting import open_desk, wants_report
 from ksteer_vllm.host.requests import (
     Admission,
     AdmissionError,
-    admitted_args,
+    admission_record,
     asks_for_steering,
     counting_refusals,
     without_default,
@@ -83,7 +83,7 @@ def _async_add_request(original: Function) -> Function:
 def _assign_request_id(original: Function) -> Function:
     @counting_refusals
     def assign_request_id(request: Any) -> Any:
-        if asks_for_steering(request.sampling_params) and admitted_args(request.sampling_params) is None:
+        if asks_for_steering(request.sampling_params) and admission_record(request.sampling_params) is None:
             raise AdmissionError("this request was not admitted: pass the prompt, not a request object")
         return original(request)
 

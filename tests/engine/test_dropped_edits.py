@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ksteer_vllm
-from ksteer_vllm.telemetry.usage import tally
+from ksteer_vllm.admission.usage import tally
 from tests.support.compare import assert_same
 from tests.support.engines import generate, start_engine, worker
 from tests.support.probes import random_probe
@@ -94,8 +94,7 @@ def test_tokens_counted_from_windows_are_those_of_the_reports(
         assert report is not None
         admitted = registry.admit(spec)
         assert admitted is not None
-        records = admitted.records(len(prompt), 6)
-        counted = tally(admitted.canonical["edits"], records, len(prompt) + 6 - 1)
+        counted = tally(admitted.for_request(len(prompt), 6).edits, len(prompt) + 6 - 1)
         assert counted["late"].tokens == report["tokens_steered"], spec
         steps = [
             token["steps"] or 0

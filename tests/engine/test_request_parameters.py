@@ -66,11 +66,11 @@ def test_other_extra_args_reach_the_engine_beside_the_spec(
     )
     extra = request.sampling_params.extra_args
     assert extra["theirs"] == 5
-    (edit,) = extra["ksteer"]["edits"]
-    assert edit["layers"] == [1]
-    assert set(extra["ksteer_admission"]) == {"edits", "report"}
-    assert set(extra["ksteer_admission"]["edits"][0]) == {"fingerprint", "digest", "windows"}
-    assert set(extra) == {"theirs", "ksteer", "ksteer_admission"}
+    assert set(extra) == {"theirs", "ksteer_admission"}
+    assert set(extra["ksteer_admission"]) == {"edits", "report", "sampled"}
+    (edit,) = extra["ksteer_admission"]["edits"]
+    assert set(edit) == {"edit", "fingerprint", "digest", "windows"}
+    assert edit["edit"]["layers"] == [1]
     assert params.extra_args == spec.extra_args({"theirs": 5})
 
 

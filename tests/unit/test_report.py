@@ -15,9 +15,10 @@ import torch
 
 from ksteer_vllm.device.report_store import MAX_ENDED, ReportStore
 from ksteer_vllm.report import REPORT_ATTRIBUTE, assemble, report
+from ksteer_vllm.spec.admitted import AdmittedRequest
 
 LABELS = {"tones": ("warm", "cold"), "moods": ("glad", "sad", "calm")}
-WANTED = {"report": True}
+WANTED = AdmittedRequest((), report=True)
 EDIT = {"probe": "tones", "method": "gradient", "layers": [1], "where": {"generation": [0, None]}}
 
 
@@ -65,7 +66,7 @@ def taken(
     prompt: int = 4,
 ) -> dict[str, Any]:
     pieces = [store.take(request_id, num_tokens)]
-    return assemble({"edits": list(edits)}, prompt, pieces, LABELS)
+    return assemble(list(edits), prompt, pieces, LABELS)
 
 
 def recorded(found: dict[str, Any], edit: int = 0, layer: int = 0) -> dict[int, float]:
@@ -107,8 +108,8 @@ def test_a_record_holds_what_was_recorded() -> None:
 
 def test_only_requests_that_want_a_report_are_recorded() -> None:
     store = ReportStore()
-    store.add_request("plain", {"report": False})
-    store.add_request("steered", {"fingerprint": "x"})
+    store.add_request("plain", AdmittedRequest(()))
+    store.add_request("steered", AdmittedRequest(()))
     step(store, {"plain": (0, 2), "steered": (5, 1)})
     assert store.wanted_tokens() is None
     fire(store, [0, 1, 2], [1, 2, 3])
@@ -320,7 +321,7 @@ def test_workers_are_merged() -> None:
         step(store, {"a": (3, 2)})
         fire(store, [0, 1], [layer, layer + 0.5], layer=layer)
         pieces.append(store.take("a", 100))
-    found = assemble({"edits": [{**EDIT, "layers": [1, 2]}]}, 4, [b"", *pieces], LABELS)
+    found = assemble([{**EDIT, "layers": [1, 2]}], 4, [b"", *pieces], LABELS)
     assert recorded(found) == {3: 1, 4: 1.5}
     assert recorded(found, layer=1) == {3: 2, 4: 2.5}
     assert found["tokens_steered"] == 2

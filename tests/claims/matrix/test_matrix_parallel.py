@@ -18,6 +18,7 @@ from ksteer_vllm.device.layer import is_attached
 from ksteer_vllm.device.report_store import ReportStore
 from ksteer_vllm.host.loading import _attach_layers
 from ksteer_vllm.report import assemble
+from ksteer_vllm.spec.admitted import AdmittedRequest
 from tests.claims.matrix.cases import ASKED, SPECS, as_output, records, reporting
 from tests.support.engines import generate, start_engine
 from tests.support.oracle import Oracle
@@ -147,13 +148,13 @@ def test_reports_of_pipeline_ranks_are_merged() -> None:
     pieces = []
     for layer in (0, 3, 3):
         store = ReportStore()
-        store.add_request("r", {"report": True})
+        store.add_request("r", AdmittedRequest((), report=True))
         store.begin_step(["r"], [2], torch.tensor([4, 5]))
         values = torch.full((2,), 0.1 * (layer + 1))
         edit_of_token = torch.zeros(2, dtype=torch.long)
         store.record(layer, edit_of_token, torch.arange(2), values, torch.ones(2).int(), None, None, "digest")
         store.end_step()
         pieces.append(store.take("r", 6))
-    merged = assemble({"edits": [edit]}, 5, pieces, {"digest": ("warm", "cold")})
+    merged = assemble([edit], 5, pieces, {"digest": ("warm", "cold")})
     assert records(merged) == {(0, 0): [4, 5], (0, 3): [4, 5]}
     assert merged["mean_shift"] == pytest.approx(0.25)

@@ -49,8 +49,8 @@ class AdmittingEngine:
         )
         if admitted is not None:
             requests.admit_into(request, admitted)
-        found = requests.admitted_args(request.sampling_params)
-        self.asked.append([edit["windows"] for edit in found[1]["edits"]] if found else [])
+        found = requests.admitted_request(request.sampling_params)
+        self.asked.append([list(edit.windows) for edit in found.edits] if found else [])
         return self._output(len(self.asked))
 
     async def _output(self, turn: int) -> AsyncIterator[Any]:

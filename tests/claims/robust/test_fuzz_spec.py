@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from ksteer_kernels import RowTables
 from ksteer_vllm import ModelIdentity, SpecError
-from ksteer_vllm.admission.registry import AdmittedSpec, Registry
+from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.resolve import resolve_config
+from ksteer_vllm.admission.runnable import RunnableSpec
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.device.pool import ProbePool
 from ksteer_vllm.device.row_writer import RowWriter
+from ksteer_vllm.spec.admitted import AdmittedRequest
 from ksteer_vllm.spec.spec import SteeringSpec
 from tests.claims.robust.hostile import admissible_specs, hostile_values, mutated_specs
 from tests.support.folders import write_probes
@@ -42,15 +44,15 @@ class Engine:
     rows: RowTables
     writer: RowWriter
 
-    def run(self, value: Any) -> AdmittedSpec | None:
+    def run(self, value: Any) -> RunnableSpec | None:
         """Admit a spec and write its rows, as a request would; SpecError where it is refused."""
         admitted = self.registry.admit(value)
         if admitted is None:
             return None
-        records = admitted.records(7, 5)
-        message = msgspec.msgpack.encode({"spec": admitted.canonical, "edits": records})
-        received = msgspec.msgpack.decode(message)
-        rows = self.pool.request_rows(received["spec"], received["edits"], admitted.report)
+        sent = admitted.for_request(7, 5)
+        received = AdmittedRequest.from_wire(msgspec.msgpack.decode(msgspec.msgpack.encode(sent.to_wire())))
+        assert received == sent
+        rows = self.pool.request_rows(received)
         assert rows.cells
         self.writer.set(0, rows)
         assert self.writer.write()
@@ -81,7 +83,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return Engine(Registry.from_config(config), pool, rows, writer)
 
 
-def outcome(engine: Engine, value: Any) -> AdmittedSpec | SpecError | None:
+def outcome(engine: Engine, value: Any) -> RunnableSpec | SpecError | None:
     try:
         return engine.run(value)
     except SpecError as error:
@@ -92,12 +94,16 @@ def outcome(engine: Engine, value: Any) -> AdmittedSpec | SpecError | None:
     return refusal
 
 
-def assert_round_trip(engine: Engine, admitted: AdmittedSpec) -> None:
+def canonical(admitted: RunnableSpec) -> list[dict[str, Any]]:
+    return [edit.canonical for edit in admitted.edits]
+
+
+def assert_round_trip(engine: Engine, admitted: RunnableSpec) -> None:
     """The canonical form is JSON and is admitted as itself."""
-    text = json.dumps({"stack": admitted.canonical["edits"]}, allow_nan=False)
+    text = json.dumps({"stack": canonical(admitted)}, allow_nan=False)
     again = engine.registry.admit(text)
     assert again is not None
-    assert again.canonical == admitted.canonical
+    assert canonical(again) == canonical(admitted)
     assert [edit.fingerprint for edit in again.edits] == [edit.fingerprint for edit in admitted.edits]
 
 
@@ -106,7 +112,7 @@ def assert_round_trip(engine: Engine, admitted: AdmittedSpec) -> None:
 def test_valid_specs_run(engine: Engine, value: Any) -> None:
     found = outcome(engine, value)
     event("refused" if isinstance(found, SpecError) else "admitted")
-    if isinstance(found, AdmittedSpec) and "compat" not in str(found.canonical):
+    if isinstance(found, RunnableSpec) and "compat" not in str(canonical(found)):
         assert_round_trip(engine, found)
 
 
@@ -115,7 +121,7 @@ def test_valid_specs_run(engine: Engine, value: Any) -> None:
 def test_mutated_specs_run_or_are_refused(engine: Engine, value: Any, as_text: bool) -> None:
     found = outcome(engine, json.dumps(value) if as_text else value)
     event("refused" if isinstance(found, SpecError) else "admitted")
-    if isinstance(found, AdmittedSpec):
+    if isinstance(found, RunnableSpec):
         assert_round_trip(engine, found)
 
 

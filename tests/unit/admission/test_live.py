@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm.admission.live import LiveRegistry
-from ksteer_vllm.admission.registry import AdmittedEdit
+from ksteer_vllm.admission.runnable import RunnableEdit
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import ConfigError, SpecError
 from ksteer_vllm.probes.metadata import ProbeMetadata
@@ -29,7 +29,7 @@ def publish(live: LiveRegistry, catalog: Any) -> None:
     live.store.unlock()
 
 
-def edits(live: LiveRegistry, spec: Any) -> tuple[AdmittedEdit, ...]:
+def edits(live: LiveRegistry, spec: Any) -> tuple[RunnableEdit, ...]:
     admitted = live.current.admit(spec)
     assert admitted is not None
     return admitted.edits
@@ -43,10 +43,10 @@ def test_a_name_is_the_new_probe_from_one_moment_on(config_of: ConfigOf, directo
     live = LiveRegistry(config_of())
     old = digest_of(live, WARM)
     assert old == metadata(directory, "first").digest
-    records = live.current.admit(WARM).records(4, 4)  # type: ignore[union-attr]
+    admitted = live.current.admit(WARM).for_request(4, 4)  # type: ignore[union-attr]
     publish(live, live.store.read().with_probe("a", metadata(directory, "second")))
     assert digest_of(live, WARM) == metadata(directory, "second").digest
-    assert live.labels(records) == {old: ("warm", "cold", "dry")}
+    assert live.labels(admitted.digests) == {old: ("warm", "cold", "dry")}
     publish(live, live.store.read().without_retiring(old))
     publish(live, live.store.read().without_probe("a"))
     with pytest.raises(SpecError, match="no probe named 'a'"):
@@ -62,7 +62,7 @@ def test_the_fingerprint_follows_the_probe_so_the_prefix_cache_cannot_mix_them(
     after = live.current.admit(WARM)
     assert before is not None
     assert after is not None
-    assert before.canonical == after.canonical
+    assert [edit.canonical for edit in before.edits] == [edit.canonical for edit in after.edits]
     assert before.edits[0].fingerprint != after.edits[0].fingerprint
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ksteer_vllm import ConfigError, ModelIdentity, ProbeError, SpecError, SteeringSpec
-from ksteer_vllm.admission.registry import AdmittedEdit, Registry
+from ksteer_vllm.admission.registry import MAX_KNOWN_SPECS, Registry
 from ksteer_vllm.admission.resolve import resolve_config
+from ksteer_vllm.admission.runnable import RunnableEdit
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.spec.where import NO_END
 from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
@@ -56,7 +58,7 @@ def test_a_registry_needs_a_resolved_configuration() -> None:
         Registry({}, EngineConfig())
 
 
-def only(registry: Registry, spec: Any) -> AdmittedEdit:
+def only(registry: Registry, spec: Any) -> RunnableEdit:
     """The one edit of a spec."""
     (edit,) = registry.admit(spec).edits
     return edit
@@ -80,7 +82,7 @@ def test_defaults_come_from_the_probe(registry: Registry) -> None:
 
 
 def test_an_admitted_spec_is_plain_json_of_one_shape(registry: Registry) -> None:
-    """One edit, a stack of one, and a SteeringSpec: the same canonical form and the same records."""
+    """One edit, a stack of one, and a SteeringSpec: the same record on the wire."""
     forms = [
         GOOD,
         {"stack": [GOOD]},
@@ -89,23 +91,31 @@ def test_an_admitted_spec_is_plain_json_of_one_shape(registry: Registry) -> None
         SteeringSpec(stack=[SteeringSpec(**GOOD)]),
     ]
     admitted = [registry.admit(form) for form in forms]
-    (canonical,) = {json.dumps(one.canonical) for one in admitted}
-    assert set(json.loads(canonical)) == {"edits"}
+    (wire,) = {json.dumps(one.for_request(10, 20).to_wire()) for one in admitted}
     for one in admitted:
         (edit,) = one.edits
         assert edit.digest == registry.probes[GOOD["probe"]].digest
-        assert one.records(10, 20) == [
-            {"fingerprint": edit.fingerprint, "digest": edit.digest, "windows": [0, 0, 9, NO_END]}
-        ]
-        assert not one.report
+        assert json.loads(wire) == {
+            "edits": [
+                {
+                    "edit": edit.canonical,
+                    "fingerprint": edit.fingerprint,
+                    "digest": edit.digest,
+                    "windows": [0, 0, 9, NO_END],
+                }
+            ],
+            "report": False,
+            "sampled": False,
+        }
 
 
 def test_records_have_a_fade_where_the_edit_fades(registry: Registry) -> None:
     admitted = registry.admit({"stack": [{**GOOD, "fade": 5}, {**GOOD, "layers": [3], "where": "both"}]})
-    fading, steady = admitted.records(10, None)
-    assert fading["fade"] == [9, 5]
-    assert "fade" not in steady
-    assert steady["windows"] == [0, 10, 9, NO_END]
+    fading, steady = admitted.for_request(10, None).edits
+    assert fading.fade == (9, 5)
+    assert steady.fade is None
+    assert "fade" not in steady.to_wire()
+    assert steady.windows == (0, 10, 9, NO_END)
 
 
 @pytest.mark.parametrize("window", [{"prompt": [10, None]}, {"generation": [20, 21]}])
@@ -117,15 +127,14 @@ def test_a_window_beyond_the_request_is_refused_by_its_path(registry: Registry, 
         ({"stack": [beyond]}, "stack.0."),
     ):
         with pytest.raises(SpecError, match="selects nothing") as refusal:
-            registry.admit(spec).records(10, 20)
+            registry.admit(spec).for_request(10, 20)
         assert refusal.value.field == f"{path}where.{side}"
 
 
 def test_a_report_is_no_part_of_the_edit(registry: Registry) -> None:
     plain, reporting = registry.admit(GOOD), registry.admit({**GOOD, "report": True})
     assert (plain.report, reporting.report) == (False, True)
-    assert plain.canonical == reporting.canonical
-    assert plain.records(4, 4) == reporting.records(4, 4)
+    assert plain.for_request(4, 4).edits == reporting.for_request(4, 4).edits
 
 
 @pytest.mark.parametrize(
@@ -214,3 +223,29 @@ def test_a_probe_of_another_model(folders: dict[str, str], field: str, value: An
 def test_the_name_of_a_model_may_differ(folders: dict[str, str]) -> None:
     renamed = MODEL.model_copy(update={"name": "somewhere/else"})
     assert resolve_config(EngineConfig.parse({"probes": folders}), renamed).resolved
+
+
+def test_the_same_spec_is_checked_once(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = registry.admit(GOOD)
+    monkeypatch.setattr(registry, "_admit", lambda value: pytest.fail(f"checked again: {value}"))
+    assert registry.admit(dict(GOOD)) is first
+    assert registry.admit(json.dumps(GOOD, separators=(",", ":"))) is first
+
+
+def test_only_so_many_specs_are_remembered(registry: Registry) -> None:
+    for alpha in range(2 * MAX_KNOWN_SPECS):
+        registry.admit({**GOOD, "alpha": alpha})
+        assert len(registry._known) <= MAX_KNOWN_SPECS
+
+
+def test_a_refused_spec_is_refused_again(registry: Registry) -> None:
+    for _ in range(2):
+        with pytest.raises(SpecError, match="no probe named"):
+            registry.admit({**GOOD, "probe": "absent"})
+
+
+def test_what_is_no_json_type_is_checked_each_time(registry: Registry) -> None:
+    """A number of another library may look the same in JSON and yet be refused by its field."""
+    registry.admit({**GOOD, "target": {"warm": 1.5}})
+    with pytest.raises(SpecError, match="must be a number, got float32"):
+        registry.admit({**GOOD, "target": {"warm": np.float32(1.5)}})

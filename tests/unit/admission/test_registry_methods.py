@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import ModelIdentity, ProbeError, SpecError
-from ksteer_vllm.admission.registry import AdmittedEdit, Registry
+from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.resolve import check_fit, resolve_config
+from ksteer_vllm.admission.runnable import RunnableEdit
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
@@ -45,7 +46,7 @@ def registry_of(folders: dict[str, Path], **options: Any) -> Registry:
     return Registry.from_config(resolve_config(EngineConfig.parse(options), MODEL))
 
 
-def only(registry: Registry, spec: Any) -> AdmittedEdit:
+def only(registry: Registry, spec: Any) -> RunnableEdit:
     (edit,) = registry.admit(spec).edits
     return edit
 
@@ -248,7 +249,7 @@ def test_every_edit_of_a_stack_is_admitted_for_itself(registry: Registry) -> Non
     stack = [{"probe": "reading", "target": ["warm"]}, {"probe": "control", "target": ["dry"], "alpha": 2}]
     admitted = registry.admit({"stack": stack, "report": True})
     assert [edit.canonical for edit in admitted.edits] == [only(registry, edit).canonical for edit in stack]
-    assert admitted.canonical == {"edits": [edit.canonical for edit in admitted.edits]}
+    assert [edit.edit for edit in admitted.for_request(4, 4).edits] == [e.canonical for e in admitted.edits]
     assert admitted.report
 
 

@@ -15,6 +15,7 @@ from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.device.pool import ProbePool
 from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.probes.probe import Probe
+from ksteer_vllm.spec.admitted import ADMISSION_KEY, AdmittedEdit, AdmittedRequest
 from tests.support.models import HIDDEN_SIZE
 from tests.support.probe_directory import NAMES
 
@@ -46,7 +47,7 @@ def rows(pool: ProbePool, directory: Path, name: str) -> Any:
     )
     admitted = Registry.from_config(config).admit({"probe": "a", "target": ["warm"]})
     assert admitted is not None
-    return pool.request_rows(admitted.canonical, admitted.records(4, 4)).cells[1, 0]
+    return pool.request_rows(admitted.for_request(4, 4)).cells[1, 0]
 
 
 def test_slots_are_used_again_and_hold_the_right_weights(config_of: ConfigOf, directory: Path) -> None:
@@ -113,8 +114,8 @@ class FakeCore:
 
 
 def request(*digests: str, condition: str = "") -> Any:
-    records = [{"digest": d, **({"condition_digest": condition} if condition else {})} for d in digests]
-    extra = {"ksteer": {}, "ksteer_admission": {"edits": records}} if digests else None
+    edits = tuple(AdmittedEdit({}, "", digest, (0, 0, 0, 0), condition) for digest in digests)
+    extra = {ADMISSION_KEY: AdmittedRequest(edits).to_wire()} if digests else None
     return SimpleNamespace(request_id="r", sampling_params=SimpleNamespace(extra_args=extra))
 
 

@@ -13,38 +13,36 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 
 from ksteer_vllm.admission.refusals import reason_of
+from ksteer_vllm.admission.usage import Tally, tally
 from ksteer_vllm.host.metering import Meter, is_sampled
+from ksteer_vllm.spec.admitted import AdmittedEdit
 from ksteer_vllm.telemetry import events, metrics
-from ksteer_vllm.telemetry.usage import Tally, tally
 from tests.server.http.serving import child_environment
 
-WHOLE = [0, 4, 3, 2**62]
+WHOLE = (0, 4, 3, 2**62)
 
 
-def record(windows: list[int], **more: Any) -> dict[str, Any]:
-    return {"windows": windows, **more}
-
-
-def edit(probe: str = "a", **more: Any) -> dict[str, Any]:
-    return {"probe": probe, "method": "gradient", "layers": [1], "alpha": 1.0, **more}
+def edit(windows: Any, probe: str = "a", fade: Any = None, **more: Any) -> AdmittedEdit:
+    canonical = {"probe": probe, "method": "gradient", "layers": [1], "alpha": 1.0, **more}
+    return AdmittedEdit(canonical, "fingerprint", "digest", windows, fade=fade)
 
 
 @pytest.mark.parametrize(
-    ("edits", "records", "expected"),
+    ("edits", "expected"),
     [
-        ([edit(num_steps=2)], [record(WHOLE)], {"a": Tally(10, 20)}),
-        ([edit(layers=[1, 2], num_steps=2)], [record([0, 0, 3, 5])], {"a": Tally(2, 8)}),
-        ([edit(), edit("b")], [record(WHOLE), record([0, 2, 0, 0])], {"a": Tally(10), "b": Tally(2)}),
-        ([edit(), edit()], [record([0, 3, 0, 0]), record([2, 4, 0, 0])], {"a": Tally(4)}),
-        ([edit()], [record(WHOLE, fade=[3, 2])], {"a": Tally(5)}),
-        ([edit(alpha=0)], [record(WHOLE)], {"a": Tally()}),
-        ([edit(alpha=0, method="ace")], [record(WHOLE)], {"a": Tally(10)}),
-        ([edit()], [record([0, 0, 50, 60])], {"a": Tally()}),
+        ([edit(WHOLE, num_steps=2)], {"a": Tally(10, 20)}),
+        ([edit((0, 0, 3, 5), layers=[1, 2], num_steps=2)], {"a": Tally(2, 8)}),
+        ([edit(WHOLE), edit((0, 2, 0, 0), "b")], {"a": Tally(10), "b": Tally(2)}),
+        ([edit((0, 3, 0, 0)), edit((2, 4, 0, 0))], {"a": Tally(4)}),
+        ([edit(WHOLE, fade=(3, 2))], {"a": Tally(5)}),
+        ([edit(WHOLE, alpha=0)], {"a": Tally()}),
+        ([edit(WHOLE, alpha=0, method="ace")], {"a": Tally(10)}),
+        ([edit((0, 0, 50, 60))], {"a": Tally()}),
     ],
 )
-def test_tally(edits: list[Any], records: list[Any], expected: dict[str, Tally]) -> None:
+def test_tally(edits: list[AdmittedEdit], expected: dict[str, Tally]) -> None:
     """A prompt of four tokens; ten positions went through the model."""
-    assert tally(edits, records, 10) == expected
+    assert tally(edits, 10) == expected
 
 
 @pytest.mark.parametrize(

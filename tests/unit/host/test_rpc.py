@@ -78,9 +78,9 @@ def unload_after_a_report(directory: Path) -> None:
         spec = {"probe": probe, "target": ["warm"], "alpha": 1.0, "num_steps": 1, "where": "both"}
         admitted = registry.admit({**spec, "report": report})
         assert admitted is not None
-        record = {"edits": admitted.records(TOKENS, TOKENS), "report": report}
-        state.set_row(row, admitted.canonical, record)
-        state.reports.add_request(request, record)
+        for_request = admitted.for_request(TOKENS, TOKENS)
+        state.set_row(row, for_request)
+        state.reports.add_request(request, for_request)
         positions = torch.arange(2 * TOKENS)
         starts = torch.tensor([0, TOKENS], dtype=torch.int32)
         state.begin_step(torch.tensor([row], dtype=torch.int32), starts, positions, TOKENS)
@@ -98,7 +98,7 @@ def unload_after_a_report(directory: Path) -> None:
 def test_reports_on_the_device_are_read_before_their_probe_goes(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; import sys; "
-        "from tests.server.live.test_worker_methods import unload_after_a_report as run; "
+        "from tests.unit.host.test_rpc import unload_after_a_report as run; "
         "run(Path(sys.argv[1]))"
     )
     done = subprocess.run(

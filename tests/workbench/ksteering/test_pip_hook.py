@@ -89,8 +89,7 @@ def steer(request: pytest.FixtureRequest, tmp_path: Path) -> Steer:
             config, hidden_size=D, weight_dtype=torch.float32, device=torch.device("cpu"),
             max_rows=2, max_tokens=len(x),
         )  # fmt: skip
-        records = admitted.records(num_prompt_tokens, len(x) - num_prompt_tokens + 1)
-        state.set_row(1, admitted.canonical, {"edits": records, "report": admitted.report})
+        state.set_row(1, admitted.for_request(num_prompt_tokens, len(x) - num_prompt_tokens + 1))
         changes, start = [], 0
         for size in chunks or [num_prompt_tokens, *[1] * (len(x) - num_prompt_tokens)]:
             positions = torch.arange(start, start + size)
@@ -266,8 +265,7 @@ def test_the_canonical_form_is_admitted_as_itself(tmp_path: Path) -> None:
     assert edit.canonical["compat"] == {"version": PIP}
     assert edit.canonical["num_steps"] == 1
     again = registry.admit(edit.canonical)
-    assert again.canonical == first.canonical
-    assert again.records(7, 3) == first.records(7, 3)
+    assert again.for_request(7, 3) == first.for_request(7, 3)
     plain = registry.admit(
         {"probe": "it", "target": ["casual"], "alpha": 1.0, "num_steps": 1, "where": "both"}
     )

@@ -1,10 +1,11 @@
-"""What a finished request was steered by, from what admission recorded of it: nothing per token is needed."""
+"""What a finished request was steered by, from its admission alone: nothing per token is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from ksteer_vllm.spec.admitted import AdmittedEdit
 
 __all__ = ["Tally", "tally"]
 
@@ -19,23 +20,22 @@ class Tally:
     gradient_steps: int = 0
 
 
-def tally(
-    edits: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], num_tokens: int
-) -> dict[str, Tally]:
+def tally(edits: Sequence[AdmittedEdit], num_tokens: int) -> dict[str, Tally]:
     """probe -> what it did to a request whose first num_tokens positions went through the model.
 
-    edits: canonical; records: per edit, of admission. A position counts once per probe, and as long as the
-    edit's strength has not faded to 0. Whether an edit's condition was met, or its steps ended early, only a
-    report can tell: here all named positions and steps count.
+    A position counts once per probe, and as long as the edit's strength has not faded to 0. Whether an edit's
+    condition was met, or its steps ended early, only a report can tell: here all named positions and steps
+    count.
     """
     named: dict[str, list[tuple[int, int]]] = {}
     found: dict[str, Tally] = {}
-    for edit, record in zip(edits, records, strict=True):
+    for admitted in edits:
+        edit = admitted.edit
         probe = edit["probe"]
         entry = found.setdefault(probe, Tally())
         if edit.get("alpha") == 0 and edit["method"] not in _MOVES_AT_ALPHA_0:
             continue
-        ranges = _ranges(record, num_tokens)
+        ranges = _ranges(admitted, num_tokens)
         named.setdefault(probe, []).extend(ranges)
         entry.gradient_steps += _covered(ranges) * len(edit["layers"]) * edit.get("num_steps", 0)
     for probe, ranges in named.items():
@@ -43,12 +43,12 @@ def tally(
     return found
 
 
-def _ranges(record: Mapping[str, Any], num_tokens: int) -> list[tuple[int, int]]:
+def _ranges(admitted: AdmittedEdit, num_tokens: int) -> list[tuple[int, int]]:
     """Half-open ranges of positions that an edit names, ended where it has faded away."""
-    first, last, start, end = record["windows"]
+    first, last, start, end = admitted.windows
     limit = num_tokens
-    if "fade" in record:
-        begins, length = record["fade"]
+    if admitted.fade is not None:
+        begins, length = admitted.fade
         limit = min(limit, begins + length)
     return [(first, min(last, limit)), (start, min(end, limit))]
 
