@@ -30,7 +30,7 @@ demo: $(READY)
 
 test: $(READY) lint docs $(if $(PYTEST_ARGS),,parity)
 	bash packaging/browser.sh
-	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS)) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadgroup --no-loadscope-reorder) $(PYTEST_ARGS)
 
 # What the converters make of files of other packages against those packages themselves; no skip passes.
 parity: $(PARITY_READY)

@@ -1,11 +1,14 @@
-"""How `pytest -n 2` (`make test`) shares out the tests: what shares engines stays in one process."""
+"""What all tests share: how processes divide them, which warnings are errors, what must not skip.
+
+`make test` runs them with `pytest -n 2 --dist loadgroup`: tests of one group stay in one process, in order. A
+group is a file, unless a test is marked `xdist_group` or asks for the fixture `serving`.
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,35 +16,53 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")  # how long a draw takes says nothing on a machine that does other things
 
-ROOT = Path(__file__).resolve().parents[1]
-ALONE = ("kernels", "unit")
-"""Directories whose conftest shares nothing that takes time to make: their files may be in either process."""
-SERVERS = ("faults", "live", "matrix_http", "metrics", "page", "presets", "robust")
-"""Directories that start servers, one directory after the other: there is memory for a few at a time."""
-
-
-def scope_of(nodeid: str) -> str:
-    """What goes to one process: the folders of servers; a folder whose conftest makes engines or servers for
-    all its files; any other file."""
-    file = Path(nodeid.partition("::")[0])
-    if file.parent.name in SERVERS:
-        return "servers"
-    shares = (ROOT / file).with_name("conftest.py").exists() and file.parent.name not in ALONE
-    return str(file.parent if shares else file)
-
+OURS = r"ksteer_(vllm|kernels)(\.|$)"
+"""Warnings attributed to these modules are errors: what they say is for us to mend."""
 
 PARITY = os.environ.get("KSTEER_PARITY") == "1"
 """Whether this environment has the packages that tests marked `parity` compare with (packaging/parity.sh)."""
 
 
+@pytest.fixture(scope="session")
+def serving() -> None:
+    """Asked for by every fixture that starts a server.
+
+    There is memory for a few servers at a time, so those of one part of the suite run in one process, one
+    folder after the other.
+    """
+
+
+def group_of(item: pytest.Item) -> str:
+    """What is to stay in one process with this test."""
+    if "serving" in item.fixturenames:  # type: ignore[attr-defined]
+        return f"servers-of-{item.path.relative_to(item.config.rootpath).parts[1]}"
+    return item.path.stem
+
+
+def _cost(item: pytest.Item) -> int:
+    """Servers first and what starts nothing last: at the end there are only short groups to share out."""
+    if "serving" in item.fixturenames:  # type: ignore[attr-defined]
+        return 0
+    return 2 if item.path.is_relative_to(item.config.rootpath / "tests" / "unit") else 1
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `parity` run where the packages are, and nowhere else."""
-    if PARITY:
-        return
-    elsewhere = [item for item in items if item.get_closest_marker("parity")]
-    if elsewhere:
+    if not PARITY and (elsewhere := [item for item in items if item.get_closest_marker("parity")]):
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if item not in elsewhere]
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    items.sort(key=_cost)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """pytest forgets it again after the test. Its own option `filterwarnings` names single modules only."""
+    warnings.filterwarnings("error", module=OURS)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,18 +77,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """No server outlives the tests of its folder, though the fixtures of a session do."""
     if nextitem is None or nextitem.path.parent != item.path.parent:
         from tests.server.http.serving import stop_all
 
         stop_all()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFolder(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return scope_of(nodeid)
-
-    return ByFolder(config, log)

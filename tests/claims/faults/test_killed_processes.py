@@ -39,7 +39,7 @@ class Victims:
 
 
 @pytest.fixture(scope="module")
-def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
+def victims(tmp_path_factory: pytest.TempPathFactory, serving: None) -> Iterator[Victims]:
     stage: Stage = prepare(tmp_path_factory.mktemp("killed"))
     steering = steering_flags(stage)
     with ExitStack() as stack:

@@ -44,7 +44,7 @@ class Features:
 
 
 @pytest.fixture(scope="session")
-def features(chat_folders: ChatFolders) -> Iterator[Features]:
+def features(chat_folders: ChatFolders, serving: None) -> Iterator[Features]:
     answers = chat_folders.work / "offline.json"
     presets = chat_folders.work / "presets.yaml"
     presets.write_text(json.dumps({PRESET: SPEC}))  # JSON is YAML

@@ -41,7 +41,7 @@ class Deployment:
 
 
 @pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployment(tmp_path_factory: pytest.TempPathFactory, serving: None) -> Iterator[Deployment]:
     root = tmp_path_factory.mktemp("deployment")
     stage = prepare(root)
     other = replace(stage, probe_dir=root / "loadable-of-the-second")

@@ -31,7 +31,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(probe: Path) -> Iterator[Server]:
+def server(probe: Path, serving: None) -> Iterator[Server]:
     """The shipped model with a key and a default preset, so that plain requests must say that they are."""
     presets = probe.parent / "presets.yaml"
     presets.write_text(PRESET)

@@ -58,7 +58,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 @pytest.fixture(scope="session")
-def running(folders: Folders) -> Iterator[Running]:
+def running(folders: Folders, serving: None) -> Iterator[Running]:
     answers = folders.work / "offline.json"
     arguments = map(str, (folders.model, folders.tones, folders.moods, answers))
     steering_flags = (

@@ -107,7 +107,7 @@ def other(folders: Folders) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def several(folders: Folders, other: dict[str, str]) -> Iterator[Server]:
+def several(folders: Folders, other: dict[str, str], serving: None) -> Iterator[Server]:
     """Two API servers and one engine; VLLM_PLUGINS names both plugins; --additional-config comes last."""
     presets = folders.work / "several.yaml"
     presets.write_text(json.dumps({"warm": STEERED["generation"]}))  # JSON is YAML
@@ -182,7 +182,7 @@ def test_other_plugins_load_too(
 
 
 @pytest.fixture(scope="module")
-def render_server(folders: Folders) -> Iterator[Server]:
+def render_server(folders: Folders, serving: None) -> Iterator[Server]:
     with serve(folders.model, folders.work / "render.log", command=("launch", "render")) as server:
         server.wait_until_healthy()
         yield server

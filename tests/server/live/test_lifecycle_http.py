@@ -42,7 +42,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(probes: Path) -> Iterator[Server]:
+def server(probes: Path, serving: None) -> Iterator[Server]:
     work = probes.parent
     flags = (
         "--ksteer-probe", f"start={probes / 'first'}", "--ksteer-layers", "1,2", "--ksteer-max-probes", "3",

@@ -18,7 +18,7 @@ warm: {probe: tones, target: [warm], alpha: 2.0}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, serving: None) -> Iterator[Server]:
     work = tmp_path_factory.mktemp("metrics")
     random_probe().save(work / "tones")
     random_probe(layer=2, labels=("calm", "loud"), seed=1, width=32).save(work / "moods")

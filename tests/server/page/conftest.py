@@ -34,7 +34,7 @@ two-edits: {stack: [{probe: tones, target: [expert]}, {probe: tones, target: [ca
 
 
 @pytest.fixture(scope="session")
-def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def page_server(tmp_path_factory: pytest.TempPathFactory, serving: None) -> Iterator[Server]:
     """The shipped model, probe `tones`, PRESETS, and every layer open."""
     work = tmp_path_factory.mktemp("page")
     fit = subprocess.run(

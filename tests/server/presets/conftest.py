@@ -59,7 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 @pytest.fixture(scope="session")
-def preset_server(folders: Folders) -> Iterator[Server]:
+def preset_server(folders: Folders, serving: None) -> Iterator[Server]:
     """No default, no keys; changes are allowed."""
     with serve(folders.model, folders.work / "presets.log", *folders.flags) as server:
         server.wait_until_healthy()
@@ -67,7 +67,7 @@ def preset_server(folders: Folders) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def default_server(folders: Folders) -> Iterator[Server]:
+def default_server(folders: Folders, serving: None) -> Iterator[Server]:
     """Steers by default with `warm`; needs an API key, and an admin key for changes."""
     key = folders.work / "admin.key"
     key.write_text(f"{ADMIN_KEY}\n")
