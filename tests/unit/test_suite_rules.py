@@ -56,11 +56,12 @@ def test_without():
 
 def outcome(folder: Path, *arguments: str, **environment: str) -> str:
     """What pytest says of the tests in `folder`, run with our conftest."""
+    own = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
-    ours = ("-p", "tests.conftest", "-p", "no:cacheprovider", "-c", os.devnull, "-o", "markers=parity")
+    ours = ("-p", "tests.conftest", "-p", "xdist.plugin", "-c", os.devnull, "-o", "markers=parity")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *ours, "--rootdir", str(folder), *arguments, str(folder)],
-        env={**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", **environment},
+        env={**inherited, **own, **environment},
         capture_output=True,
         check=False,
         text=True,
