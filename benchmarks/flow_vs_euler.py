@@ -27,7 +27,7 @@ from benchmarks import harness
 from ksteer_kernels.flow import flow
 from ksteer_kernels.reference.mlp import MLPWeights, loss_gradient, probe_logits, steering_loss
 from ksteer_vllm import Probe
-from ksteer_vllm.probes.fold import fold
+from ksteer_vllm.probes.fold import fold_mlp
 
 NUM_STEPS = (1, 2, 4, 8, 16, 32, 64)
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -132,7 +132,7 @@ def demo_case(folder: Path, tokens: int) -> Case:
             streams.append(found[probe.metadata.layer + 1][0, len(prompt) - 1 :])
     x = torch.cat(streams)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    alpha, weights = probe.metadata.default_alpha["gradient"], fold(probe.tensors)
+    alpha, weights = probe.metadata.default_alpha["gradient"], fold_mlp(probe.tensors)
     return Case(
         weights,
         x[order[: tokens * len(probe.labels)]].double(),

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ksteer_kernels.reference.mlp import MLPWeights, loss_gradient, probe_logits
 from ksteer_vllm import Probe
-from ksteer_vllm.probes.fold import fold
+from ksteer_vllm.probes.fold import fold_mlp
 
 __all__ = ["HookedModel", "weights_of"]
 
 
 def weights_of(probe: Probe) -> MLPWeights:
     """The probe on the raw residual stream, float32."""
-    return MLPWeights(*(tensor.float() for tensor in vars(fold(probe.tensors)).values()))
+    return MLPWeights(*(tensor.float() for tensor in vars(fold_mlp(probe.tensors)).values()))
 
 
 class HookedModel:

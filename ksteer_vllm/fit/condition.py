@@ -21,6 +21,7 @@ from torch.nn.functional import cosine_similarity
 from ksteer_vllm.data.rows import LabelledRow, data_digest, labels_of
 from ksteer_vllm.errors import DataError, UsageError, listing
 from ksteer_vllm.fit.task import FitTask, LabelledActivations
+from ksteer_vllm.probes.fold import fold_linear
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["Cut", "FittedCondition", "best_cut", "condition_table", "find_condition", "scores_of"]
@@ -114,8 +115,8 @@ def scores_of(probe: Probe, label: str, x: Tensor) -> Tensor:
     if family == "mlp":
         return torch.sigmoid(probe.logits(x)[:, index])
     if family == "linear":
-        z = (x - tensors["input_mean"]) / tensors["input_std"]
-        return torch.sigmoid(z @ tensors["weight"][index] + tensors["bias"][index])
+        weight, bias = fold_linear(tensors)
+        return torch.sigmoid(x @ weight[index] + bias[index])
     if family == "vectors":
         return cosine_similarity(x, tensors["vectors"][index][None], dim=1)
     raise UsageError(f"condition: family {family!r} has no score; mlp, linear and vectors have one")

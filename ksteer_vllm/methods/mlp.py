@@ -11,7 +11,7 @@ from torch import Tensor
 from ksteer_kernels import Flag, Loss, Program, RowSettings, SlotWeights
 from ksteer_kernels.reference.vectors import matched_random
 from ksteer_vllm.methods.program import UNPLACED, FamilyProgram, PlannedRow, logit, threshold_row, vectors_row
-from ksteer_vllm.probes.fold import fold
+from ksteer_vllm.probes.fold import fold_mlp
 
 _FACTORS = {"reflect": 2.0, "project": 1.0}
 
@@ -20,7 +20,7 @@ class MLPProgram(FamilyProgram):
     """Slots: `probe`, the MLP with the standardisation folded in; `vectors`; `random`."""
 
     def slots_at(self, tensors: Mapping[str, Tensor]) -> dict[str, SlotWeights]:
-        folded = fold(tensors)
+        folded = fold_mlp(tensors)
         vectors = tensors["label_vectors"]
         return {
             "probe": SlotWeights(

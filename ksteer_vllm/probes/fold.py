@@ -1,6 +1,6 @@
-"""The MLP of family `mlp` as a function of the raw residual stream.
+"""Classifiers of the standardised residual stream, z = (x - input_mean) / input_std, as functions of x.
 
-logits f(x) = W3 relu(W2 relu(W1 z + b1) + b2) + b3,   z = (x - input_mean) / input_std
+Family `mlp`: f(x) = W3 relu(W2 relu(W1 z + b1) + b2) + b3. Family `linear`: f(x) = W z + b.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ksteer_kernels.reference.mlp import MLPWeights
 
-__all__ = ["fold"]
+__all__ = ["fold_linear", "fold_mlp"]
 
 
-def fold(tensors: Mapping[str, Tensor]) -> MLPWeights:
-    """The standardisation folded into the first layer, exactly: W1' = W1 / sigma, b1' = b1 - W1' mu.
+def fold_mlp(tensors: Mapping[str, Tensor]) -> MLPWeights:
+    """The standardisation folded into the first layer.
 
     Args:
         tensors: those of family `mlp` at one layer; w1 [H1, d], w2 [H2, H1], w3 [K, H2], their biases,
@@ -24,7 +24,25 @@ def fold(tensors: Mapping[str, Tensor]) -> MLPWeights:
     Returns:
         The weights on the raw residual stream, float64.
     """
-    f64 = {name: tensor.double() for name, tensor in tensors.items()}
-    w1 = f64["w1"] / f64["input_std"]
-    b1 = f64["b1"] - w1 @ f64["input_mean"]
-    return MLPWeights(w1, b1, f64["w2"], f64["b2"], f64["w3"], f64["b3"])
+    w1, b1 = _fold(tensors, "w1", "b1")
+    w2, b2, w3, b3 = (tensors[name].double() for name in ("w2", "b2", "w3", "b3"))
+    return MLPWeights(w1, b1, w2, b2, w3, b3)
+
+
+def fold_linear(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The standardisation folded into the weights of a linear probe.
+
+    Args:
+        tensors: those of family `linear` at one layer; weight [K, d], bias [K], input_mean [d] and
+            input_std [d].
+
+    Returns:
+        Weights [K, d] and bias [K] on the raw residual stream, float64.
+    """
+    return _fold(tensors, "weight", "bias")
+
+
+def _fold(tensors: Mapping[str, Tensor], weight: str, bias: str) -> tuple[Tensor, Tensor]:
+    """Exactly: W' = W / input_std, b' = b - W' input_mean."""
+    folded = tensors[weight].double() / tensors["input_std"].double()
+    return folded, tensors[bias].double() - folded @ tensors["input_mean"].double()

@@ -21,7 +21,7 @@ from torch import Tensor
 from ksteer_kernels.reference.mlp import MLPWeights, probe_logits
 from ksteer_vllm.errors import ProbeError, listing
 from ksteer_vllm.probes.files import read_regular, replace_files
-from ksteer_vllm.probes.fold import fold
+from ksteer_vllm.probes.fold import fold_mlp
 from ksteer_vllm.probes.metadata import METADATA_FILE, WEIGHTS_FILE, ProbeMetadata, digest_of, read_metadata
 from ksteer_vllm.spec.families import FAMILIES
 
@@ -147,7 +147,7 @@ class Probe:
         """
         if self.metadata.family != "mlp":
             raise ProbeError(f"logits: of family 'mlp', this is {self.metadata.family!r}")
-        folded = fold(self.at(self.metadata.layer if layer is None else layer))
+        folded = fold_mlp(self.at(self.metadata.layer if layer is None else layer))
         return probe_logits(x, MLPWeights(*(tensor.to(x) for tensor in vars(folded).values())))
 
 

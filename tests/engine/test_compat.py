@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ksteer_vllm import Probe
-from ksteer_vllm.probes.fold import fold
+from ksteer_vllm.probes.fold import fold_mlp
 from tests.support.compare import TOLERANCE, assert_differ, sampled_log_probs
 from tests.support.engines import counter, generate, start_engine
 from tests.support.oracle import Oracle
@@ -34,7 +34,7 @@ class Hooked:
     def __init__(self, model: Path, probe: Probe) -> None:
         oracle = Oracle(model, {})
         self.model, self.layers = oracle.model, oracle.layers
-        folded = fold(probe.tensors)
+        folded = fold_mlp(probe.tensors)
         layers = [(folded.w1, folded.b1), (folded.w2, folded.b2), (folded.w3, folded.b3)]
         self.classifier = Classifier(probe.labels, layers)
 
