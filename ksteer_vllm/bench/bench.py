@@ -26,11 +26,20 @@ __all__ = ["Bench", "room_for"]
 class Bench:
     """One vLLM engine that steers with all probes and scores replies. A context manager.
 
-    probes: name in specs -> folder. reader: the evaluation probe (family mlp), which gives
-    `Reply.propensity`. layers: those that requests may steer. engine_options: further arguments of
-    `vllm.LLM`. temperature: 0 is greedy. max_tokens: of a reply. scored: False for an engine that only
-    generates. steering: further keys of `ksteer_vllm.enable`. Raises what starting the engine raises
-    (ProbeError, UsageError, vLLM's own).
+    Args:
+        model: A folder, or a name on the hub.
+        probes: Name in specs -> folder.
+        reader: The evaluation probe (family mlp), which gives `Reply.propensity`.
+        layers: Those that requests may steer.
+        engine_options: Further arguments of `vllm.LLM`.
+        temperature: Of the replies; 0 is greedy.
+        max_tokens: Of a reply.
+        scored: False for an engine that only generates.
+        steering: Further keys of `ksteer_vllm.enable`.
+
+    Raises:
+        ProbeError, UsageError: For a probe that cannot be used, or a reader without a digest.
+        Exception: Whatever vLLM raises for a model or options it cannot start with.
     """
 
     def __init__(
@@ -88,9 +97,17 @@ class Bench:
     ) -> list[Reply]:
         """The reply to every job, in their order; equal jobs are run once.
 
-        All enter one continuous batch, and so does each reply's scoring. Every finished reply goes into the
-        journal at once; those already there are not run again. score: False leaves nll and propensity out.
-        Raises SpecError's vLLM form for a spec the engine refuses, UsageError for a prompt too long for it.
+        All enter one continuous batch, and so does each reply's scoring.
+
+        Args:
+            jobs: Any number.
+            journal: Gets every reply as soon as it is finished; those already there are not run again.
+            progress, description: Where to show how many are done, and under which name.
+            score: False leaves nll and propensity out.
+
+        Raises:
+            ValueError: For a spec the engine refuses.
+            UsageError: For a prompt that is too long for the engine.
         """
         from ksteer_vllm.bench.batch import run_batch
 

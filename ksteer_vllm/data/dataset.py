@@ -22,9 +22,13 @@ __all__ = ["TaskDataset"]
 class TaskDataset:
     """Labelled rows and what belongs to them.
 
-    labels: K names, in the order a fit takes them. prompts: `calibration` and `evaluation` prompts the task
-    brings along; none: they are taken from the rows. judge: the one that suits the data, by its name in
-    `ksteer_vllm.bench.judges`.
+    Attributes:
+        name: In messages and write-ups.
+        labels: K names, in the order a fit takes them.
+        rows: In the order of the data, each with its number.
+        prompts: `calibration` and `evaluation` prompts the task brings along; none: they are taken from the
+            rows.
+        judge: The one that suits the data, by its name in `ksteer_vllm.bench.judges`.
     """
 
     name: str
@@ -43,10 +47,16 @@ class TaskDataset:
         prompts: Mapping[str, Sequence[Prompt]] | None = None,
         judge: str = "probe",
     ) -> TaskDataset:
-        """A task of these rows, numbered in their order where they have no number. labels: none: all, sorted.
+        """A task of these rows, numbered in their order where they have no number.
 
-        Raises DataError if there are no rows, if a label is in none or in all of them, or if only one kind of
-        prompts is given.
+        Args:
+            name: As the attribute; so are the other arguments that are not here.
+            rows: At least one.
+            labels: Those to take; none: all, sorted.
+
+        Raises:
+            DataError: If there are no rows, if a label is in none or in all of them, or if only one kind of
+                prompts is given.
         """
         if not rows:
             raise DataError(f"{name}: no rows")
@@ -71,7 +81,11 @@ class TaskDataset:
     def partition(self, seed: int = 0) -> Partition:
         """Half of the conversations for the methods, half for the probe that evaluates them, and prompts.
 
-        See `partition_rows`. Raises DataError if there are too few rows of a label.
+        Args:
+            seed: Of the halves; see `partition_rows`.
+
+        Raises:
+            DataError: If there are too few rows of a label.
         """
         return partition_rows(self.rows, self.labels, self.prompts, seed)
 
@@ -90,10 +104,18 @@ class TaskDataset:
         name: str = "data",
         judge: str = "probe",
     ) -> TaskDataset:
-        """A table of prompts and labels; arguments name its columns, see `tasks.tables.Columns`.
+        """A table of prompts and labels.
 
-        chat: what `prompt` or `text` holds is what a user says, and goes through the model's chat template.
-        Raises DataError, naming row and column.
+        Args:
+            frame: One row each.
+            prompt, labels, text, label, reply, system: Names of its columns, see
+                `ksteer_vllm.data.tables.Columns`.
+            chat: What `prompt` or `text` holds is what a user says, and goes through the model's chat
+                template.
+            name, judge: As the attributes.
+
+        Raises:
+            DataError: For a table that cannot be read so, naming row and column.
         """
         repeated = frame.columns[frame.columns.duplicated()]
         if len(repeated):
@@ -109,7 +131,11 @@ class TaskDataset:
     def from_csv(
         cls, path: str | Path, columns: Columns | None = None, *, chat: bool = False, judge: str = "probe"
     ) -> TaskDataset:
-        """A CSV file with a header. Raises DataError, naming file, row (without the header), column."""
+        """A CSV file with a header; arguments as of `from_pandas`.
+
+        Raises:
+            DataError: Naming file, row (the header is not counted) and column.
+        """
         from ksteer_vllm.data.files import csv_records
 
         columns = columns or Columns()
@@ -122,7 +148,10 @@ class TaskDataset:
     ) -> TaskDataset:
         """JSON Lines, or one JSON list, of rows (`LabelledRow`), contrast pairs, or a table's records.
 
-        Raises DataError, naming the file, the line or row, and the field.
+        Arguments are those of `from_pandas`.
+
+        Raises:
+            DataError: Naming the file, the line or row, and the field.
         """
         from ksteer_vllm.data.files import json_rows
 
@@ -140,9 +169,16 @@ class TaskDataset:
         chat: bool = False,
         judge: str = "probe",
     ) -> TaskDataset:
-        """A data set of the Hugging Face hub, owner/name, or a local folder `datasets` can load.
+        """A data set of the Hugging Face hub, or a local folder `datasets` can load.
 
-        Raises DataError, UsageError without the package `datasets`.
+        Args:
+            name: owner/name, or the folder.
+            split: Of the data set.
+            columns, chat, judge: As of `from_pandas`.
+
+        Raises:
+            DataError: If it cannot be had or read.
+            UsageError: Without the package `datasets`.
         """
         from ksteer_vllm.data.hub import hub_records
 

@@ -64,10 +64,15 @@ Label = Annotated[str, Field(min_length=1)]
 class LabelledRow(BaseModel):
     """One conversation: a prompt, the reply to it, and every label the reply shows (possibly none).
 
-    prompt: a list of chat messages, which goes through the model's chat template, or a text, which is
-    taken as it is. A label that is not listed counts as not shown. reply: None where there is none yet, see
-    `ksteer_vllm.bench.replies`; the labels are then what the prompt asks for. `number` says where the row was
-    read; it is kept by copies, and is no part of what is compared, hashed or written.
+    `number` says where the row was read; it is kept by copies, and is no part of what is compared, hashed or
+    written.
+
+    Attributes:
+        prompt: A list of chat messages, which goes through the model's chat template, or a text, which is
+            taken as it is.
+        reply: None where there is none yet, see `ksteer_vllm.bench.replies`; the labels are then what the
+            prompt asks for.
+        labels: What the reply shows; a label that is not listed counts as not shown.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -37,8 +37,11 @@ SHARD_BYTES = 128 << 20
 class Activations:
     """The residual stream at the output of some layers, one vector per recorded position.
 
-    streams: layer -> [N, d] float32, in memory or a memory-mapped stream. row: [N] int64, the row each
-    vector comes from, ascending. position: [N] int64, its position among the tokens that were run.
+    Attributes:
+        streams: Layer -> [N, d] float32, in memory or a memory-mapped stream.
+        row: [N] int64, the row each vector comes from, ascending.
+        position: [N] int64, its position among the tokens that were run.
+        model: What was run.
     """
 
     streams: Mapping[int, Tensor | Stream]
@@ -55,7 +58,13 @@ def default_layer(num_layers: int) -> int:
 class Recorder:
     """A vLLM engine that records, for any number of passes; it starts when the first row has to be run.
 
-    layers: recorded together. engine_options: further arguments of `vllm.LLM`. Use as a context manager.
+    Use as a context manager.
+
+    Args:
+        model: A folder, or a name on the hub.
+        layers: Decoder blocks, from 0, whose outputs are recorded together.
+        engine_options: Further arguments of `vllm.LLM`.
+        progress: Where to show how many rows are done.
     """
 
     def __init__(
@@ -89,9 +98,15 @@ class Recorder:
     ) -> Activations:
         """Run every row and keep the residual stream at the positions of `window`, all layers in one pass.
 
-        folder: of the shards; what it already holds is not run again. None: everything in memory. Raises
-        DataError for a row that does not fit the engine or gives values that are not finite, and for shards
-        of another recording; UsageError for a layer the model does not have.
+        Args:
+            rows: Each prompt and, as far as the window needs it, reply.
+            window: Which positions of a row are kept.
+            folder: Of the shards; what it already holds is not run again. None: everything in memory.
+
+        Raises:
+            DataError: For a row that does not fit the engine or gives values that are not finite, and for
+                shards of another recording.
+            ConfigError: For a layer the model does not have.
         """
         temporary = Path(tempfile.mkdtemp(prefix="ksteer-")) if folder is None else None
         try:
@@ -191,7 +206,15 @@ def collect_activations(
     engine_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Activations:
-    """One pass of a `Recorder` whose engine has stopped again; what it raises."""
+    """One pass of a `Recorder`, whose engine has stopped again.
+
+    Args:
+        model, layers, engine_options, progress: As of `Recorder`.
+        rows, window, folder: As of `Recorder.record`, whose errors it raises.
+
+    Returns:
+        Of every layer one vector per recorded position.
+    """
     with Recorder(model, layers, engine_options=engine_options, progress=progress) as recorder:
         return recorder.record(rows, window, folder)
 

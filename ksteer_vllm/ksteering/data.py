@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,16 @@ from ksteer_vllm.data.rows import LabelledRow, Message, Prompt
 from ksteer_vllm.data.split import without_instruction
 from ksteer_vllm.errors import DataError, first_problem, listing
 
-__all__ = ["Labelled", "dataset_rows", "plain_prompt", "plain_row", "questions_of", "task_rows"]
+__all__ = [
+    "Labelled",
+    "dataset_rows",
+    "given_prompts",
+    "plain_prompt",
+    "plain_row",
+    "questions_of",
+    "sampled",
+    "task_rows",
+]
 
 PIP_TONES: Final = ("casual", "cautious", "concise", "empathetic", "expert")
 """The tones of k-steering 0.1.2: its wheel has no "helpful"."""
@@ -71,6 +81,23 @@ def _text(item: Mapping[str, Any], number: int, *names: str) -> str:
     if not isinstance(found, str) or not found.strip():
         raise DataError(f"row {number}: {' or '.join(names)}: empty or missing; it has: {listing(item)}")
     return found
+
+
+def given_prompts(given: str | Sequence[Any], *, chat: bool) -> list[Prompt]:
+    """Of one text or several prompts: a text as it is, or with `chat` as what a user says; a list of messages
+    as a chat."""
+    found: list[Prompt] = []
+    for prompt in [given] if isinstance(given, str) else given:
+        if not isinstance(prompt, str):
+            found.append(tuple(Message.model_validate(message) for message in prompt))
+        else:
+            found.append((Message(role="user", content=prompt),) if chat else prompt)
+    return found
+
+
+def sampled(rows: list[LabelledRow], count: int | None) -> list[LabelledRow]:
+    """So many of the rows at most, drawn as the package draws them; None: all."""
+    return rows if count is None else random.Random(42).sample(rows, min(count, len(rows)))
 
 
 def plain_prompt(prompt: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.data.positions import PROMPT_LAST, REPLY, window_of
 from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.errors import ProbeError
 from ksteer_vllm.fit.pipeline import fit_to_rows
 from ksteer_vllm.fit.presets import preset_of
 from ksteer_vllm.ksteering.config import TrainerConfig
@@ -15,7 +17,15 @@ from ksteer_vllm.probes.probe import Probe
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["fit_classifier"]
+__all__ = ["fit_classifier", "load_classifier"]
+
+
+def load_classifier(folder: str | Path) -> Probe:
+    """A probe folder of family mlp or linear. Raises ProbeError for any other."""
+    probe = Probe.load(folder)
+    if probe.metadata.family not in ("mlp", "linear"):
+        raise ProbeError(f"{folder}: of family {probe.metadata.family!r}; KSteering takes mlp and linear")
+    return probe
 
 
 def fit_classifier(

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ksteer_vllm.errors import SpecError, listing
+from ksteer_vllm.errors import SpecError, UsageError, listing
 from ksteer_vllm.ksteering.config import SteeringConfig
 from ksteer_vllm.ksteering.engine import PROBE
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.spec.spec import SteeringSpec
 
-__all__ = ["LENGTH", "spec_of"]
+__all__ = ["LENGTH", "Labels", "labels_of_each", "spec_of"]
+
+Labels = Sequence[str] | Sequence[Sequence[str]] | None
+"""Of every prompt, or of each."""
 
 LENGTH = 0.5
 """Without a strength from anywhere: all steps together go this many times the layer's mean |x - mean(x)|."""
@@ -71,6 +74,16 @@ def spec_of(
         spec = {**fields, **first, **({} if own is None else {"layers": list(own)})}
     SteeringSpec.parse(spec)
     return spec
+
+
+def labels_of_each(labels: Labels, count: int) -> list[Sequence[str]]:
+    """A list of labels for each of so many prompts. Raises UsageError if there is not one for each."""
+    given = list(labels or ())
+    if all(isinstance(label, str) for label in given):
+        return [given] * count  # type: ignore[list-item]
+    if len(given) != count:
+        raise UsageError(f"labels: {len(given)} lists for {count} prompts; give one list, or one for each")
+    return [list(own) for own in given]
 
 
 def _takes_alpha(metadata: ProbeMetadata, edit: Mapping[str, Any]) -> bool:

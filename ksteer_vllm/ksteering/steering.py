@@ -11,18 +11,24 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ksteer_vllm.bench.bench import room_for
 from ksteer_vllm.bench.jobs import Job
-from ksteer_vllm.data.rows import Message, Prompt
-from ksteer_vllm.errors import ProbeError, UsageError
+from ksteer_vllm.data.rows import Prompt
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.ksteering.config import SteeringConfig, TrainerConfig, sampling_of
-from ksteer_vllm.ksteering.data import dataset_rows, plain_prompt, plain_row, questions_of, task_rows
-from ksteer_vllm.ksteering.engine import PROBE, Engine
-from ksteer_vllm.ksteering.fitting import fit_classifier
-from ksteer_vllm.ksteering.specs import spec_of
+from ksteer_vllm.ksteering.data import (
+    dataset_rows,
+    given_prompts,
+    plain_prompt,
+    plain_row,
+    questions_of,
+    sampled,
+    task_rows,
+)
+from ksteer_vllm.ksteering.engine import Engine, has_chat_template
+from ksteer_vllm.ksteering.fitting import fit_classifier, load_classifier
+from ksteer_vllm.ksteering.specs import Labels, labels_of_each, spec_of
 from ksteer_vllm.ksteering.sweep import AlphaSweep, sweep
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.compat import PIP_0_1_2
@@ -32,9 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KSteering"]
 
-Labels = Sequence[str] | Sequence[Sequence[str]] | None
-"""Of every prompt, or of each."""
-
 SWEPT = 20
 """Prompts of a sweep that is given none."""
 
@@ -42,9 +45,19 @@ SWEPT = 20
 class KSteering:
     """One model, one classifier, one engine, which starts when it is first needed. A context manager.
 
-    model_name: a folder or a name of the hub. compat: "pip-0.1.2" or None. chat: texts are what a user says
-    and go through the model's chat template; default: if it has one, and not with compat. engine_options:
-    further arguments of `vllm.LLM`. seed: of the fit.
+    Args:
+        model_name: A folder, or a name on the hub.
+        steering_config: Where the classifier is trained and where it steers.
+        trainer_config: How the classifier is trained.
+        compat: "pip-0.1.2" repeats that version of the package, its mistakes included; None does not.
+        chat: Whether texts are what a user says and go through the model's chat template; default: if it has
+            one, and not with compat.
+        engine_options: Further arguments of `vllm.LLM`.
+        seed: Of the fit.
+        console: Where the fit shows its progress.
+
+    Raises:
+        UsageError: For an unknown compat version.
     """
 
     def __init__(
@@ -70,9 +83,7 @@ class KSteering:
         self.eval_prompts: list[Prompt] = []
         self._chat = chat
         self._console = console
-        self._probe: Probe | None = None
         self._engine: Engine | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def fit(
         self,
@@ -87,12 +98,23 @@ class KSteering:
     ) -> Self:
         """Fit the classifier to a predefined task (`tones`, `debates`, `demo`) or to a data set.
 
-        dataset: a `TaskDataset`, a file, a DataFrame, or rows: `LabelledRow`, {"text" or "prompt", "label"}.
-        eval_prompts: for `sweep_alpha`; default: what the data asks. max_samples: so many rows, drawn as the
-        package draws them. labels: those to fit; default: all. questions: a local file of the task's
-        questions. positions: what is read of a row (reply, reply-mean, prompt-last); default: each token of
-        the reply if every row has one, else the prompt's last; with compat the latter. Raises DataError or
-        UsageError.
+        Args:
+            task: The task's name; give this or a dataset.
+            dataset: A `TaskDataset`, a file, a DataFrame, or rows: `LabelledRow`, {"text" or "prompt",
+                "label"}.
+            eval_prompts: For `sweep_alpha`; default: what the data asks.
+            max_samples: Take so many rows, drawn as the package draws them.
+            labels: Those to fit; default: all.
+            questions: A local file of the task's questions.
+            positions: What is read of a row (reply, reply-mean, prompt-last); default: each token of the
+                reply if every row has one, else the prompt's last; with compat the latter.
+
+        Returns:
+            Itself, ready to steer.
+
+        Raises:
+            DataError: For rows that cannot be read, or are too few.
+            UsageError: For arguments that do not go together.
         """
         if (task is None) == (dataset is None):
             raise UsageError("fit: give either a task or a dataset")
@@ -104,8 +126,7 @@ class KSteering:
         if not self.uses_chat:
             self.eval_prompts = [plain_prompt(prompt) for prompt in self.eval_prompts]
             rows = [plain_row(row) for row in rows]
-        if max_samples is not None:
-            rows = random.Random(42).sample(rows, min(max_samples, len(rows)))
+        rows = sampled(rows, max_samples)
         self.close()
         probe = fit_classifier(
             self.model_name,
@@ -136,32 +157,37 @@ class KSteering:
         unsteered: bool = False,
         **edit: Any,
     ) -> Any:
-        """Steered replies to all prompts, from one batch: a list of texts, or what `return_dict` says.
+        """Steered replies to all prompts, from one batch. With compat they are one padded batch.
 
-        input_prompts: texts, or chats as lists of messages. target_labels, avoid_labels: of every prompt, or
-        a list for each. layers, strengths: before those of the configuration. generation_kwargs:
-        transformers' names (max_new_tokens, temperature, top_p, do_sample, top_k, ...) and `seed`. unsteered:
-        replies without steering, in the same batch, as "unsteered_text". edit: further fields of a spec, such
-        as num_steps=1 or loss="softmin". With compat the prompts of one call are one padded batch. Raises
-        UsageError, SpecError or, for what the engine refuses, ValueError.
+        Args:
+            input_prompts: Texts, or chats as lists of messages.
+            steering_strength, layers, layer_strengths: Before those of the configuration.
+            target_labels, avoid_labels: Of every prompt, or a list for each.
+            max_new_tokens: Most tokens of a reply, before `generation_kwargs`.
+            return_dict: Return the replies as "text", beside what they were steered with.
+            generation_kwargs: By transformers' names (max_new_tokens, temperature, top_p, do_sample, top_k,
+                ...), and `seed`.
+            unsteered: Add replies without steering, from the same batch, as "unsteered_text".
+            edit: Further fields of a spec, such as num_steps=1 or loss="softmin".
+
+        Returns:
+            A text for each prompt; with `return_dict` a dictionary.
+
+        Raises:
+            SpecError, UsageError: For what can be told before the engine sees it.
+            ValueError: For what the engine refuses.
         """
         prompts = self._prompts(input_prompts)
         config = self.steering_config
-        options = self._options(
-            prompts,
-            steering_strength=steering_strength,
-            layers=layers,
-            layer_strengths=layer_strengths,
-            **edit,
-        )
-        wanted = zip(_each(target_labels, len(prompts)), _each(avoid_labels, len(prompts)), strict=True)
-        specs = [self.spec(target, avoid, **options) for target, avoid in wanted]
+        strengths = {"steering_strength": steering_strength, "layer_strengths": layer_strengths}
+        options = self._options(prompts, layers=layers, **strengths, **edit)
+        targets, avoided = (labels_of_each(side, len(prompts)) for side in (target_labels, avoid_labels))
+        specs = [self.spec(*sides, **options) for sides in zip(targets, avoided, strict=True)]
         jobs = [Job(prompt, spec, i) for i, (prompt, spec) in enumerate(zip(prompts, specs, strict=True))]
         if unsteered:
             jobs += [Job(prompt, None, i) for i, prompt in enumerate(prompts)]
-        texts = [
-            reply.text for reply in self._running.run(jobs, self._sampling(generation_kwargs, max_new_tokens))
-        ]
+        replies = self._running.run(jobs, self._sampling(generation_kwargs, max_new_tokens))
+        texts = [reply.text for reply in replies]
         if not return_dict:
             return texts[: len(prompts)]
         strength = config.steering_strength if steering_strength is None else steering_strength
@@ -182,7 +208,7 @@ class KSteering:
         *,
         generation_kwargs: Mapping[str, Any] | None = None,
     ) -> list[str]:
-        """Replies of the model itself."""
+        """Replies of the model itself; arguments as of `get_steered_output`."""
         jobs = [Job(prompt, None, i) for i, prompt in enumerate(self._prompts(input_prompts))]
         sampling = self._sampling(generation_kwargs, max_new_tokens)
         return [reply.text for reply in self._running.run(jobs, sampling)]
@@ -201,17 +227,22 @@ class KSteering:
     ) -> AlphaSweep:
         """Every strength on every prompt, beside unsteered replies, in one batch, and what stays coherent.
 
-        input_prompts: default: 20 of `eval_prompts`. budget: see `ksteer_vllm.bench.coherence`. options: as
-        of `get_steered_output`. Coherence is judged by the unsteered model; nothing leaves the machine.
+        Coherence is judged by the unsteered model; nothing leaves the machine.
+
+        Args:
+            strengths: Those to try, on `input_prompts`; default: 20 of `eval_prompts`.
+            budget: Of coherence, see `ksteer_vllm.bench.coherence`.
+            options: As of `get_steered_output`, and so are the other arguments.
+
+        Raises:
+            SpecError, UsageError: As `get_steered_output`, and without any prompt.
         """
         drawn = random.Random(self.seed).sample(self.eval_prompts, min(SWEPT, len(self.eval_prompts)))
         prompts = self._prompts(drawn if input_prompts is None else input_prompts)
         if not prompts:
             raise UsageError("sweep_alpha: no prompts; give input_prompts, or fit(..., eval_prompts=...)")
-        options, sampling = (
-            self._options(prompts, **options),
-            self._sampling(generation_kwargs, max_new_tokens),
-        )
+        options = self._options(prompts, **options)
+        sampling = self._sampling(generation_kwargs, max_new_tokens)
         specs = {
             strength: self.spec(target_labels, avoid_labels, steering_strength=strength, **options)
             for strength in sorted(strengths)
@@ -229,9 +260,7 @@ class KSteering:
     @property
     def probe(self) -> Probe:
         """What was fitted or loaded. Raises UsageError before that."""
-        if self._probe is None:
-            raise UsageError("nothing to steer with yet: call fit() first, or KSteering.load()")
-        return self._probe
+        return self._running.probe
 
     @property
     def unique_labels(self) -> list[str]:
@@ -242,9 +271,7 @@ class KSteering:
         """Whether texts go through a chat template."""
         if self._chat is not None or self.compat is not None:
             return bool(self._chat)
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.model_name).chat_template is not None
+        return has_chat_template(self.model_name)
 
     @property
     def llm(self) -> Any:
@@ -252,7 +279,7 @@ class KSteering:
         return self._running.llm
 
     def save(self, folder: str | Path) -> Path:
-        """Write the probe folder, with the configured strength as its default. Returns it.
+        """Write the probe folder, with the configured strength as its default, and return it.
 
         Requests with compat do not use that default: configure the strength again after `load`.
         """
@@ -272,17 +299,22 @@ class KSteering:
         revision: str | None = None,
         **options: Any,
     ) -> Self:
-        """Steer with a probe folder of family mlp or linear; repo_id: what to pull into `folder` first.
+        """Steer with a probe folder of family mlp or linear.
 
-        model_name: default: the probe's. options: as of the class. Raises ProbeError or UsageError.
+        Args:
+            folder: The probe's.
+            model_name: Default: the model the probe was fitted on.
+            repo_id, revision: What to pull from the hub into `folder` first.
+            options: As of the class.
+
+        Raises:
+            ProbeError, UsageError: For a folder that holds no such probe, and for unusable options.
         """
         if repo_id is not None:
             from ksteer_vllm.hub.transfer import pull
 
             pull(repo_id, folder, revision=revision)
-        probe = Probe.load(folder)
-        if probe.metadata.family not in ("mlp", "linear"):
-            raise ProbeError(f"{folder}: of family {probe.metadata.family!r}; KSteering takes mlp and linear")
+        probe = load_classifier(folder)
         options.setdefault("compat", probe.metadata.settings.get("compat"))
         return cls(model_name or probe.metadata.model.name, **options)._steer_with(probe)
 
@@ -301,51 +333,28 @@ class KSteering:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _steer_with(self, probe: Probe) -> Self:
         self.close()
-        self._folder = tempfile.TemporaryDirectory(prefix="ksteer-")
-        folder = probe.save(self._folder.name)
-        self._probe = Probe.load(folder)
-        width = room_for({PROBE: probe})["max_width"]
-        self._engine = Engine(self.model_name, folder, width, self.engine_options)
+        self._engine = Engine(self.model_name, probe, self.engine_options)
         return self
 
     @property
     def _running(self) -> Engine:
-        _ = self.probe
-        assert self._engine is not None
+        if self._engine is None:
+            raise UsageError("nothing to steer with yet: call fit() first, or KSteering.load()")
         return self._engine
 
     def _sampling(self, given: Mapping[str, Any] | None, max_new_tokens: int | None) -> dict[str, Any]:
         return sampling_of(given, max_new_tokens, as_pip=self.compat is not None)
 
     def _prompts(self, given: str | Sequence[Any]) -> list[Prompt]:
-        """Each as a text, or as the messages of a chat."""
-        found: list[Prompt] = []
-        for prompt in [given] if isinstance(given, str) else given:
-            if not isinstance(prompt, str):
-                found.append(tuple(Message.model_validate(message) for message in prompt))
-            else:
-                found.append((Message(role="user", content=prompt),) if self.uses_chat else prompt)
-        return found
+        return given_prompts(given, chat=self.uses_chat)
 
     def _options(self, prompts: Sequence[Prompt], **options: Any) -> dict[str, Any]:
         """With compat, the length the package would pad these prompts to."""
         if self.compat is None or len(prompts) < 2:
             return options
         return {**options, "padded_length": max(map(self._running.length_of, prompts))}
-
-
-def _each(labels: Labels, count: int) -> list[Sequence[str]]:
-    """A list of labels for each prompt. Raises UsageError if there is not one for each."""
-    given = list(labels or ())
-    if all(isinstance(label, str) for label in given):
-        return [given] * count  # type: ignore[list-item]
-    if len(given) != count:
-        raise UsageError(f"labels: {len(given)} lists for {count} prompts; give one list, or one for each")
-    return [list(own) for own in given]

@@ -174,6 +174,21 @@ def test_saving_keeps_the_configured_strength(tmp_path: Path) -> None:
     assert saved.default_alpha == {"gradient": 3.0, "add": 7.0}
 
 
+def test_what_is_pushed_is_what_would_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: dict[str, Any] = {}
+
+    def push(folder: Path, repo_id: str, **options: Any) -> str:
+        pushed.update(probe=Probe.load(folder), repo_id=repo_id, options=options)
+        return "the commit's address"
+
+    monkeypatch.setattr("ksteer_vllm.hub.transfer.push", push)
+    steering = loaded(tmp_path, SteeringConfig(steering_strength=3.0))
+    assert steering.push_to_hub("owner/tones", private=False) == "the commit's address"
+    assert (pushed["repo_id"], pushed["options"]) == ("owner/tones", {"private": False})
+    assert pushed["probe"].metadata.default_alpha["gradient"] == 3.0
+    assert pushed["probe"].labels == steering.probe.labels
+
+
 def test_rows_as_the_package_takes_them() -> None:
     rows, labels = data.dataset_rows(
         [{"text": "be kind\nwhy?", "label": "kind"}, {"prompt": "be dry\nwhy?", "label": "dry"}],
