@@ -30,8 +30,8 @@ from benchmarks.load.ledger import Ledger
 from benchmarks.load.report import draw, markdown, tables_of
 from benchmarks.load.watch import MemoryLog, metrics_of
 from benchmarks.record import RESULTS, provenance, wide_console, write_result
-from tests.server.http.replies import Reply, reply_of
-from tests.server.http.serving import Server
+from testbed.replies import Reply, reply_of
+from testbed.serving import Server
 
 WARM_UP_SHARE = 0.25
 

@@ -28,8 +28,8 @@ from benchmarks.load.specs import random_spec
 from benchmarks.load.stage import Stage, prepare
 from benchmarks.load.watch import MEBIBYTE, slope
 from benchmarks.record import RESULTS, Table, wide_console, write_result
-from tests.server.http.serving import child_environment
-from tests.support.models import VOCAB_SIZE
+from testbed.models import VOCAB_SIZE
+from testbed.serving import child_environment
 
 ARMS = ("plain", "steered")
 STEERED_SHARE = 0.6

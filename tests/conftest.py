@@ -79,6 +79,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """No server outlives the tests of its folder, though the fixtures of a session do."""
     if nextitem is None or nextitem.path.parent != item.path.parent:
-        from tests.server.http.serving import stop_all
+        from testbed.serving import stop_all
 
         stop_all()

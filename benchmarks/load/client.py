@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from benchmarks.load.ledger import Ledger
-from tests.server.http.replies import Reply, choice_of, reply_of
+from testbed.replies import Reply, choice_of, reply_of
 
 __all__ = ["Ask", "send"]
 

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.server.http.replies import Reply
-from tests.support.compare import TOLERANCE, largest_difference
+from testbed.compare import TOLERANCE, largest_difference
+from testbed.replies import Reply
 
 OUTCOMES = ("answered", "refused", "cancelled")
 MAX_EXAMPLES = 20

@@ -7,8 +7,8 @@ import random
 from typing import Any, NamedTuple
 
 from ksteer_vllm.spec.families import FAMILIES
-from tests.support.folders import FAMILY_NAMES
-from tests.support.probes import LABELS
+from testbed.families import FAMILY_NAMES
+from testbed.probes import LABELS
 
 PROBES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     **{family: (family, LABELS, (0, 1, 2, 3)) for family in FAMILY_NAMES},
@@ -16,7 +16,7 @@ PROBES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     "wide": ("mlp", ("glad", "sad", "mad"), (0, 1, 2, 3)),
     "control": ("vectors", LABELS, (1, 3)),
 }
-"""name -> (family, labels, layers): what `tests.support.folders.write_probes` writes."""
+"""name -> (family, labels, layers): what `testbed.families.write_probes` writes."""
 
 GOOD: dict[str, Any] = {"probe": "mlp", "target": ["warm"], "alpha": 3.0}
 PRESETS: dict[str, dict[str, Any]] = {

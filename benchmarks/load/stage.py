@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmarks.load.changes import FOLDERS
 from benchmarks.load.specs import PRESETS
-from tests.server.http.serving import Server, serve
-from tests.support.folders import random_family_probe, write_probes
-from tests.support.models import make_model
+from testbed.families import random_family_probe, write_probes
+from testbed.models import make_model
+from testbed.serving import Server, serve
 
 __all__ = ["Stage", "plain_server", "prepare", "steering_flags", "steering_server"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from benchmarks.load.client import Ask
 from benchmarks.load.specs import BAD, GOOD, PRESETS, random_spec, text_of
-from tests.server.http.replies import CHAT, COMPLETIONS, Reply, request_body
-from tests.server.http.serving import MODEL_NAME
-from tests.support.models import VOCAB_SIZE
+from testbed.models import VOCAB_SIZE
+from testbed.replies import CHAT, COMPLETIONS, Reply, request_body
+from testbed.serving import MODEL_NAME
 
 __all__ = ["CHURN", "CHURN_SPEC", "MOVING", "MOVING_SPECS", "Known", "Traffic", "known_requests"]
 

@@ -15,8 +15,8 @@ from tests.support.engines import prepare_environment, start_engine
 prepare_environment()
 
 from ksteer_vllm import Probe  # noqa: E402
-from tests.support.models import VOCAB_SIZE, make_model  # noqa: E402
-from tests.support.probes import random_probe  # noqa: E402
+from testbed.models import VOCAB_SIZE, make_model  # noqa: E402
+from testbed.probes import random_probe  # noqa: E402
 
 
 @pytest.fixture(scope="session")

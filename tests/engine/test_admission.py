@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import SteeringSpec
-from tests.support.compare import exact
+from testbed.compare import exact
 from tests.support.engines import generate, generate_one, sampling, token_prompt, worker
 
 GOOD: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1.0}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ksteer_vllm import Probe
 from ksteer_vllm.probes.fold import fold_mlp
-from tests.support.compare import TOLERANCE, assert_differ, sampled_log_probs
+from testbed.compare import TOLERANCE, assert_differ, sampled_log_probs
 from tests.support.engines import counter, generate, start_engine
 from tests.support.oracle import Oracle
 from tests.support.pip_reference import Classifier, hooked

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.compare import assert_all_same, assert_differ
+from testbed.compare import assert_all_same, assert_differ
 from tests.support.engines import generate, start_engine, worker
 
 
@@ -43,7 +43,7 @@ def test_the_compile_cache_key_covers_what_steering_changes(llama: Path, probes:
 def test_a_refitted_probe_of_another_layer_changes_the_key(llama: Path, tmp_path: Path) -> None:
     """`layers="probe"` is resolved to numbers before the key is made."""
     import ksteer_vllm
-    from tests.support.probes import random_probe
+    from testbed.probes import random_probe
 
     keys = []
     for layer in (1, 2):

@@ -12,9 +12,9 @@ import torch
 
 import ksteer_vllm
 from ksteer_vllm.admission.usage import tally
-from tests.support.compare import assert_same
+from testbed.compare import assert_same
+from testbed.probes import random_probe
 from tests.support.engines import generate, start_engine, worker
-from tests.support.probes import random_probe
 
 BROKEN = 77
 """The token whose activations the last layer makes infinite. Nothing attends to what that layer puts out."""

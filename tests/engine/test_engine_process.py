@@ -12,7 +12,7 @@ import pytest
 
 import ksteer_vllm
 from ksteer_vllm import SteeringSpec
-from tests.support.compare import assert_all_same, assert_differ, assert_same
+from testbed.compare import assert_all_same, assert_differ, assert_same
 from tests.support.engines import (
     OPTIONS,
     counter,

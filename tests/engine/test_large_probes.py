@@ -14,9 +14,9 @@ import pytest
 
 from ksteer_vllm import SteeringSpec
 from ksteer_vllm.probes.probe import Probe
-from tests.support.compare import assert_all_same
+from testbed.compare import assert_all_same
+from testbed.families import random_family_probe
 from tests.support.engines import generate, generate_one, start_engine, worker
-from tests.support.folders import random_family_probe
 from tests.support.oracle import Oracle
 
 WIDTH = 512

@@ -16,9 +16,9 @@ import pytest
 from ksteer_vllm import SteeringSpec
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
-from tests.support.compare import assert_all_same
+from testbed.compare import assert_all_same
+from testbed.families import write_probes
 from tests.support.engines import generate, generate_one, start_engine
-from tests.support.folders import write_probes
 from tests.support.oracle import Oracle
 
 WARM: dict[str, Any] = {"probe": "mlp", "target": ["warm"], "avoid": ["cold"]}

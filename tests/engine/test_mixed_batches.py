@@ -1,7 +1,7 @@
 """Requests with different specs, and with none, in one batch: each as if it ran alone.
 
 Between batch compositions vLLM itself sums in another order, so: float32, log-probabilities within 1e-3,
-a differing greedy token only at a near-tie (see `tests.support.compare`).
+a differing greedy token only at a near-tie (see `testbed.compare`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.compare import VISIBLE, assert_all_same, assert_differ, exact, largest_difference
+from testbed.compare import VISIBLE, assert_all_same, assert_differ, exact, largest_difference
 from tests.support.engines import generate, generate_one, start_engine
 
 NUM_STEERED = 64

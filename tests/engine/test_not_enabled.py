@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import SteeringSpec
-from tests.support.compare import exact
+from testbed.compare import exact
 from tests.support.engines import generate, generate_one, start_engine, worker
 from tests.support.programs import result_of, start_program
 

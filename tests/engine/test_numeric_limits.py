@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import Probe, SteeringSpec
-from tests.support.compare import TOLERANCE, VISIBLE, assert_same, exact
+from testbed.compare import TOLERANCE, VISIBLE, assert_same, exact
+from testbed.families import write_probes
 from tests.support.engines import generate, generate_one, start_engine
-from tests.support.folders import write_probes
 from tests.support.oracle import Oracle
 
 BFLOAT16_TOLERANCE = 0.25
@@ -161,7 +161,7 @@ def test_huge_probe_weights(llama: Path, tmp_path: Path, prompts: Callable[..., 
     """Finite weights whose products are not: the edit is dropped, never written."""
     from dataclasses import replace
 
-    from tests.support.probes import random_probe
+    from testbed.probes import random_probe
 
     probe = random_probe(width=16)
     huge = {name: probe.tensors[name] * 1e18 for name in ("w1", "w2", "w3")}

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import SteeringSpec
+from testbed.models import FAMILIES
 from tests.support.engines import generate, start_engine
-from tests.support.models import FAMILIES
 from tests.support.oracle import Oracle
 
 CASES: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
 """The prefix cache with steering: blocks are shared exactly where their contents are equal.
 
 A hit is `num_cached_tokens` > 0, in whole blocks of 32 tokens. Outputs after hits are compared with an engine
-that has no cache; tolerances as in `tests.support.compare`.
+that has no cache; tolerances as in `testbed.compare`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.compare import assert_all_same, assert_differ, assert_same, exact
+from testbed.compare import assert_all_same, assert_differ, assert_same, exact
 from tests.support.engines import BLOCK_SIZE, counter, generate, generate_one, start_engine
 
 GRADIENT: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 0.8, "num_steps": 3}

@@ -14,6 +14,7 @@ import torch
 
 from ksteer_vllm import Probe, SteeringSpec
 from ksteer_vllm.report import report
+from testbed.models import NUM_LAYERS
 from tests.engine.async_reports import check_async_reports
 from tests.engine.reports import (
     CASES,
@@ -38,7 +39,6 @@ from tests.support.engines import (
     wants_v2_runner,
     worker,
 )
-from tests.support.models import NUM_LAYERS
 from tests.support.oracle import Oracle
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ksteer_vllm import SteeringSpec
-from tests.support.compare import assert_differ, exact
+from testbed.compare import assert_differ, exact
 from tests.support.engines import GREEDY, generate_one, sampling, token_prompt
 
 FIELDS: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 0.9, "where": "both"}

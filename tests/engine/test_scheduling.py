@@ -1,6 +1,6 @@
 """Whatever the scheduler does to a steered request, its output is that of an undisturbed run.
 
-Undisturbed: alone, cold prefix cache, the prompt in one piece. Tolerances as in `tests.support.compare`.
+Undisturbed: alone, cold prefix cache, the prompt in one piece. Tolerances as in `testbed.compare`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from packaging.version import Version
 
 from ksteer_vllm.host.version import vllm_version
-from tests.support.compare import TOLERANCE, assert_all_same, assert_differ, assert_same, largest_difference
+from testbed.compare import TOLERANCE, assert_all_same, assert_differ, assert_same, largest_difference
 from tests.support.engines import (
     async_scheduling,
     counter,

@@ -11,9 +11,9 @@ import pytest
 
 import ksteer_vllm
 from ksteer_vllm import ConfigError, DecoderNotFoundError, ProbeError
-from tests.support.compare import assert_differ
+from testbed.compare import assert_differ
+from testbed.probes import random_probe
 from tests.support.engines import OPTIONS, generate_one, start_engine, worker
-from tests.support.probes import random_probe
 
 
 def configure(model: Path, enabled: dict[str, Any] | None = None, **options: Any) -> Any:

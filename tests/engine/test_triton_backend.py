@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import ksteer_vllm
+from testbed.compare import assert_all_same
+from testbed.families import write_probes
 from tests.engine.test_methods import CASES
-from tests.support.compare import assert_all_same
 from tests.support.engines import generate, start_engine, wants_v2_runner
-from tests.support.folders import write_probes
 
 pytestmark = pytest.mark.skipif(not wants_v2_runner(), reason="needs Triton's interpreter from the start")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ksteer_vllm import Probe, SteeringSpec
 from ksteer_vllm.verify import oracle
-from tests.support.compare import TOLERANCE, VISIBLE
+from testbed.compare import TOLERANCE, VISIBLE
 
 KINK = 5e-6
 """A ReLU input (or a threshold) nearer than this may fall on either side: the float32 rounding of engine and

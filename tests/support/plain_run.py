@@ -10,9 +10,9 @@ import random
 import sys
 from pathlib import Path
 
-from tests.support.compare import exact
+from testbed.compare import exact
+from testbed.models import VOCAB_SIZE
 from tests.support.engines import generate, prepare_environment, start_engine, worker
-from tests.support.models import VOCAB_SIZE
 
 
 def main(model: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.probes import random_probe
+from testbed.probes import random_probe
 
 __all__ = ["NAMES", "write_directory"]
 

@@ -10,8 +10,8 @@ import pytest
 
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
+from testbed.probes import random_probe
 from tests.support.probe_directory import write_directory
-from tests.support.probes import random_probe
 
 
 @pytest.fixture(scope="session")

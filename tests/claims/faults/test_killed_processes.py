@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from benchmarks.load.stage import Stage, prepare, steering_flags
-from tests.server.http.replies import COMPLETIONS, Reply, choice_of, request_body
-from tests.server.http.serving import Server, serve
-from tests.support.compare import TOLERANCE
+from testbed.compare import TOLERANCE
+from testbed.replies import COMPLETIONS, Reply, choice_of, request_body
+from testbed.serving import Server, serve
 
 pytestmark = pytest.mark.slow
 

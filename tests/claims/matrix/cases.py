@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ksteer_vllm import SteeringSpec, report
-from tests.support.models import VOCAB_SIZE
+from testbed.models import VOCAB_SIZE
 
 PROMPT_LENGTH = 70
 """Two cache blocks of 32 and a part; longer than the windows of the sliding-window models (32)."""

@@ -13,9 +13,9 @@ from tests.support.engines import prepare_environment
 prepare_environment()
 
 from ksteer_vllm import Probe  # noqa: E402
-from tests.support.models import make_model  # noqa: E402
+from testbed.models import make_model  # noqa: E402
+from testbed.probes import random_probe  # noqa: E402
 from tests.support.oracle import Oracle  # noqa: E402
-from tests.support.probes import random_probe  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import ksteer_vllm
 from ksteer_vllm import ConfigError
 from ksteer_vllm.host import settings
 from ksteer_vllm.host.requests import Admission, admit_into
+from testbed.compare import VISIBLE
 from tests.claims.matrix.cases import SPECS, prompts
-from tests.support.compare import VISIBLE
 from tests.support.engines import OPTIONS, generate_one, sampling, start_engine
 from tests.support.oracle import Oracle
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from testbed.compare import assert_differ
 from tests.claims.matrix.cases import SPECS, prompts
-from tests.support.compare import assert_differ
 from tests.support.engines import sampling, start_engine, token_prompt
 from tests.support.oracle import Oracle
 

@@ -1,6 +1,6 @@
 """Kinds of models against transformers with hooks: experts, windows, linear attention, quantised weights.
 
-Log-probabilities within 1e-3 in float32, as in `tests.support.compare`; prompts of 70 tokens, so that windows
+Log-probabilities within 1e-3 in float32, as in `testbed.compare`; prompts of 70 tokens, so that windows
 of 32 have passed most of them.
 """
 

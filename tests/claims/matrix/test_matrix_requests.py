@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from ksteer_vllm import report
+from testbed.compare import assert_all_same
 from tests.claims.matrix.cases import SPECS, prompts, records, reporting
-from tests.support.compare import assert_all_same
 from tests.support.engines import async_scheduling, generate, sampling, start_engine, token_prompt, worker
 from tests.support.oracle import Oracle
 

@@ -20,8 +20,8 @@ from torch import nn
 
 import ksteer_vllm
 from ksteer_vllm.device.state import SteeringState
+from testbed.compare import assert_same
 from tests.claims.matrix.cases import SPECS, prompts
-from tests.support.compare import assert_same
 from tests.support.engines import OPTIONS, generate, sampling, start_engine, token_prompt, worker
 from tests.support.oracle import Oracle
 

@@ -12,8 +12,8 @@ from torch import nn
 from ksteer_vllm import report
 from ksteer_vllm.device.layer import is_attached
 from ksteer_vllm.models import find_decoder_layers
+from testbed.compare import assert_all_same
 from tests.claims.matrix.cases import SPECS, prompts, records, reporting
-from tests.support.compare import assert_all_same
 from tests.support.engines import counter, generate, start_engine, worker
 from tests.support.oracle import Oracle
 

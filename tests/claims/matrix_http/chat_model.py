@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 TEMPLATE = (

@@ -14,11 +14,11 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from testbed.probes import random_probe
+from testbed.serving import START_LIMIT, Server, child_environment, serve
 from tests.claims.matrix_http.chat_model import make_chat_model
 from tests.claims.matrix_http.feature_requests import PRESET, SPEC
 from tests.server.http.parsing import serve_flags
-from tests.server.http.serving import START_LIMIT, Server, child_environment, serve
-from tests.support.probes import random_probe
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from testbed.replies import MODEL_NAME
 from tests.claims.matrix_http.chat_model import encode, unlikely
-from tests.server.http.replies import MODEL_NAME
 
 RESPONSES = "/v1/responses"
 CHAT_TEXT = "<s>user: hi\nassistant: <think>"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from testbed.replies import plain_json
 from tests.claims.matrix_http.feature_requests import (
     BOTH,
     PROMPT,
@@ -19,7 +20,6 @@ from tests.claims.matrix_http.feature_requests import (
     STRUCTURED_TOP,
     TERSE,
 )
-from tests.server.http.replies import plain_json
 from tests.support.engines import prepare_environment, start_engine
 
 HTTP_FLOOR = -9999.0

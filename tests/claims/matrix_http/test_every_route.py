@@ -15,6 +15,7 @@ import pytest
 
 from ksteer_vllm.server import sagemaker
 from ksteer_vllm.server.gate import STEERED_ROUTES
+from testbed.replies import CHAT, COMPLETIONS, MODEL_NAME
 from tests.claims.matrix_http.feature_requests import (
     MESSAGES,
     PRESET,
@@ -25,7 +26,6 @@ from tests.claims.matrix_http.feature_requests import (
     chat_body,
     responses_body,
 )
-from tests.server.http.replies import CHAT, COMPLETIONS, MODEL_NAME
 from tests.server.http.test_http_routes import REFUSAL, routes_of
 
 pytestmark = pytest.mark.slow

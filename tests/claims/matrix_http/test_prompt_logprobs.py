@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from testbed.compare import TOLERANCE, VISIBLE
+from testbed.replies import CHAT, COMPLETIONS, MODEL_NAME
 from tests.claims.matrix_http.conftest import Features
 from tests.claims.matrix_http.feature_requests import BOTH, MESSAGES, PROMPT, SPEC, STRUCTURED_TOP, chat_body
-from tests.server.http.replies import CHAT, COMPLETIONS, MODEL_NAME
-from tests.support.compare import TOLERANCE, VISIBLE
 
 pytestmark = pytest.mark.slow
 

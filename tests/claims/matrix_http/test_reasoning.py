@@ -12,9 +12,9 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from testbed.replies import CHAT, MODEL_NAME
 from tests.claims.matrix_http.feature_requests import MESSAGES, REPORTING, SPEC, THINKING, chat_body
 from tests.claims.matrix_http.test_structured_output import reasoning_and_content
-from tests.server.http.replies import CHAT, MODEL_NAME
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from testbed.replies import CHAT, COMPLETIONS, MODEL_NAME
 from tests.claims.matrix_http.feature_requests import PROMPT, REPORTING, SPEC, chat_body
-from tests.server.http.replies import CHAT, COMPLETIONS, MODEL_NAME
 
 pytestmark = pytest.mark.slow
 

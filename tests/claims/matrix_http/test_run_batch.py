@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from testbed.replies import CHAT, MODEL_NAME, spellings
+from testbed.serving import SMALL, START_LIMIT, child_environment, vllm_command
 from tests.claims.matrix_http.conftest import ChatFolders
 from tests.claims.matrix_http.feature_requests import BOTH, REPORTING, SPEC, chat_body
-from tests.server.http.replies import CHAT, MODEL_NAME, spellings
-from tests.server.http.serving import SMALL, START_LIMIT, child_environment, vllm_command
 
 pytestmark = pytest.mark.slow
 

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from testbed.compare import assert_differ, assert_same
+from testbed.replies import CHAT, COMPLETIONS, MODEL_NAME, Reply, from_plain_json, reply_of
 from tests.claims.matrix_http.feature_requests import (
     BOTH,
     CHOICES,
@@ -23,8 +25,6 @@ from tests.claims.matrix_http.feature_requests import (
     THINKING,
     chat_body,
 )
-from tests.server.http.replies import CHAT, COMPLETIONS, MODEL_NAME, Reply, from_plain_json, reply_of
-from tests.support.compare import assert_differ, assert_same
 
 pytestmark = pytest.mark.slow
 

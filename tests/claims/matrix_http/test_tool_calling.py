@@ -11,6 +11,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from testbed.replies import CHAT, MODEL_NAME
 from tests.claims.matrix_http.feature_requests import (
     BOTH,
     CITY,
@@ -23,7 +24,6 @@ from tests.claims.matrix_http.feature_requests import (
     TOOL,
     chat_body,
 )
-from tests.server.http.replies import CHAT, MODEL_NAME
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from ksteer_vllm.report import REPORT_ATTRIBUTE
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
-from tests.support.probes import random_probe
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.probes import random_probe
 
 SPEC: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 3.0}
 PROMPTS = ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8, 9])

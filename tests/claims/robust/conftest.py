@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load.stage import Stage, prepare, steering_flags
-from tests.server.http.serving import Server, serve
-from tests.support.folders import random_family_probe
+from testbed.families import random_family_probe
+from testbed.serving import Server, serve
 
 API_KEY = "key-of-the-second-replica"
 ADMIN_KEY = "admin-key-of-the-second-replica"

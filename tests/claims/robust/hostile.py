@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ksteer_vllm.spec.families import FAMILIES
-from tests.support.folders import FAMILY_NAMES
-from tests.support.probes import LABELS
+from testbed.families import FAMILY_NAMES
+from testbed.probes import LABELS
 
 PROBES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     **{family: (family, LABELS, (0, 1, 2, 3)) for family in FAMILY_NAMES},
@@ -17,7 +17,7 @@ PROBES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     "wide": ("mlp", ("glad", "sad", "mad"), (0, 1, 2, 3)),
     "control": ("vectors", LABELS, (1, 3)),
 }
-"""What `tests.support.folders.write_probes` writes: name -> (family, labels, layers it has)."""
+"""What `testbed.families.write_probes` writes: name -> (family, labels, layers it has)."""
 
 SHORT = [
     "", " ", "\0", "\x00warm", "warm\0", "WARM", "warm ", "none", "null", "../../etc/passwd", "..", "/",

@@ -28,8 +28,8 @@ from ksteer_vllm.probes.metadata import (
     digest_of,
 )
 from ksteer_vllm.probes.probe import MAX_WEIGHTS_BYTES, Probe
-from tests.support.folders import random_family_probe
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.families import random_family_probe
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 
 FILES = (METADATA_FILE, WEIGHTS_FILE)
 MODEL = ModelIdentity(name="served", model_type="llama", hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)

@@ -18,7 +18,7 @@ import torch
 from ksteer_vllm import ProbeError
 from ksteer_vllm.probes.metadata import METADATA_FILE, WEIGHTS_FILE
 from ksteer_vllm.probes.probe import Probe
-from tests.support.folders import random_family_probe
+from testbed.families import random_family_probe
 
 OLD = random_family_probe("vectors", seed=1)
 NEW = random_family_probe("vectors", seed=2)

@@ -19,10 +19,10 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
+from testbed.compare import assert_same
+from testbed.replies import CHAT, COMPLETIONS, MESSAGES, PROMPT, reply_of, request_body
+from testbed.serving import MODEL_NAME
 from tests.claims.robust.conftest import Deployment
-from tests.server.http.replies import CHAT, COMPLETIONS, MESSAGES, PROMPT, reply_of, request_body
-from tests.server.http.serving import MODEL_NAME
-from tests.support.compare import assert_same
 
 pytestmark = pytest.mark.slow
 

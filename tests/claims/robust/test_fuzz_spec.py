@@ -23,9 +23,9 @@ from ksteer_vllm.device.pool import ProbePool
 from ksteer_vllm.device.row_writer import RowWriter
 from ksteer_vllm.spec.admitted import AdmittedRequest
 from ksteer_vllm.spec.spec import SteeringSpec
+from testbed.families import write_probes
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 from tests.claims.robust.hostile import admissible_specs, hostile_values, mutated_specs
-from tests.support.folders import write_probes
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
 
 MODEL = ModelIdentity(name="served", model_type="llama", hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
 PRESETS = {

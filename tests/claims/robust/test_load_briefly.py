@@ -17,8 +17,8 @@ from benchmarks.load.ledger import Ledger
 from benchmarks.load.report import markdown, tables_of
 from benchmarks.load.watch import slope
 from benchmarks.load_test import quiet_answers, under_load
+from testbed.replies import COMPLETIONS, Candidate, Choice, Reply
 from tests.claims.robust.conftest import Deployment
-from tests.server.http.replies import COMPLETIONS, Candidate, Choice, Reply
 
 SECONDS = 15.0
 

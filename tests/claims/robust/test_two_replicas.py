@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from ksteer_vllm.cli import app
+from testbed.compare import assert_differ, assert_same
+from testbed.replies import COMPLETIONS, Reply, reply_of, request_body
 from tests.claims.robust.conftest import ADMIN_KEY, Deployment
 from tests.claims.robust.round_robin import RoundRobin, round_robin
-from tests.server.http.replies import COMPLETIONS, Reply, reply_of, request_body
-from tests.support.compare import assert_differ, assert_same
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from ksteer_vllm.device.row_writer import RowWriter
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.spec.where import NO_END
-from tests.support.folders import random_family_probe
+from testbed.families import random_family_probe
 
 HIDDEN_SIZE = 64
 LABELS = ("warm", "cold", "dry")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ksteer_vllm.probes.probe import Probe
+from testbed.families import SCALE
 from tests.engine.methods.steering import (
     MIXES,
     assert_close,
@@ -18,7 +19,6 @@ from tests.engine.methods.steering import (
     vectors,
     weights_of,
 )
-from tests.support.folders import SCALE
 
 
 def logits(it: Probe, x: Tensor) -> Tensor:

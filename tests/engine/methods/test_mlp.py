@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ksteer_kernels.reference.vectors import add, matched_random
 from ksteer_vllm.probes.probe import Probe
+from testbed.families import SCALE
 from tests.engine.methods.steering import (
     MIXES,
     assert_close,
@@ -21,7 +22,6 @@ from tests.engine.methods.steering import (
     vectors,
     weights_of,
 )
-from tests.support.folders import SCALE
 
 KINK = 2e-5
 """A ReLU input or a margin nearer than this may fall on either side in float32: such tokens are left out."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ksteer_vllm import ModelIdentity, ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
+from testbed.families import SCALE
 from tests.engine.methods.steering import HIDDEN_SIZE, TOLERANCE, assert_close, assert_moved, steered, vectors
-from tests.support.folders import SCALE
 
 DICTIONARY = 200
 CHOSEN = (3, 17, 60, 141, 199)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ksteer_kernels.reference.vectors import add, matched_random
 from ksteer_vllm.probes.probe import Probe
+from testbed.families import SCALE
 from tests.engine.methods.steering import (
     MIXES,
     assert_close,
@@ -19,7 +20,6 @@ from tests.engine.methods.steering import (
     vectors,
     weights_of,
 )
-from tests.support.folders import SCALE
 
 
 @pytest.mark.parametrize("alpha", [0.8, -2.0])

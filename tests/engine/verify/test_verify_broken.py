@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.server.http.serving import child_environment
-from tests.support.models import NUM_LAYERS, make_model
-from tests.support.probes import random_probe
+from testbed.models import NUM_LAYERS, make_model
+from testbed.probes import random_probe
+from testbed.serving import child_environment
 
 LIMIT = 400
 

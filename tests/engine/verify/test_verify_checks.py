@@ -22,8 +22,8 @@ from ksteer_vllm.verify.run import _check_layers
 from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts
 from ksteer_vllm.verify.trial import Fired, Trial
 from ksteer_vllm.verify.verification import Finding
-from tests.support.folders import random_family_probe
-from tests.support.models import NUM_LAYERS, make_model
+from testbed.families import random_family_probe
+from testbed.models import NUM_LAYERS, make_model
 
 CARD = card_of("tones", random_family_probe("mlp"))
 EFFECT = 0.8

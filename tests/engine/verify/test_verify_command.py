@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ksteer_vllm.cli import app
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.verify.offline import random_probe
-from tests.server.http.serving import MODEL_NAME, Server, child_environment, serve
+from testbed.serving import MODEL_NAME, Server, child_environment, serve
 from tests.support.engines import GIB_OF_CACHE
 
 KEY = "a-key"

@@ -27,8 +27,8 @@ from ksteer_vllm.verify.offline import card_of
 from ksteer_vllm.verify.run import verify
 from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts, UnreachableError
 from ksteer_vllm.verify.verification import EFFECT
-from tests.support.folders import random_family_probe
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.families import random_family_probe
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 
 MAX_STEPS = 64
 

@@ -15,13 +15,13 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from testbed.models import make_model
+from testbed.probes import random_probe
+from testbed.replies import COMPLETIONS, Reply, from_plain_json, reply_of, request_body
+from testbed.serving import START_LIMIT, Server, child_environment, serve
 from tests.server.http.other_plugin import install_other_plugin
 from tests.server.http.parsing import serve_flags
-from tests.server.http.replies import COMPLETIONS, Reply, from_plain_json, reply_of, request_body
-from tests.server.http.serving import START_LIMIT, Server, child_environment, serve
 from tests.server.http.specs import MAX_STEPS, MOOD_ALPHA, MOOD_LABELS, MOODS, OPEN_LAYERS, TONES
-from tests.support.models import make_model
-from tests.support.probes import random_probe
 
 
 @dataclass(frozen=True)

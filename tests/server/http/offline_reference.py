@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.server.http.replies import CHAT, COMPLETIONS, MESSAGES, PROMPT, SAMPLING, TOP, plain_json
+from testbed.replies import CHAT, COMPLETIONS, MESSAGES, PROMPT, SAMPLING, TOP, plain_json
 from tests.server.http.specs import MAX_STEPS, MOODS, OPEN_LAYERS, STEERED, TONES
 from tests.support.engines import prepare_environment, start_engine
 

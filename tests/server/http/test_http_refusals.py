@@ -9,7 +9,7 @@ import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
-from tests.server.http.replies import CHAT, COMPLETIONS, MESSAGES, ROUTES, request_body, spellings
+from testbed.replies import CHAT, COMPLETIONS, MESSAGES, ROUTES, request_body, spellings
 from tests.server.http.specs import BAD, Bad, spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unharmed")]

@@ -1,7 +1,7 @@
 """Steering reports over HTTP: beside the choices, streamed or not, and only for who asks.
 
 Reports of equal requests are compared within 1e-3: the two ran in batches of their own (see
-`tests.support.compare`).
+`testbed.compare`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.server.http.replies import (
+from testbed.compare import TOLERANCE, VISIBLE
+from testbed.replies import (
     COMPLETIONS,
     MAX_TOKENS,
     MESSAGES,
@@ -22,9 +23,8 @@ from tests.server.http.replies import (
     request_body,
     spellings,
 )
-from tests.server.http.serving import MODEL_NAME
+from testbed.serving import MODEL_NAME
 from tests.server.http.specs import MOOD_LABELS, MOODS, spec
-from tests.support.compare import TOLERANCE, VISIBLE
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from ksteer_vllm.server.gate import STEERED_ROUTES
-from tests.server.http.replies import COMPLETIONS, ROUTES, reply_of, request_body, spellings
-from tests.server.http.serving import MODEL_NAME
+from testbed.replies import COMPLETIONS, ROUTES, reply_of, request_body, spellings
+from testbed.serving import MODEL_NAME
 from tests.server.http.specs import spec
 
 pytestmark = pytest.mark.slow

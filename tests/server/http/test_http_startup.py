@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.http.conftest import Folders
-from tests.server.http.other_plugin import NAME, install_other_plugin, processes_it_ran_in
-from tests.server.http.replies import (
+from testbed.compare import assert_same
+from testbed.probes import random_probe
+from testbed.replies import (
     COMPLETIONS,
     MAX_TOKENS,
     ROUTES,
@@ -22,7 +22,7 @@ from tests.server.http.replies import (
     request_body,
     spellings,
 )
-from tests.server.http.serving import (
+from testbed.serving import (
     MODEL_NAME,
     SMALL,
     START_LIMIT,
@@ -32,9 +32,9 @@ from tests.server.http.serving import (
     serve,
     vllm_command,
 )
+from tests.server.http.conftest import Folders
+from tests.server.http.other_plugin import NAME, install_other_plugin, processes_it_ran_in
 from tests.server.http.specs import MOODS, OPEN_LAYERS, STEERED, spec
-from tests.support.compare import assert_same
-from tests.support.probes import random_probe
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow

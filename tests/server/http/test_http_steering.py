@@ -11,7 +11,8 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.server.http.replies import (
+from testbed.compare import assert_differ, assert_same
+from testbed.replies import (
     CHAT,
     COMPLETIONS,
     MAX_TOKENS,
@@ -25,9 +26,8 @@ from tests.server.http.replies import (
     request_body,
     spellings,
 )
-from tests.server.http.serving import MODEL_NAME, Server
+from testbed.serving import MODEL_NAME, Server
 from tests.server.http.specs import STEERED, spec
-from tests.support.compare import assert_differ, assert_same
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +175,7 @@ def encoded_embeddings(tokens: int) -> str:
 
     import torch
 
-    from tests.support.models import HIDDEN_SIZE
+    from testbed.models import HIDDEN_SIZE
 
     file = io.BytesIO()
     torch.save(torch.randn(tokens, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0)), file)

@@ -16,10 +16,10 @@ import pytest
 
 from benchmarks.load.watch import metrics_of, total
 from ksteer_vllm.probes.probe import Probe
-from tests.server.http.replies import COMPLETIONS, Reply, choice_of, reply_of, request_body
-from tests.server.http.serving import Server, serve
-from tests.support.compare import assert_same
-from tests.support.models import make_model
+from testbed.compare import assert_same
+from testbed.models import make_model
+from testbed.replies import COMPLETIONS, Reply, choice_of, reply_of, request_body
+from testbed.serving import Server, serve
 from tests.support.probe_directory import write_directory
 from tests.support.waiting import wait_until
 

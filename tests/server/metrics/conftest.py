@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.http.serving import Server, serve
-from tests.support.models import make_model
-from tests.support.probes import random_probe
+from testbed.models import make_model
+from testbed.probes import random_probe
+from testbed.serving import Server, serve
 
 PRESETS = """\
 warm: {probe: tones, target: [warm], alpha: 2.0}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from ksteer_vllm.telemetry.events import PREFIX
-from tests.server.http.serving import MODEL_NAME, Server
+from testbed.serving import MODEL_NAME, Server
 from tests.server.metrics.scrape import names, scrape, value, wait_for
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ksteer_vllm.demo import MODEL_DIR
-from tests.server.http.serving import START_LIMIT, Server, child_environment, serve
+from testbed.serving import START_LIMIT, Server, child_environment, serve
 from tests.server.page.screen import Screen
 from tests.support.engines import GIB_OF_CACHE
 

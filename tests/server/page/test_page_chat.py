@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.server.http.serving import Server
+from testbed.serving import Server
 from tests.server.page.screen import CHAT, QUESTION, Screen
 
 if TYPE_CHECKING:

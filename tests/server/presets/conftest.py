@@ -11,10 +11,10 @@ import httpx
 import pytest
 import yaml
 
+from testbed.models import make_model
+from testbed.probes import random_probe
+from testbed.serving import Server, serve
 from tests.server.http.parsing import serve_flags
-from tests.server.http.serving import Server, serve
-from tests.support.models import make_model
-from tests.support.probes import random_probe
 
 API_KEY = "secret-of-clients"
 ADMIN_KEY = "secret-of-admins"

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.http.serving import Server
+from testbed.serving import Server
 from tests.server.presets.asking import ROUTES, TAKE_SPECS, ask, problem_of, text_of
 from tests.server.presets.conftest import ADMIN_KEY, PRESETS, WARM
 

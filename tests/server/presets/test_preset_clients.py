@@ -12,7 +12,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.server.http.serving import Server, child_environment, vllm_command
+from testbed.serving import Server, child_environment, vllm_command
 from tests.server.presets.asking import ROUTES, TEXT, text_of
 from tests.server.presets.conftest import WARM, Folders
 

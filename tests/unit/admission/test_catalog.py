@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksteer_vllm.admission.catalog import Catalog
-from tests.support.probes import random_probe
+from testbed.probes import random_probe
 
 PROBES = [random_probe(seed=seed).metadata.model_copy(update={"digest": f"{seed}" * 64}) for seed in range(4)]
 

@@ -12,7 +12,7 @@ from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.probes.probe import Probe
-from tests.support.folders import random_family_probe
+from testbed.families import random_family_probe
 
 
 def per_layer(**metadata: Any) -> Probe:

@@ -10,7 +10,7 @@ from ksteer_vllm.admission.catalog import Catalog
 from ksteer_vllm.admission.folders import find_folder
 from ksteer_vllm.errors import LifecycleError
 from ksteer_vllm.host.lifecycle import _refusal
-from tests.support.probes import random_probe
+from testbed.probes import random_probe
 
 
 @pytest.fixture

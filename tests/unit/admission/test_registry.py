@@ -17,8 +17,8 @@ from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.admission.runnable import RunnableEdit
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.spec.where import NO_END
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
-from tests.support.probes import random_probe
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.probes import random_probe
 
 MODEL = ModelIdentity(name="served", model_type="llama", hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
 GOOD: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1}

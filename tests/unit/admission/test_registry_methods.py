@@ -14,8 +14,8 @@ from ksteer_vllm.admission.runnable import RunnableEdit
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
-from tests.support.folders import FAMILY_NAMES, SCALE, random_family_probe, write_probes
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.families import FAMILY_NAMES, SCALE, random_family_probe, write_probes
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 
 MODEL = ModelIdentity(name="served", model_type="llama", hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
 GOOD: dict[str, Any] = {"probe": "mlp", "target": ["warm"], "alpha": 1}

@@ -16,7 +16,7 @@ from ksteer_vllm.device.pool import ProbePool
 from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.admitted import ADMISSION_KEY, AdmittedEdit, AdmittedRequest
-from tests.support.models import HIDDEN_SIZE
+from testbed.models import HIDDEN_SIZE
 from tests.support.probe_directory import NAMES
 
 NUM_LABELS = 3

@@ -17,7 +17,7 @@ from ksteer_vllm.admission.usage import Tally, tally
 from ksteer_vllm.host.metering import Meter, is_sampled
 from ksteer_vllm.spec.admitted import AdmittedEdit
 from ksteer_vllm.telemetry import events, metrics
-from tests.server.http.serving import child_environment
+from testbed.serving import child_environment
 
 WHOLE = (0, 4, 3, 2**62)
 

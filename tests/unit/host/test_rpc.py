@@ -18,7 +18,7 @@ from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.host import rpc
 from ksteer_vllm.probes.probe import Probe
-from tests.support.models import HIDDEN_SIZE
+from testbed.models import HIDDEN_SIZE
 from tests.support.programs import ROOT
 
 TOKENS = 4
@@ -66,7 +66,7 @@ def unload_after_a_report(directory: Path) -> None:
     """Run as a program, with Triton's interpreter: the device still holds the last step's report when its
     probe is unloaded, as after a client has gone."""
     from ksteer_vllm.admission.resolve import resolve_config
-    from tests.support.probes import random_probe
+    from testbed.probes import random_probe
 
     folders = {name: str(random_probe(seed=n, width=8).save(directory / name)) for n, name in enumerate("ab")}
     options = {"probes": folders, "layers": [1], "kernels": "triton", "max_width": 16}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ksteer_vllm import Probe, ProbeError
-from tests.support.probes import random_probe
+from testbed.probes import random_probe
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.models import ModelIdentity
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
-from tests.support.probes import random_probe
+from testbed.probes import random_probe
 
 LABELS = TONES[:3]
 LAYER = 2

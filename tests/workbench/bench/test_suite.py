@@ -9,7 +9,7 @@ from ksteer_vllm.bench.variants import STANDARD, variants_of
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.spec.spec import SteeringSpec
-from tests.support.probes import random_probe
+from testbed.probes import random_probe
 
 FILE = SuiteFile.model_validate(
     {

@@ -16,8 +16,8 @@ from ksteer_vllm.fit.methods.loreft import LoReFTPlan
 from ksteer_vllm.fit.methods.lorest import LoReSTPlan
 from ksteer_vllm.fit.train import FitPlan
 from ksteer_vllm.probes.probe import Probe
+from testbed.families import random_family_probe
 from tests.engine.methods.steering import steered
-from tests.support.folders import random_family_probe
 
 TOY = ToyPlan(attributes=3, values=4, block=4, hidden_size=8, width=32, blocks=2, layer=0, steps=400)
 PLANS = Plans(

@@ -10,9 +10,9 @@ prepare_environment()
 
 from ksteer_vllm.bench.suite import Suite, SuiteFile  # noqa: E402
 from ksteer_vllm.probes.probe import Probe  # noqa: E402
-from tests.support.folders import random_family_probe  # noqa: E402
-from tests.support.models import make_model  # noqa: E402
-from tests.support.probes import LABELS  # noqa: E402
+from testbed.families import random_family_probe  # noqa: E402
+from testbed.models import make_model  # noqa: E402
+from testbed.probes import LABELS  # noqa: E402
 
 
 def probes() -> dict[str, Probe]:

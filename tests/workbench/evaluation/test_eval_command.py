@@ -19,7 +19,7 @@ from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.command import run_evaluation
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.strengths import calibrated_settings, chosen_variants, planned
-from tests.support.folders import random_family_probe
+from testbed.families import random_family_probe
 from tests.workbench.evaluation.calibrations import calibration_of, digests_of, write_calibration
 
 VARIANTS = {variant.name: variant for variant in STANDARD}

@@ -12,7 +12,7 @@ from tests.support.engines import prepare_environment
 prepare_environment()
 
 from ksteer_vllm.data.rows import LabelledRow  # noqa: E402
-from tests.support.models import VOCAB_SIZE, make_model  # noqa: E402
+from testbed.models import VOCAB_SIZE, make_model  # noqa: E402
 
 LABELS = ("warm", "dry")
 

@@ -9,7 +9,7 @@ from typing import Any
 from ksteer_vllm import ModelIdentity
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.fit import FitTask
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 
 LABELS = ("warm", "dry")
 

@@ -13,7 +13,7 @@ from ksteer_vllm.errors import DataError, UsageError
 from ksteer_vllm.fit.language_model import FrozenModel
 from ksteer_vllm.fit.methods.loreft import LoReFT, fit
 from ksteer_vllm.probes.probe import Probe
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 from tests.workbench.fit.edits import LABELS, task_of
 
 QUICK = {"steps": 4, "batch_size": 8}

@@ -12,7 +12,7 @@ from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.methods.lorest import LoReST, LoReSTPlan, fit
 from ksteer_vllm.probes.probe import Probe
-from tests.support.models import HIDDEN_SIZE
+from testbed.models import HIDDEN_SIZE
 from tests.workbench.fit.edits import LABELS, task_of
 
 QUICK = {"steps": 4, "hard_steps": 4, "batch_size": 8}

@@ -12,7 +12,7 @@ from ksteer_vllm.data.positions import REPLY
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.language_model import FrozenModel, Tokens
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS, make_model
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS, make_model
 
 LAYER = 2
 ROWS = [  # lengths that need padding, and a reply of one token

@@ -18,8 +18,8 @@ from ksteer_vllm.bench.suite import Suite, SuiteFile
 from ksteer_vllm.data.rows import Message
 from ksteer_vllm.hub.transfer import pull, push
 from ksteer_vllm.probes.probe import Probe
+from testbed.families import random_family_probe
 from tests.support.fake_hub import FakeHub, fake_hub
-from tests.support.folders import random_family_probe
 
 TOKEN = "hf_of_nobody"
 

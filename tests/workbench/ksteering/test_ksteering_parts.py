@@ -18,7 +18,7 @@ from ksteer_vllm.ksteering import data
 from ksteer_vllm.ksteering.config import TrainerConfig, sampling_of
 from ksteer_vllm.ksteering.specs import LENGTH
 from ksteer_vllm.probes.probe import Probe
-from tests.support.folders import random_family_probe
+from testbed.families import random_family_probe
 
 PIP = "pip-0.1.2"
 QUESTIONS = [f"Why is number {index} odd?" for index in range(30)]

@@ -1,4 +1,4 @@
-"""What a server and the offline engine answered, in the one shape that `tests.support.compare` compares."""
+"""What a server and the offline engine answered, in the one shape that `testbed.compare` compares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.server.http.serving import MODEL_NAME
+from testbed.serving import MODEL_NAME
 
 MAX_TOKENS = 12
 TOP = 3

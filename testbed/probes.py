@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ksteer_vllm import ModelIdentity, Probe, ProbeMetadata
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 
 LABELS = ("warm", "cold", "dry")
 

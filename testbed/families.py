@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ksteer_vllm import ModelIdentity, ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
-from tests.support.models import HIDDEN_SIZE, NUM_LAYERS
-from tests.support.probes import LABELS, random_probe
+from testbed.models import HIDDEN_SIZE, NUM_LAYERS
+from testbed.probes import LABELS, random_probe
 
 SCALE = {layer: 8.0 + layer for layer in range(NUM_LAYERS)}
 RANK = 3
