@@ -23,7 +23,6 @@ import torch
 import typer
 from rich.progress import track
 
-import ksteer_vllm
 from benchmarks import harness
 from benchmarks.calibration_setup import DEMO, identity_of, model_of, random_probe
 from benchmarks.random_probes import LABELS
@@ -86,30 +85,26 @@ class Engine:
     def __init__(
         self, model: Path, probe: Probe, reader: Probe, folder: Path, options: dict[str, Any]
     ) -> None:
-        from vllm import LLM
-
+        from ksteer_vllm.bench.engines import start_engine
         from ksteer_vllm.bench.scoring import Scorer
 
-        steering = ksteer_vllm.enable(
-            {"probe": probe.save(folder / "probe")},
-            layers="all",
-            capture={"layers": [reader.metadata.layer]},
-        )
-        self._llm = LLM(str(model), **{**options, "enforce_eager": True}, additional_config=steering)
+        steering = {
+            "probes": {"probe": probe.save(folder / "probe")},
+            "layers": "all",
+            "capture": {"layers": [reader.metadata.layer]},
+        }
+        self._llm = start_engine(str(model), {**options, "enforce_eager": True}, steering=steering)
         self._scorer = Scorer(self._llm, reader)
         self.tokenizer = self._llm.get_tokenizer()
 
     def run(self, work: Work, *, scored: bool) -> list[str]:
         """The replies, in the order of the calls."""
-        from vllm import SamplingParams
-
         from ksteer_vllm.bench.batch import run_batch
+        from ksteer_vllm.bench.engines import generation_params
         from ksteer_vllm.bench.jobs import Job
 
         def sampling(job: Job) -> Any:
-            return SamplingParams(
-                temperature=0.0, max_tokens=work.tokens, ignore_eos=True, extra_args={"ksteer": job.spec}
-            )
+            return generation_params(temperature=0.0, max_tokens=work.tokens, spec=job.spec, ignore_eos=True)
 
         jobs = {}
         for number, (index, layer, alpha) in enumerate(work.calls):
