@@ -33,11 +33,11 @@ class Engine:
         self.options = dict(options)
         self._folder = tempfile.TemporaryDirectory(prefix="ksteer-")
         self.probe = Probe.load(probe.save(self._folder.name))
+        self.width = room_for({PROBE: self.probe})["max_width"]
 
     @cached_property
     def llm(self) -> Any:
-        width = room_for({PROBE: self.probe})["max_width"]
-        steering = {"probes": {PROBE: self._folder.name}, "layers": "all", "max_width": width}
+        steering = {"probes": {PROBE: self._folder.name}, "layers": "all", "max_width": self.width}
         return start_engine(self.model, self.options, steering=steering)
 
     def length_of(self, prompt: Prompt) -> int:
