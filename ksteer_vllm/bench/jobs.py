@@ -17,10 +17,12 @@ __all__ = ["Job", "Reply"]
 class Job:
     """One request.
 
-    prompt: a text, or chat messages, which go through the model's chat template. spec: the request's
-    steering spec as JSON, None for an unsteered one. seed: of the sampling; the same prompt should have the
-    same seed in every condition. tags: what the asker groups by (variant, targets, alpha, layer, ...), plain
-    JSON; part of the key.
+    Attributes:
+        prompt: A text, or chat messages, which go through the model's chat template.
+        spec: The request's steering spec as JSON, None for an unsteered one.
+        seed: Of the sampling; the same prompt should have the same seed however it is steered.
+        tags: What its replies are grouped by (variant, targets, alpha, layer, ...), plain JSON; part of the
+            key.
     """
 
     prompt: str | tuple[Message, ...]
@@ -47,11 +49,18 @@ class Job:
 class Reply:
     """The reply to a job, and how the unsteered model and the evaluation probe read it.
 
-    tokens: generated tokens, without the one that ends the reply. finished: it ended by itself. nll: mean
-    negative log-likelihood per token, in nats, under the unsteered model, of the reply and, if it finished,
-    of its end. propensity: label -> the evaluation probe's logit, mean over the reply's positions, of the
-    text read by the unsteered model. Both are None where no score was asked for, or the reply is empty.
-    shift: mean |x' - x| / |x| over steered tokens, if the spec asks for a report.
+    `nll` and `propensity` are None where no score was asked for, or the reply is empty.
+
+    Attributes:
+        job: What was asked.
+        text: The reply, without the token that ends it.
+        tokens: How many were generated, the one that ends the reply not counted.
+        finished: Whether it ended by itself.
+        nll: Mean negative log-likelihood per token, in nats, under the unsteered model, of the reply and, if
+            it finished, of its end.
+        propensity: Label -> the evaluation probe's logit, mean over the reply's positions, of the text read
+            by the unsteered model.
+        shift: Mean |x' - x| / |x| over steered tokens, if the spec asks for a report.
     """
 
     job: Job

@@ -1,4 +1,4 @@
-"""What an experiment has got so far, on disk, so that an interrupted one goes on where it was."""
+"""What an experiment has got so far, on disk, so that it resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ __all__ = ["Journal"]
 class Journal:
     """Values by key, one JSON line each, appended and flushed as they come; a cut-off last line is dropped.
 
-    identity: what the values depend on beside their keys (model, probe digests, sampling); a journal of
-    another identity is refused: UsageError, naming the field that differs. Use as a context manager.
+    Use as a context manager.
+
+    Args:
+        path: Of the file; what it already holds can be read at once.
+        identity: What the values depend on beside their keys (model, probe digests, sampling).
+
+    Raises:
+        UsageError: If the file was written under another identity, naming the field that differs.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:

@@ -31,12 +31,27 @@ def generate_missing_replies(
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> list[LabelledRow]:
-    """The rows in their order, each with a reply; those that have one stay as they are.
+    """Have the model reply where a row has no reply, in one continuous batch of one engine.
 
-    One continuous batch of one engine, which has stopped again; without a row to ask, none starts. Every
-    reply goes into the journal as it is done, and rows whose reply is there are not asked again; rows with
-    the same prompt get different seeds. Raises DataError for a row whose replies are all empty, UsageError
-    for a prompt that leaves no room for `max_tokens`, and what vLLM raises for a model it cannot load.
+    Without such a row, no engine starts. Rows with the same prompt get different seeds.
+
+    Args:
+        model: A folder, or a name on the hub.
+        rows: Those that have a reply stay as they are.
+        engine_options: Further arguments of `vllm.LLM`.
+        max_tokens: Most tokens of a reply.
+        temperature: 0 is greedy.
+        seed: Of the sampling.
+        progress: Where to show how many are done.
+        journal: Gets every reply as soon as it is finished; rows whose reply is there are not run again.
+
+    Returns:
+        The rows in their order, each with a reply.
+
+    Raises:
+        DataError: For a row whose replies are all empty.
+        UsageError: For a prompt that leaves no room for `max_tokens`.
+        Exception: Whatever vLLM raises for a model or options it cannot start with.
     """
     replies: dict[int, str] = {}
     engine = None

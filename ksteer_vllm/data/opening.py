@@ -25,12 +25,19 @@ def open_task(
     split: str | None = None,
     columns: Columns | None = None,
 ) -> TaskDataset:
-    """A predefined task, `hub:owner/name`, or a .jsonl, .json or .csv file.
+    """Open labelled text by its name.
 
-    labels: those to take; of a table with a column for each label, its label columns. questions,
-    max_questions: of `tones` and `debates`, see `styled_task`. chat: texts of the prompts are what a user
-    says. split: of data on the hub; default: train. columns: names of a table's columns. Raises DataError,
-    and UsageError for an option that does not go with the data.
+    Args:
+        data: A predefined task, `hub:owner/name`, or a .jsonl, .json or .csv file.
+        labels: Those to take; of a table with a column for each label, its label columns.
+        questions, max_questions: Of `tones` and `debates`, see `styled_task`.
+        chat: Whether the prompts' texts are what a user says.
+        split: Of data on the hub; default: train.
+        columns: Names of a table's columns.
+
+    Raises:
+        DataError: For data that cannot be read.
+        UsageError: For an option that does not go with the data.
     """
     name = str(data)
     if name not in STYLED and (questions is not None or max_questions is not None):

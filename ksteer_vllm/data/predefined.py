@@ -45,9 +45,14 @@ def styled_task(
 ) -> TaskDataset:
     """`tones` or `debates`: every question once under each style's instruction, a system message; no replies.
 
-    questions: a .jsonl, .json or .csv file with a column text, question or prompt; None: from the hub.
-    max_questions: take only the first so many. Raises DataError if they cannot be had, which says how to go
-    on without the hub.
+    Args:
+        name: The task's.
+        questions: A .jsonl, .json or .csv file with a column text, question or prompt; None: from the hub.
+        max_questions: Take only the first so many.
+        labels: The styles to take; default: all.
+
+    Raises:
+        DataError: If there are no questions to be had; it says how to continue without the hub.
     """
     task = STYLED[name]
     found = _from_hub(name, task.hub) if questions is None else _from_file(Path(questions))

@@ -68,10 +68,22 @@ def find_condition(
     engine_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> FittedCondition:
-    """Choose the condition on `label` of `probe` that finds the rows which show `steer` (default: label).
+    """Choose the condition on `label` of `probe` that finds the rows which show `steer`.
 
     Rows the probe was fitted on are split as they were then, so that validation and test are new to it.
-    Raises UsageError for a probe that does not fit the model or reads no score, DataError for the rows.
+
+    Args:
+        model: A folder, or a name on the hub.
+        rows: Some that show `steer`, and some that do not.
+        probe: Of family mlp, linear or vectors.
+        label: What the condition reads.
+        steer: What it is to find; default: the label.
+        engine_options: Further arguments of `vllm.LLM`.
+        progress: Where to show how many rows are done.
+
+    Raises:
+        UsageError: For a probe that does not fit the model, or reads no score.
+        DataError: For rows that cannot be run, or too few of them.
     """
     metadata, steer = probe.metadata, steer or label
     if label not in probe.labels:

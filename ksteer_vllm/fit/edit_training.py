@@ -103,9 +103,17 @@ class EditTraining:
 def fit_edits(task: FitTask, plan: EditPlan, make: Callable[[int, float, torch.Generator], E]) -> Fitted[E]:
     """Fit an edit to the replies that show each label; the same task gives the same edits.
 
-    make(hidden_size, scale, generator): an edit to start from, close to no edit; scale: the mean of
-    |x - mean(x)|. Trained on the task's training part; the epoch with the lowest loss on the validation part
-    is kept. Raises DataError for too few or too long rows, UsageError for a rank above d.
+    Each is trained on the task's training part; the epoch with the lowest validation loss is kept.
+
+    Args:
+        task: What to fit to what.
+        plan: Hyperparameters.
+        make: (hidden_size, scale, generator) -> an edit to start from, close to no edit; scale: the mean of
+            |x - mean(x)|.
+
+    Raises:
+        DataError: For too few or too long rows.
+        UsageError: For a rank above d.
     """
     parts = task.parts
     if plan.rank > task.identity.hidden_size:

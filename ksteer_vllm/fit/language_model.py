@@ -50,10 +50,18 @@ class _Batch:
 
 
 class FrozenModel:
-    """A transformers language model in float32 whose decoder block `layer` (0-based) can be edited.
+    """A transformers language model in float32, one decoder block of which can be edited.
 
-    On the GPU where there is one. engine_options: of `vllm.LLM`; those that say what is loaded are heeded.
-    Raises DecoderNotFoundError if the stack of blocks is not found.
+    It is on the GPU where there is one.
+
+    Args:
+        name: A folder, or a name on the hub.
+        layer: The decoder block, from 0.
+        num_layers: How many blocks the model has.
+        engine_options: Of `vllm.LLM`; those that say what is loaded are heeded.
+
+    Raises:
+        DecoderNotFoundError: If the stack of blocks is not found.
     """
 
     def __init__(
@@ -80,9 +88,14 @@ class FrozenModel:
         self.block = find_decoder_layers(self.model, num_layers)[layer]
 
     def encode(self, row: LabelledRow, *, system: bool) -> Tokens:
-        """A row's tokens. system: keep the system messages of a chat that has others.
+        """A row's tokens.
 
-        Raises DataError if the prompt or the reply has no tokens, or both together are too many.
+        Args:
+            row: With a reply.
+            system: Keep the system messages of a chat that has others.
+
+        Raises:
+            DataError: If the prompt or the reply has no tokens, or both together are too many.
         """
         prompt, reply = encode_row(self.tokenizer, row if system else without_instruction(row))
         for field, found in (("prompt", prompt), ("reply", reply)):

@@ -18,9 +18,12 @@ Layer = Annotated[int, Field(ge=0)]
 class SteeringConfig(BaseModel):
     """Where the classifier is trained and where it steers.
 
-    train_layer: decoder block, from 0; default: 60 % of the depth. Its output is read (with compat its input)
-    and, unless steer_layers says otherwise, its output is steered. steering_strength: default: the probe's
-    own, with compat 1. layer_strengths: layer -> strength, before steering_strength; steered layers only.
+    Attributes:
+        train_layer: Decoder block, from 0, whose output (with compat: whose input) is read; default: 60 % of
+            the depth.
+        steer_layers: Decoder blocks whose outputs are steered; default: `train_layer`.
+        steering_strength: Default: the probe's own, with compat 1.
+        layer_strengths: Layer -> strength, before `steering_strength`; steered layers only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,7 +35,13 @@ class SteeringConfig(BaseModel):
 
 
 class TrainerConfig(BaseModel):
-    """How the classifier is trained; what is not given is `ksteer fit`'s default, or the compat preset's."""
+    """How the classifier is trained; what is not given is `ksteer fit`'s default, or the compat preset's.
+
+    Attributes:
+        hidden_dim: Width of the MLP's two hidden layers.
+        clf_type: The kind of classifier, which is the family of the probe.
+        lr: Learning rate of Adam.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -34,9 +34,21 @@ def spec_of(
     padded_length: int | None = None,
     **edit: Any,
 ) -> dict[str, Any]:
-    """Plain JSON types. edit: further fields. With different strengths at some layers, a stack of an edit for
-    each. Raises SpecError for unknown labels, for strengths of layers that are not steered and for fields
-    that do not go together."""
+    """A request's spec in plain JSON types; with different strengths at some layers, a stack of an edit each.
+
+    Args:
+        metadata: The probe's.
+        config: What holds where the other arguments say nothing.
+        compat: Version of the package to repeat, or None.
+        target, avoid: Labels to move towards and away from.
+        steering_strength, layers, layer_strengths: Before those of the configuration.
+        padded_length: With compat, the length in tokens the package would pad the prompt to.
+        edit: Further fields of the spec.
+
+    Raises:
+        SpecError: For unknown labels, strengths of layers that are not steered, and fields that do not go
+            together.
+    """
     _check_labels(metadata, target, avoid)
     fields: dict[str, Any] = {
         "probe": PROBE,

@@ -20,10 +20,12 @@ __all__ = ["AlphaSweep", "sweep"]
 class AlphaSweep:
     """What `KSteering.sweep_alpha` found.
 
-    replies: a row for each strength and prompt (alpha 0: unsteered): text, its perplexity under the unsteered
-    model, its share of repetition, its length in tokens and whether it is coherent. largest_coherent: the
-    largest strength below which, itself included, none leaves the coherence budget; None: not even the
-    smallest is within it. rule: the thresholds.
+    Attributes:
+        replies: A row for each strength and prompt (alpha 0: unsteered): text, its perplexity under the
+            unsteered model, its share of repetition, its length in tokens and whether it is coherent.
+        largest_coherent: The largest strength up to which all strengths tried are within the coherence
+            budget; None: not even the smallest is.
+        rule: The thresholds.
     """
 
     replies: pd.DataFrame

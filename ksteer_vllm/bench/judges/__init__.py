@@ -21,8 +21,13 @@ JUDGES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """shown: the labels a reply shows. coherent: whether it reads well, None if the judge cannot tell.
-    judged: False if the judge gave no usable answer; such a reply counts neither way."""
+    """What a judge says of one reply.
+
+    Attributes:
+        shown: The labels it shows.
+        coherent: Whether it reads well; None if the judge cannot tell.
+        judged: False if the judge gave no usable answer; such a reply counts neither way.
+    """
 
     shown: frozenset[str]
     coherent: bool | None = None
@@ -42,11 +47,17 @@ class Judge(Protocol):
 
 
 def judge_for(name: str, labels: Sequence[str], **options: Any) -> Judge:
-    """The judge of a name: `reader` (the demo's exact reader), `probe` (the evaluation probe's mean logit is
-    above 0) or `openai` (a chat endpoint; options: url, model, and what else `Endpoint` takes).
+    """The judge of a name, for these labels.
 
-    Raises UsageError for an unknown name, labels the judge cannot read, options it does not take, or an
-    endpoint without a url.
+    Args:
+        name: `reader` (the demo's exact reader), `probe` (the evaluation probe's mean logit is above 0) or
+            `openai` (a chat endpoint).
+        labels: Those it is to find.
+        options: Of an endpoint: url, model, and what else `Endpoint` takes.
+
+    Raises:
+        UsageError: For an unknown name, labels the judge cannot read, options it does not take, or an
+            endpoint without a url.
     """
     if name not in JUDGES:
         raise UsageError(f"judge: unknown {name[:80]!r}; known: {listing(JUDGES)}")
