@@ -14,7 +14,11 @@ async def main(model: str = "demo-out/model", probe: str = "demo-out/probe") -> 
 
     steering = ksteer_vllm.enable(probes={"tones": probe})
     options = AsyncEngineArgs(
-        model=model, max_model_len=256, gpu_memory_utilization=0.3, additional_config=steering
+        model=model,
+        max_model_len=256,
+        gpu_memory_utilization=0.3,
+        enforce_eager=True,  # starts sooner; leave it out to serve faster
+        additional_config=steering,
     )
     engine = AsyncLLM.from_engine_args(options)
     prompt = "<|user|>How do I clean my kettle?<|end|><|assistant|>"  # the demo model's chat template

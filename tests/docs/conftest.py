@@ -12,8 +12,8 @@ from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.demo.lexicon import TONES
+from testbed.probes import random_probe
 from tests.docs.blocks import ROOT
-from tests.support.probes import random_probe
 
 MODEL = ModelIdentity(name="demo-out/model", model_type="llama", hidden_size=128, num_layers=6)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.docs.blocks import ROOT, TEXTS
 
-FOLDERS = "benchmarks|docs|examples|kernels|ksteer_vllm|packaging|tests"
+FOLDERS = "benchmarks|docs|examples|kernels|ksteer_vllm|packaging|testbed|tests"
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)(?:::\w+)?`")
 MODULE = re.compile(r"\b(ksteer_(?:vllm|kernels)(?:\.\w+)+)")
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
