@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ksteer_vllm.errors import ConfigError, SpecError, first_problem, listing
 from ksteer_vllm.spec.presets import check_preset, read_presets
 
-__all__ = ["CONFIG_KEY", "CaptureConfig", "EngineConfig", "LayerChoice", "enable"]
+__all__ = [
+    "CONFIG_KEY",
+    "CaptureConfig",
+    "EngineConfig",
+    "LayerChoice",
+    "ProbeSource",
+    "ResolvedConfig",
+    "ResolvedSource",
+    "enable",
+]
 
 CONFIG_KEY = "ksteer"
 
@@ -45,47 +54,84 @@ class CaptureConfig(BaseModel):
 
 
 class ProbeSource(BaseModel):
-    """Where a probe folder is and, once resolved, the digest of what was found there."""
+    """Where a probe folder is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
-    digest: str = ""
+
+
+class ResolvedSource(ProbeSource):
+    """Where a probe folder is, and the digest of what was found there."""
+
+    digest: str
 
 
 class EngineConfig(BaseModel):
-    """Validated engine options. Unknown keys are refused."""
+    """The options of an engine, as the operator gives them. Unknown keys are refused.
+
+    Each is a key of `additional_config["ksteer"]`, a keyword of `enable` and, spelt `--ksteer-KEY`, a flag of
+    `vllm serve`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    probes: Annotated[dict[str, ProbeSource], Field(description="name -> probe folder")] = {}
+    probes: Annotated[
+        Mapping[str, ProbeSource], Field(description="The probe folders requests can name, by name.")
+    ] = {}
     layers: Annotated[
-        LayerChoice, BeforeValidator(_layers), Field(description="open layers: probe, all or a list")
+        LayerChoice,
+        BeforeValidator(_layers),
+        Field(
+            description="The layers requests may steer: probe (those of the named probes), all, or a list."
+        ),
     ] = "probe"
-    max_probes: Annotated[int, Field(ge=1, le=4096, description="most probes")] = 8
+    max_probes: Annotated[
+        int, Field(ge=1, le=4096, description="The largest number of probes loaded at the same time.")
+    ] = 8
     max_width: Annotated[
-        int, Field(ge=1, le=4096, description="most rows of a probe's basis, such as a probe's width")
+        int,
+        Field(
+            ge=1,
+            le=4096,
+            description="The largest width of a probe: the rows of its basis, such as its hidden units.",
+        ),
     ] = 256
-    max_steps: Annotated[int, Field(ge=1, le=65536, description="largest num_steps of a request")] = 256
+    max_steps: Annotated[
+        int, Field(ge=1, le=65536, description="The largest num_steps a request may ask for.")
+    ] = 256
     max_stages: Annotated[
-        int, Field(ge=1, le=64, description="edits in a row at one layer of one request, conditions included")
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="The largest number of edits a request may make in a row at one layer; a condition "
+            "counts as one.",
+        ),
     ] = 2
-    max_stack: Annotated[int, Field(ge=1, le=1024, description="most edits in a request's stack")] = 64
+    max_stack: Annotated[
+        int, Field(ge=1, le=1024, description="The largest number of edits in a request's stack.")
+    ] = 64
     max_request_layers: Annotated[
-        int, Field(ge=1, le=65536, description="most layers of a request, summed over its edits")
+        int,
+        Field(
+            ge=1,
+            le=65536,
+            description="The largest number of layers a request may steer, summed over its edits.",
+        ),
     ] = 1024
     max_spec_bytes: Annotated[
-        int, Field(ge=64, le=2**24, description="largest spec of a request, in bytes of JSON")
+        int, Field(ge=64, le=2**24, description="The largest spec of a request, in bytes of JSON.")
     ] = 65536
-    max_presets: Annotated[int, Field(ge=1, le=65536, description="most presets")] = 256
+    max_presets: Annotated[int, Field(ge=1, le=65536, description="The largest number of presets.")] = 256
     max_slots: Annotated[
         int,
         Field(
             ge=0,
             le=65536,
-            description="device slots for probes (an MLP probe takes three, others one, for each layer "
-            "with tensors of its own); 0: what the start-up probes take, and 4 x max_probes more where "
-            "probe_dirs are named",
+            description="The device slots for probes. An MLP probe takes three and any other one, for each "
+            "layer with tensors of its own. With 0 there are as many as the start-up probes take, and "
+            "4 x max_probes more if probe_dirs are named.",
         ),
     ] = 0
     max_labels: Annotated[
@@ -93,37 +139,45 @@ class EngineConfig(BaseModel):
         Field(
             ge=0,
             le=65536,
-            description="most labels of a probe; 0: the most among the start-up probes, at least 64 "
-            "where probe_dirs are named",
+            description="The largest number of labels of a probe. With 0 it is that of the start-up probes, "
+            "and at least 64 if probe_dirs are named.",
         ),
     ] = 0
     probe_dirs: Annotated[
         tuple[str, ...],
-        Field(description="directories whose folders may be loaded as probes while serving"),
+        Field(description="The directories whose folders may be loaded as probes while serving."),
     ] = ()
-    presets: Annotated[dict[str, Any], Field(description="name -> spec, which requests may name")] = {}
+    presets: Annotated[dict[str, Any], Field(description="Specs that requests can name, by name.")] = {}
     default: Annotated[
-        str, Field(description="preset for requests that say nothing of steering; empty: none")
+        str,
+        Field(description="The preset of requests that say nothing of steering; empty if there is none."),
     ] = ""
-    reports: Annotated[bool, Field(description="requests may ask for a report")] = True
+    reports: Annotated[bool, Field(description="Whether requests may ask for a report.")] = True
     sample_reports: Annotated[
         float,
         Field(
             ge=0,
             le=1,
             allow_inf_nan=False,
-            description="share of the requests that steer generation alone whose shifts the metrics count",
+            description="The share, 0 to 1, of the requests steering generation alone whose shifts the "
+            "metrics count.",
         ),
     ] = 0.0
-    decoder: Annotated[str, Field(description="dotted path of the decoder stack, if it cannot be found")] = ""
+    decoder: Annotated[
+        str,
+        Field(description="The dotted path of the decoder stack, for a model in which it cannot be found."),
+    ] = ""
     kernels: Annotated[
         Literal["auto", "torch", "triton"],
         Field(
-            description="auto: Triton on a GPU; on a CPU torch, with the native kernel where it can be built"
+            description="The kernels. With auto they are Triton's on a GPU; on a CPU they are torch's, with "
+            "the native kernel if it can be built."
         ),
     ] = "auto"
-    capture: CaptureConfig | None = None
-    resolved: Annotated[bool, Field(description="set by start-up: digests and layers are filled in")] = False
+    capture: Annotated[
+        CaptureConfig | None,
+        Field(description="The layers at which requests may have activations recorded, if there are any."),
+    ] = None
 
     @field_validator("probes", mode="before")
     @classmethod
@@ -151,15 +205,25 @@ class EngineConfig(BaseModel):
         return presets
 
     @classmethod
-    def parse(cls, value: Any) -> EngineConfig:
-        """Raises ConfigError, naming the key."""
+    def parse(cls, value: Any) -> Self:
+        """Options from a mapping.
+
+        Args:
+            value: The keys of this class, in plain JSON types.
+
+        Returns:
+            The validated options.
+
+        Raises:
+            ConfigError: Naming the key, what it got and what is allowed.
+        """
         try:
             config = cls.model_validate(value)
         except ValidationError as error:
             first = first_problem(error)
             key = ".".join(first.path[:2]) or CONFIG_KEY
             if first.kind == "extra_forbidden":
-                allowed = ", ".join(name for name in cls.model_fields if name != "resolved")
+                allowed = ", ".join(cls.model_fields)
                 raise ConfigError(f"ksteer option {key}: unknown; allowed: {allowed}") from None
             raise ConfigError(f"ksteer option {key}: {first.message} (got {first.got!r})") from None
         if len(config.probes) > config.max_probes:
@@ -184,16 +248,42 @@ class EngineConfig(BaseModel):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+class ResolvedConfig(EngineConfig):
+    """The options of an engine whose model is known: every choice they left open is made.
+
+    Start-up makes it (`admission.resolve`) and writes it back into `additional_config["ksteer"]`, from which
+    every process reads it. The key `resolved` is how it is told there from what the operator gave.
+    """
+
+    probes: Mapping[str, ResolvedSource] = {}
+    layers: tuple[int, ...]
+    resolved: Literal[True]
+
+    @staticmethod
+    def recognises(value: Any) -> bool:
+        """Whether plain JSON types hold a resolved configuration rather than an operator's options."""
+        return isinstance(value, Mapping) and "resolved" in value
+
+
 def enable(
     probes: Mapping[str, str | Path] | None = None,
     layers: Literal["probe", "all"] | Sequence[int] = "probe",
     **options: Any,
 ) -> dict[str, Any]:
-    """`LLM(model, additional_config=ksteer_vllm.enable(probes={"tones": path}))` turns steering on.
+    """Turn steering on: `LLM(model, additional_config=ksteer_vllm.enable(probes={"tones": path}))`.
 
-    probes: name -> probe folder. layers: which layers requests may steer: `probe` (those of the named
-    probes), `all`, or a list. options: the other keys of `EngineConfig` (max_probes, max_width, max_steps,
-    max_stages, reports, decoder, kernels), as the `--ksteer-*` flags. Raises ConfigError.
+    Args:
+        probes: Name -> probe folder; requests name a probe by its name.
+        layers: The layers requests may steer: `probe` (those of the named probes), `all`, or a list of
+            0-based decoder blocks.
+        **options: The other keys of `EngineConfig`, such as max_probes, presets or reports, with the meanings
+            and defaults of the `--ksteer-*` flags.
+
+    Returns:
+        A value for vLLM's `additional_config`, in plain JSON types. Merge it with other keys as you like.
+
+    Raises:
+        ConfigError: If an option is unknown or its value is not allowed.
     """
     chosen: Any = layers if isinstance(layers, str) else list(layers)
     config = EngineConfig.parse({"probes": dict(probes or {}), "layers": chosen, **options})

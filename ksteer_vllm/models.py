@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +12,7 @@ from ksteer_vllm.errors import DecoderNotFoundError, listing
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelIdentity", "find_decoder_layers", "model_identity"]
+__all__ = ["ModelIdentity", "check_layers", "find_decoder_layers", "model_identity"]
 
 # Looked for in this order; the path is relative to the model vLLM loaded.
 KNOWN_PATHS = (
@@ -53,6 +54,23 @@ def model_identity(model_config: Any) -> ModelIdentity:
         hidden_size=int(model_config.get_hidden_size()),
         num_layers=int(text.num_hidden_layers),
     )
+
+
+def check_layers(field: str, layers: Iterable[int], num_layers: int, error: type[Exception]) -> None:
+    """Refuse layers a model does not have.
+
+    Args:
+        field: What names the layers, for the message.
+        layers: 0-based decoder blocks.
+        num_layers: How many the model has.
+        error: The class of error to raise.
+
+    Raises:
+        Exception: `error`, naming the field, the layers that do not exist and those that do.
+    """
+    absent = [layer for layer in layers if not 0 <= layer < num_layers]
+    if absent:
+        raise error(f"{field}: {listing(absent)} of a model with layers 0 to {num_layers - 1}")
 
 
 def find_decoder_layers(model: nn.Module, num_layers: int, path: str = "") -> nn.ModuleList:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ksteer_vllm.admission.resolve import configured_probes
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.probes.metadata import ProbeMetadata
 
 __all__ = ["Catalog", "Retiring"]
@@ -33,7 +33,7 @@ class Catalog(BaseModel):
     retiring: Annotated[dict[str, Retiring], Field(description="digest -> probe")] = {}
 
     @classmethod
-    def of(cls, config: EngineConfig) -> Catalog:
+    def of(cls, config: ResolvedConfig) -> Catalog:
         """What an engine starts with. Raises ProbeError if a probe folder has changed since."""
         return cls(probes=configured_probes(config), presets=config.presets)
 

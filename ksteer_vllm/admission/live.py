@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from ksteer_vllm.admission.catalog import Catalog
 from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.store import CatalogStore
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 
 __all__ = ["LiveRegistry"]
 
@@ -18,7 +18,7 @@ __all__ = ["LiveRegistry"]
 class LiveRegistry:
     """What requests can ask for now, and which admissions are still on their way to the engine."""
 
-    def __init__(self, config: EngineConfig, store: CatalogStore | None = None) -> None:
+    def __init__(self, config: ResolvedConfig, store: CatalogStore | None = None) -> None:
         self.config = config
         self.store = store or CatalogStore(Catalog.of(config))
         self._guard = threading.Lock()

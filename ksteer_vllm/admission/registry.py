@@ -12,7 +12,7 @@ from typing import Any
 from ksteer_vllm.admission.limits import check_request_layers, check_size, check_stack
 from ksteer_vllm.admission.resolve import configured_probes
 from ksteer_vllm.admission.runnable import RunnableEdit, RunnableSpec, in_stack
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.errors import ConfigError, SpecError, listing
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.spec.edit import Condition, Edit
@@ -43,14 +43,12 @@ class Registry:
     def __init__(
         self,
         probes: Mapping[str, ProbeMetadata],
-        config: EngineConfig,
+        config: ResolvedConfig,
         presets: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        if not config.resolved or not isinstance(config.layers, tuple):
-            raise ConfigError("a registry needs a resolved configuration (see resolve_config)")
         self.probes = dict(probes)
         self.config = config
-        self.open_layers: tuple[int, ...] = config.layers
+        self.open_layers = config.layers
         self.presets = dict(config.presets if presets is None else presets)
         self._known: dict[str | bytes, RunnableSpec] = {}
         self.default: RunnableSpec | None = None
@@ -69,7 +67,7 @@ class Registry:
             self.default = self.admit({"preset": config.default})
 
     @classmethod
-    def from_config(cls, config: EngineConfig) -> Registry:
+    def from_config(cls, config: ResolvedConfig) -> Registry:
         """Read the metadata of every configured probe; raises ProbeError if a folder has changed."""
         return cls(configured_probes(config), config)
 

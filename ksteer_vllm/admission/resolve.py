@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ksteer_vllm.config import EngineConfig, ProbeSource
-from ksteer_vllm.errors import ConfigError, ProbeError, listing
-from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.config import EngineConfig, ResolvedConfig, ResolvedSource
+from ksteer_vllm.errors import ConfigError, ProbeError
+from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
@@ -12,14 +12,17 @@ from ksteer_vllm.spec.families import FAMILIES, load
 __all__ = ["check_fit", "configured_probes", "resolve_config"]
 
 
-def resolve_config(config: EngineConfig, model: ModelIdentity) -> EngineConfig:
+def resolve_config(config: EngineConfig, model: ModelIdentity) -> ResolvedConfig:
     """Fill in the probes' digests and the open layers, and check that every probe fits the model.
 
-    Raises ProbeError (a folder is damaged or does not fit) or ConfigError (a layer does not exist).
     The result is what travels to the workers and enters the compile-cache key, so a probe folder that
     changes its layer can never meet a graph compiled for another one.
+
+    Raises:
+        ProbeError: If a folder is damaged or does not fit.
+        ConfigError: If a layer does not exist.
     """
-    sources: dict[str, ProbeSource] = {}
+    sources: dict[str, ResolvedSource] = {}
     own_layers: set[int] = set()
     for name, source in config.probes.items():
         try:
@@ -27,7 +30,7 @@ def resolve_config(config: EngineConfig, model: ModelIdentity) -> EngineConfig:
         except ProbeError as error:
             raise ProbeError(f"probe {name!r}: {error}") from None
         check_fit(name, probe, config, model)
-        sources[name] = ProbeSource(path=source.path, digest=probe.metadata.digest)
+        sources[name] = ResolvedSource(path=source.path, digest=probe.metadata.digest)
         own_layers.update(probe.metadata.layers or (probe.metadata.layer,))
     if config.layers == "all":
         layers: tuple[int, ...] = tuple(range(model.num_layers))
@@ -35,17 +38,12 @@ def resolve_config(config: EngineConfig, model: ModelIdentity) -> EngineConfig:
         layers = tuple(sorted(own_layers))
     else:
         layers = tuple(config.layers)
-    beyond = [layer for layer in layers if layer >= model.num_layers]
-    if beyond:
-        raise ConfigError(
-            f"ksteer option layers: {listing(beyond)} of a model with layers 0 to {model.num_layers - 1}"
-        )
-    if config.capture is not None and max(config.capture.layers) >= model.num_layers:
-        raise ConfigError(
-            f"ksteer option capture.layers: {listing(config.capture.layers)} of a model with layers "
-            f"0 to {model.num_layers - 1}"
-        )
-    return config.model_copy(update={"probes": sources, "layers": layers, "resolved": True})
+    check_layers("ksteer option layers", layers, model.num_layers, ConfigError)
+    if config.capture is not None:
+        check_layers("ksteer option capture.layers", config.capture.layers, model.num_layers, ConfigError)
+    return ResolvedConfig.model_validate(
+        {**dict(config), "probes": sources, "layers": layers, "resolved": True}
+    )
 
 
 def check_fit(name: str, probe: Probe, config: EngineConfig, model: ModelIdentity) -> None:
@@ -66,10 +64,11 @@ def check_fit(name: str, probe: Probe, config: EngineConfig, model: ModelIdentit
         )
 
 
-def configured_probes(config: EngineConfig) -> dict[str, ProbeMetadata]:
-    """Name -> metadata of every probe of a resolved configuration.
+def configured_probes(config: ResolvedConfig) -> dict[str, ProbeMetadata]:
+    """Name -> metadata of every configured probe.
 
-    Raises ProbeError if a folder has changed since it was resolved.
+    Raises:
+        ProbeError: If a folder has changed since the configuration was resolved.
     """
     probes = {}
     for name, source in config.probes.items():

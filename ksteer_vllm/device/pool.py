@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ksteer_kernels import Flag, ProbeTables, Program, RowSettings, SlotWeights
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.methods.program import FamilyProgram, PlannedRow
 from ksteer_vllm.probes.probe import Probe
@@ -60,7 +60,7 @@ class ProbePool:
     """
 
     def __init__(
-        self, config: EngineConfig, *, hidden_size: int, weight_dtype: torch.dtype, device: torch.device
+        self, config: ResolvedConfig, *, hidden_size: int, weight_dtype: torch.dtype, device: torch.device
     ) -> None:
         self._programs: dict[str, FamilyProgram] = {}
         self._slots: dict[tuple[str, str], int] = {}
@@ -223,7 +223,7 @@ def _program(path: str, digest: str) -> FamilyProgram:
     return program
 
 
-def _capacity(config: EngineConfig, configured: Sequence[SlotWeights]) -> tuple[int, int]:
+def _capacity(config: ResolvedConfig, configured: Sequence[SlotWeights]) -> tuple[int, int]:
     """(slots, labels) of the tables."""
     needed, labels = len(configured), max((weights.num_labels for weights in configured), default=1)
     if needed > config.max_slots > 0 or labels > config.max_labels > 0:

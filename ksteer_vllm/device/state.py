@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels import RowTables, token_rows_
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.device.backend import Backend, Counters, StepTables
 from ksteer_vllm.device.capture import Capture
 from ksteer_vllm.device.cpu_backend import CPUBackend
@@ -46,7 +46,7 @@ class SteeringState:
 
     def __init__(
         self,
-        config: EngineConfig,
+        config: ResolvedConfig,
         *,
         hidden_size: int,
         weight_dtype: torch.dtype,
@@ -54,7 +54,6 @@ class SteeringState:
         max_rows: int,
         max_tokens: int,
     ) -> None:
-        assert isinstance(config.layers, tuple)
         kernels = _kernels(config, device)
         self.config = config
         self.device = device
@@ -186,7 +185,7 @@ class SteeringState:
         self.counters.op_ns += time.perf_counter_ns() - started
 
 
-def _kernels(config: EngineConfig, device: torch.device) -> Literal["torch", "triton"]:
+def _kernels(config: ResolvedConfig, device: torch.device) -> Literal["torch", "triton"]:
     """The kernels that run. ConfigError if those asked for cannot."""
     if config.kernels == "auto":
         return "triton" if device.type == "cuda" else "torch"

@@ -19,7 +19,7 @@ from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.fit.stacking import fit_at
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.fit.train import FitPlan
-from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import fits
 
@@ -68,9 +68,7 @@ def fit_to_rows(
             compat=compat,
             folder=folder,
         )
-        for one in layers:
-            if not 0 <= one < task.identity.num_layers:
-                raise UsageError(f"layers: {one} of a model with layers 0 to {task.identity.num_layers - 1}")
+        check_layers("layers", layers, task.identity.num_layers, UsageError)
         with few_threads(task.identity):
             return fit_at(task, layers)
 

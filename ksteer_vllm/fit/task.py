@@ -36,7 +36,7 @@ from ksteer_vllm.errors import DataError, UsageError, first_problem, listing
 from ksteer_vllm.fit.activations import Activations, Recorder, collect_activations, default_layer
 from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.versions import installed_version
@@ -126,8 +126,7 @@ class FitTask:
         identity = model_of(str(model), engine_options)
         if layer is None:
             layer = default_layer(identity.num_layers)
-        if not 0 <= layer < identity.num_layers:
-            raise UsageError(f"layer: {layer} of a model with layers 0 to {identity.num_layers - 1}")
+        check_layers("layer", (layer,), identity.num_layers, UsageError)
         return cls(
             str(model),
             identity,

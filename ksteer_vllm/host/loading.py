@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from vllm.forward_context import get_forward_context, is_forward_context_available
 
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.device.layer import attach
 from ksteer_vllm.device.ops import register_ops
 from ksteer_vllm.device.state import SteeringState
@@ -64,11 +64,10 @@ def worker_state(worker: Any) -> SteeringState:
     return state
 
 
-def _attach_layers(model: Any, vllm_config: Any, config: EngineConfig) -> list[int]:
+def _attach_layers(model: Any, vllm_config: Any, config: ResolvedConfig) -> list[int]:
     """Attach every open layer this rank holds; `attach` raises where it cannot."""
     text_config = vllm_config.model_config.hf_text_config
     layers = find_decoder_layers(model, text_config.num_hidden_layers, config.decoder)
-    assert isinstance(config.layers, tuple)
     wanted = set(config.layers) | set(config.capture.layers if config.capture else ())
     attached = []
     for index in sorted(wanted):

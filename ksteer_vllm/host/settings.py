@@ -9,7 +9,7 @@ import torch
 from vllm import envs
 
 from ksteer_vllm.admission.resolve import resolve_config
-from ksteer_vllm.config import CONFIG_KEY, EngineConfig
+from ksteer_vllm.config import CONFIG_KEY, EngineConfig, ResolvedConfig
 from ksteer_vllm.errors import ConfigError
 from ksteer_vllm.models import model_identity
 
@@ -32,15 +32,15 @@ _KEYED_CONNECTORS = ("OffloadingConnector",)
 """KV connectors whose every look-up is by vLLM's block hashes, which hold the steering keys."""
 
 
-def engine_config(vllm_config: Any) -> EngineConfig | None:
+def engine_config(vllm_config: Any) -> ResolvedConfig | None:
     """The resolved steering configuration, or None where steering is not enabled."""
     additional = vllm_config.additional_config
     if not isinstance(additional, dict) or CONFIG_KEY not in additional:
         return None
-    config = EngineConfig.parse(additional[CONFIG_KEY])
-    if not config.resolved:
-        config = resolve_config(config, model_identity(vllm_config.model_config))
-    return config
+    given = additional[CONFIG_KEY]
+    if ResolvedConfig.recognises(given):
+        return ResolvedConfig.parse(given)
+    return resolve_config(EngineConfig.parse(given), model_identity(vllm_config.model_config))
 
 
 def resolve_in_place(vllm_config: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ksteer_vllm.errors import ProbeError, first_problem
-from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.probes.files import read_regular
 from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.spec.where import Where
@@ -78,9 +78,8 @@ class ProbeMetadata(BaseModel):
             raise ValueError(f"family: unknown {self.family[:80]!r}; known: {', '.join(FAMILIES)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a label is named twice")
-        for layer in (self.layer, *self.layers, *self.activation_scale):
-            if layer >= self.model.num_layers:
-                raise ValueError(f"layer: {layer} of a model with {self.model.num_layers} layers")
+        own = dict.fromkeys((self.layer, *self.layers, *self.activation_scale))
+        check_layers("layer", own, self.model.num_layers, ValueError)
         if self.layers and (list(self.layers) != sorted(set(self.layers)) or self.layer not in self.layers):
             raise ValueError("layers: expected ascending, distinct layers that include `layer`")
         unavailable = self.settings.get("unavailable", [])

@@ -48,35 +48,33 @@ def add_flags(parser: Any) -> Any:
     )  # fmt: skip
     group.add_argument(
         "--ksteer-probe", dest="ksteer_probe", action="append", type=_named_folder, metavar="NAME=FOLDER",
-        help="A probe folder requests can name; repeatable. Implies --plugin ksteer.",
+        help="A probe folder that requests can name. Repeatable; implies --plugin ksteer.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-layers", dest="ksteer_layers", type=_option("layers"), metavar="LAYERS",
-        help="Layers requests may steer: probe (those of the named probes), all, or a list such as 3,5. "
-        f"Default: {defaults.layers}.",
+        help=f"{_meaning('layers')[:-1]} such as 3,5. Default: {defaults.layers}.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-presets", dest="ksteer_presets", type=_presets_file, metavar="FILE",
-        help="YAML file of presets, name: spec. Requests name one as the model BASE:NAME or in the body.",
+        help="A YAML file of presets, name: spec. Requests name one as the model BASE:NAME or in the body.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-default", dest="ksteer_default", metavar="NAME",
-        help="Preset for requests that say nothing of steering. Default: none.",
+        help="The preset of requests that say nothing of steering. Default: none.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-probe-dir", dest="ksteer_probe_dir", action="append", type=_directory, metavar="DIR",
-        help="Directory whose folders may be loaded as probes while serving; repeatable. Without one, and "
+        help="A directory whose folders may be loaded as probes while serving. Repeatable. Without one, and "
         "without an admin key, nothing can be changed over HTTP.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-admin-key-file", dest="ksteer_admin_key_file", type=_key_file, metavar="FILE",
-        help="File with the key that changes of probes and presets must bring, as X-KSteer-Admin-Key.",
+        help="A file with the key that changes of probes and presets must bring, as X-KSteer-Admin-Key.",
     )  # fmt: skip
     for name in _LIMITS:
-        text = str(EngineConfig.model_fields[name].description)
         group.add_argument(
             f"--ksteer-{name.replace('_', '-')}", dest=f"ksteer_{name}", type=_option(name), metavar="N",
-            help=f"{text[0].upper()}{text[1:]}. Default: {getattr(defaults, name)}.",
+            help=f"{_meaning(name)} Default: {getattr(defaults, name)}.",
         )  # fmt: skip
     group.add_argument(
         "--no-ksteer-reports", dest="ksteer_reports", action="store_const", const=False,
@@ -85,8 +83,7 @@ def add_flags(parser: Any) -> Any:
     group.add_argument(
         "--ksteer-sample-reports", dest="ksteer_sample_reports", type=_option("sample_reports"),
         metavar="SHARE",
-        help="Share, 0 to 1, of the requests that steer generation alone whose shifts the metrics count. "
-        f"Default: {defaults.sample_reports:g}.",
+        help=f"{_meaning('sample_reports')} Default: {defaults.sample_reports:g}.",
     )  # fmt: skip
     group.add_argument(
         "--no-ksteer-page", dest="ksteer_page", action="store_const", const=False,
@@ -94,15 +91,19 @@ def add_flags(parser: Any) -> Any:
     )  # fmt: skip
     group.add_argument(
         "--ksteer-decoder", dest="ksteer_decoder", metavar="PATH",
-        help="Dotted path of the decoder stack, for a model family in which it cannot be found.",
+        help=_meaning("decoder"),
     )  # fmt: skip
     group.add_argument(
         "--ksteer-kernels", dest="ksteer_kernels", choices=["auto", "torch", "triton"],
-        help=f"Kernel path. Default: {defaults.kernels} (Triton on a GPU; on a CPU torch, and a native "
-        "kernel where it can be built).",
+        help=f"{_meaning('kernels')} Default: {defaults.kernels}.",
     )  # fmt: skip
     _merge_after_parsing(parser)
     return parser
+
+
+def _meaning(key: str) -> str:
+    """The description of an `EngineConfig` key: whole sentences."""
+    return str(EngineConfig.model_fields[key].description)
 
 
 def _merge_after_parsing(parser: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ksteer_vllm.admission.resolve import resolve_config
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import EngineConfig, ResolvedConfig
 from testbed.probes import random_probe
 from tests.support.probe_directory import write_directory
 
@@ -20,8 +20,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config_of(directory: Path) -> Callable[..., EngineConfig]:
-    def make(**options: Any) -> EngineConfig:
+def config_of(directory: Path) -> Callable[..., ResolvedConfig]:
+    def make(**options: Any) -> ResolvedConfig:
         fields = {"probes": {"a": str(directory / "first")}, "layers": [1, 2], "probe_dirs": [str(directory)]}
         return resolve_config(EngineConfig.parse({**fields, **options}), random_probe().metadata.model)
 

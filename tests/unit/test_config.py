@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import ConfigError, enable
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import EngineConfig, ResolvedConfig
 
 
 def test_defaults() -> None:
     config = EngineConfig()
     assert (config.layers, config.max_probes, config.max_width, config.max_steps) == ("probe", 8, 256, 256)
     assert (config.max_stages, config.reports, config.kernels) == (2, True, "auto")
-    assert not config.resolved
+    assert not ResolvedConfig.recognises(config.as_json())
 
 
 def test_enable_gives_plain_json_that_parses_back() -> None:
@@ -54,6 +54,7 @@ def test_layers(layers: Any, parsed: Any) -> None:
         ({"probes": ["tones"]}, ["probes", "name -> probe folder"]),
         ({"probes": {"tones": 3}}, ["probes.tones"]),
         ({"capture": {"layers": []}}, ["capture.layers"]),
+        ({"resolved": True}, ["resolved", "unknown"]),
         ({"layerz": "all"}, ["layerz", "unknown", "probes, layers, max_probes"]),
         ({"probes": {"a": "x", "b": "y"}, "max_probes": 1}, ["max_probes", "1 slots for 2 probes"]),
     ],

@@ -36,6 +36,7 @@ from ksteer_vllm.fit.activations import Recorder, default_layer
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once
 from ksteer_vllm.fit.task import FitTask
+from ksteer_vllm.models import check_layers
 from ksteer_vllm.probes.probe import Probe
 
 if TYPE_CHECKING:
@@ -113,9 +114,7 @@ def sweep_layers(
     plan, folder = plan or LayerPlan(), Path(folder)
     num_layers = model_of(model, engine_options).num_layers
     layers = tuple(sorted(set(plan.layers))) or tuple(range(num_layers))
-    absent = [layer for layer in layers if not 0 <= layer < num_layers]
-    if absent:
-        raise UsageError(f"layers: {absent[0]} of a model with layers 0 to {num_layers - 1}")
+    check_layers("layers", layers, num_layers, UsageError)
     labels = labels_of(dataset.rows, plan.labels or dataset.labels)
     partition = dataset.partition(plan.seed)
     prompts = tuple(partition.prompts["calibration"])[: plan.prompts]

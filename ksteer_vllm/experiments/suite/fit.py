@@ -25,6 +25,7 @@ from ksteer_vllm.fit.activations import Activations, Recorder, default_layer
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once, is_fitted
 from ksteer_vllm.fit.task import FitTask
+from ksteer_vllm.models import check_layers
 from ksteer_vllm.spec.families import fits
 
 if TYPE_CHECKING:
@@ -115,9 +116,7 @@ class _SuiteFit:
         layer = default_layer(self.identity.num_layers) if plan.layer is None else plan.layer
         self.layers = tuple(sorted(set(plan.layers))) or (layer,)
         self.layer = layer if layer in self.layers else self.layers[len(self.layers) // 2]
-        for one in self.layers:
-            if not 0 <= one < self.identity.num_layers:
-                raise UsageError(f"layer: {one} of a model with layers 0 to {self.identity.num_layers - 1}")
+        check_layers("layer", self.layers, self.identity.num_layers, UsageError)
         partition = dataset.partition(plan.seed)
         self.rows = {"steering": list(partition.steering), "evaluation": list(partition.evaluation)}
         self.suite = Suite(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ksteer_vllm import report
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.device.layer import is_attached
 from ksteer_vllm.device.report_store import ReportStore
 from ksteer_vllm.host.loading import _attach_layers
@@ -127,7 +127,7 @@ def test_pipeline_ranks_steer_the_layers_they_hold() -> None:
     """vLLM fills the other ranks' places with PPMissingLayer: four layers over two ranks, three open."""
     from vllm.model_executor.models.utils import PPMissingLayer
 
-    config = EngineConfig(layers=(0, 1, 3), resolved=True)
+    config = ResolvedConfig(layers=(0, 1, 3), resolved=True)
     vllm_config = SimpleNamespace(
         model_config=SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=4))
     )

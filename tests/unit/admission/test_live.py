@@ -10,12 +10,12 @@ import pytest
 
 from ksteer_vllm.admission.live import LiveRegistry
 from ksteer_vllm.admission.runnable import RunnableEdit
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.errors import ConfigError, SpecError
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
 
-ConfigOf = Callable[..., EngineConfig]
+ConfigOf = Callable[..., ResolvedConfig]
 WARM = {"probe": "a", "target": ["warm"]}
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ksteer_vllm import ConfigError, ModelIdentity, ProbeError, SpecError, SteeringSpec
+from ksteer_vllm import ModelIdentity, ProbeError, SpecError, SteeringSpec
 from ksteer_vllm.admission.registry import MAX_KNOWN_SPECS, Registry
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.admission.runnable import RunnableEdit
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import EngineConfig, ResolvedConfig
 from ksteer_vllm.spec.where import NO_END
 from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 from testbed.probes import random_probe
@@ -48,14 +48,9 @@ def test_open_layers(folders: dict[str, str]) -> None:
 
 def test_a_resolved_configuration_is_complete_and_stays_as_it_is(folders: dict[str, str]) -> None:
     resolved = resolve_config(EngineConfig.parse({"probes": folders}), MODEL)
-    assert resolved.resolved
     assert all(len(source.digest) == 64 for source in resolved.probes.values())
-    assert EngineConfig.parse(resolved.as_json()) == resolved
-
-
-def test_a_registry_needs_a_resolved_configuration() -> None:
-    with pytest.raises(ConfigError, match="resolved"):
-        Registry({}, EngineConfig())
+    assert ResolvedConfig.recognises(resolved.as_json())
+    assert ResolvedConfig.parse(resolved.as_json()) == resolved
 
 
 def only(registry: Registry, spec: Any) -> RunnableEdit:
@@ -222,7 +217,7 @@ def test_a_probe_of_another_model(folders: dict[str, str], field: str, value: An
 
 def test_the_name_of_a_model_may_differ(folders: dict[str, str]) -> None:
     renamed = MODEL.model_copy(update={"name": "somewhere/else"})
-    assert resolve_config(EngineConfig.parse({"probes": folders}), renamed).resolved
+    assert resolve_config(EngineConfig.parse({"probes": folders}), renamed).probes
 
 
 def test_the_same_spec_is_checked_once(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ksteer_vllm.admission.registry import Registry
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.device.pool import ProbePool
 from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.probes.probe import Probe
@@ -20,10 +20,10 @@ from testbed.models import HIDDEN_SIZE
 from tests.support.probe_directory import NAMES
 
 NUM_LABELS = 3
-ConfigOf = Callable[..., EngineConfig]
+ConfigOf = Callable[..., ResolvedConfig]
 
 
-def pool_of(config: EngineConfig) -> ProbePool:
+def pool_of(config: ResolvedConfig) -> ProbePool:
     return ProbePool(config, hidden_size=HIDDEN_SIZE, weight_dtype=torch.float32, device=torch.device("cpu"))
 
 
@@ -40,7 +40,7 @@ def weights_in(pool: ProbePool, slot: int) -> dict[str, torch.Tensor]:
 
 def rows(pool: ProbePool, directory: Path, name: str) -> Any:
     """The settings of one edit at layer 1 under a probe, by way of a registry that knows it."""
-    config = EngineConfig(
+    config = ResolvedConfig(
         probes={"a": {"path": str(directory / name), "digest": digest(directory, name)}},  # type: ignore[dict-item]
         layers=(1, 2),
         resolved=True,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.errors import ConfigError
 
 
 def test_the_torch_path_is_refused_on_a_gpu() -> None:
     """It decides on the CPU who is steered, which a captured CUDA graph would freeze."""
-    config = EngineConfig.parse({"kernels": "torch", "layers": [0], "resolved": True})
+    config = ResolvedConfig.parse({"kernels": "torch", "layers": [0], "resolved": True})
     with pytest.raises(ConfigError, match="kernels: torch runs on CPUs only"):
         SteeringState(
             config,

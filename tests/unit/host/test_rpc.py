@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ksteer_vllm.admission.registry import Registry
-from ksteer_vllm.config import EngineConfig
+from ksteer_vllm.config import EngineConfig, ResolvedConfig
 from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.host import rpc
 from ksteer_vllm.probes.probe import Probe
@@ -24,7 +24,7 @@ from tests.support.programs import ROOT
 TOKENS = 4
 
 
-def worker_of(config: EngineConfig) -> Any:
+def worker_of(config: ResolvedConfig) -> Any:
     state = SteeringState(
         config,
         hidden_size=HIDDEN_SIZE,
@@ -37,7 +37,7 @@ def worker_of(config: EngineConfig) -> Any:
 
 
 def test_no_exception_leaves_a_worker(
-    config_of: Callable[..., EngineConfig], directory: Path, monkeypatch: pytest.MonkeyPatch
+    config_of: Callable[..., ResolvedConfig], directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM's executor would take the other ranks' answers for those of the next call."""
     worker = worker_of(config_of())
