@@ -18,7 +18,7 @@ from docs.generate.tables import sentence, table
 
 __all__ = ["fields"]
 
-FIRST = ("SteeringSpec", "Stack", "Edit")
+FIRST = ("SteeringSpec", "EditFields", "Edit")
 """Models that come before the ones their fields hold."""
 
 BOUNDS = {
@@ -56,9 +56,9 @@ def _section(model: type[BaseModel]) -> str:
 
 
 def _own_fields(model: type[BaseModel]) -> Iterator[str]:
-    """Fields that no other model above has already described."""
+    """Fields that no model it is made of has described already."""
     inherited = {name for base in model.__bases__ for name in getattr(base, "model_fields", {})}
-    yield from (name for name in model.model_fields if name not in inherited)
+    yield from (name for name in model.model_fields if name not in inherited - set(model.__annotations__))
 
 
 def _prose(docstring: str) -> str:

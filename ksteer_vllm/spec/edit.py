@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -25,7 +25,7 @@ from ksteer_vllm.spec.families import METHODS, fields_of
 from ksteer_vllm.spec.labels import FeatureValues, LabelWeights, finite_float
 from ksteer_vllm.spec.where import WhereClause
 
-__all__ = ["Condition", "Edit", "Hinge", "Until"]
+__all__ = ["Condition", "Edit", "EditFields", "Hinge", "Until"]
 
 MAX_LAYERS = 1024
 
@@ -95,15 +95,10 @@ class Condition(_Model):
         return None if number is None else float(number) + 0.0
 
 
-class Edit(_Model):
-    """One edit of a request. Unknown fields are refused, and so are fields the method does not use.
+class EditFields(_Model):
+    """What can be said of one edit, in an `Edit` and in a spec that holds one edit alone."""
 
-    x is one token's residual-stream vector at one layer. `gradient` steps along -grad L, with the loss
-    L(x) = sum_avoid w_k f_k(x) - sum_target w_k f_k(x) over the probe's logits f (arXiv 2505.24535), or
-    another.
-    """
-
-    probe: Annotated[Name, Field(description="name of a loaded probe")]
+    probe: Annotated[Name | None, Field(description="name of a loaded probe")] = None
     method: Annotated[
         Literal[METHODS] | None,  # type: ignore[valid-type]  # the registry's names, not written out here
         Field(description="default: the first of the probe's family that takes what is given"),
@@ -168,7 +163,7 @@ class Edit(_Model):
         return tuple(sorted(layers))
 
     @model_validator(mode="after")
-    def _consistent(self) -> Edit:
+    def _consistent(self) -> Self:
         self.check()
         return self
 
@@ -208,14 +203,14 @@ class Edit(_Model):
 
     def canonical(self, takes: Collection[str] | None = None) -> dict[str, Any]:
         """The edit as plain JSON types: keys sorted; fields that are unused or change nothing left out."""
-        fields = self.model_dump(mode="json", exclude_none=True, include=set(Edit.model_fields))
+        fields = self.model_dump(mode="json", exclude_none=True, include=set(EditFields.model_fields))
         if takes is None:
             takes = fields_of(self.method) if self.method else METHOD_FIELDS
         unused = {name for name in METHOD_FIELDS if name not in takes}
         unused |= {
             name
             for name in ("target", "avoid", "values", "loss", "unit", "preserve_norm")
-            if fields.get(name) == Edit.model_fields[name].default
+            if fields.get(name) == EditFields.model_fields[name].default
         }
         fields = {name: value for name, value in sorted(fields.items()) if name not in unused}
         if self.where is not None:
@@ -224,6 +219,17 @@ class Edit(_Model):
             if side in fields:
                 fields[side] = dict(sorted(fields[side].items()))
         return fields
+
+
+class Edit(EditFields):
+    """One edit of a request. Unknown fields are refused, and so are fields the method does not use.
+
+    x is one token's residual-stream vector at one layer. `gradient` steps along -grad L, with the loss
+    L(x) = sum_avoid w_k f_k(x) - sum_target w_k f_k(x) over the probe's logits f (arXiv 2505.24535), or
+    another.
+    """
+
+    probe: Annotated[Name, Field(description="name of a loaded probe")]
 
 
 METHOD_FIELDS = (

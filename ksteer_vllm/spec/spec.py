@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, StrictBool, ValidationError, field_valida
 
 from ksteer_vllm.errors import SpecError, listing
 from ksteer_vllm.spec.compat import Compat
-from ksteer_vllm.spec.edit import Condition, Edit, Hinge, Name, Until
+from ksteer_vllm.spec.edit import Condition, Edit, EditFields, Hinge, Until
 from ksteer_vllm.spec.where import Where
 
 __all__ = ["EXTRA_ARGS_KEY", "SteeringSpec", "Where"]
@@ -26,15 +26,16 @@ MAX_STACK = 1024
 """Beyond any engine's own limit, `EngineConfig.max_stack`."""
 
 
-class SteeringSpec(Edit):
+class SteeringSpec(EditFields):
     """What one request asks for: one edit, or a stack of them, applied in order. Unknown fields are refused.
 
     report: for every steered token the probe's label probabilities before and after, how far x was moved and
     the steps used come back with the output (`ksteer_vllm.report`).
     """
 
-    # Wider than an Edit's: a spec with a stack names no probe of its own; `check` sees to the rest.
-    probe: Annotated[Name | None, Field(description="name of a loaded probe")] = None  # type: ignore[assignment]
+    # One object in two spellings, and not a union of two models: where both of a union's branches refuse a
+    # body, pydantic reports the branches' problems, where a client needs the one field that is wrong. What
+    # follows admission sees `edits()`, in which the two are one.
     stack: Annotated[
         tuple[Edit, ...] | None,
         Field(min_length=1, max_length=MAX_STACK, description="several edits, in order, instead of one"),
@@ -53,18 +54,23 @@ class SteeringSpec(Edit):
         ]
 
     def check(self) -> None:
+        """Raise SpecError unless this is one consistent edit, or a stack and nothing beside it."""
         if self.stack is None:
             if self.probe is None:
                 raise SpecError("probe", "required")
             super().check()
             return
-        for name, field in Edit.model_fields.items():
+        for name, field in EditFields.model_fields.items():
             value = getattr(self, name)
             if value is not None and value != field.default:
                 raise SpecError(name, "not beside stack, whose edits each have their own", value)
 
     def edits(self) -> tuple[Edit, ...]:
-        """The edits in the order they are applied."""
+        """The edits, whichever way they were spelt.
+
+        Returns:
+            One or more edits, in the order they are applied.
+        """
         if self.stack is not None:
             return self.stack
         given = self.model_fields_set - {"stack", "report"}
@@ -72,7 +78,15 @@ class SteeringSpec(Edit):
         return (Edit.model_construct(_fields_set=given, **fields),)  # validated already
 
     def canonical(self, takes: Collection[str] | None = None) -> dict[str, Any]:
-        """Plain JSON types that parse to an equal spec: see `Edit.canonical`."""
+        """The spec in the one form that all its spellings have.
+
+        Args:
+            takes: The fields its method takes, where the probe's family is known; default: those it takes in
+                any family.
+
+        Returns:
+            Plain JSON types that parse to an equal spec: keys sorted, unused fields left out.
+        """
         if self.stack is None:
             fields = super().canonical(takes)
         else:
@@ -81,7 +95,17 @@ class SteeringSpec(Edit):
 
     @classmethod
     def parse(cls, value: Any) -> SteeringSpec:
-        """A spec from a SteeringSpec, a mapping or a JSON string. Raises SpecError, naming the field."""
+        """A spec from what a client sent.
+
+        Args:
+            value: A SteeringSpec, a mapping, or JSON text.
+
+        Returns:
+            The spec; a SteeringSpec is returned as it is.
+
+        Raises:
+            SpecError: Naming the field, what it got and what is allowed.
+        """
         if isinstance(value, cls):
             return value
         if isinstance(value, (str, bytes)):
@@ -96,7 +120,14 @@ class SteeringSpec(Edit):
             raise SpecError("ksteer", "nested too deeply") from None
 
     def extra_args(self, other: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A value for `SamplingParams(extra_args=…)`, in plain JSON types, beside the keys of `other`."""
+        """A value for vLLM's `SamplingParams(extra_args=…)`.
+
+        Args:
+            other: Further keys to pass on beside the spec.
+
+        Returns:
+            A new dict in plain JSON types, with the spec under `ksteer`.
+        """
         return {**(other or {}), EXTRA_ARGS_KEY: self.model_dump(mode="json", exclude_unset=True)}
 
 
