@@ -239,7 +239,7 @@ class EngineConfig(BaseModel):
         if config.default and config.default not in config.presets:
             raise ConfigError(
                 f"ksteer option default: no preset named {config.default!r}; "
-                f"there are: {listing(config.presets)}"
+                f"available: {listing(config.presets)}"
             )
         return config
 

@@ -30,12 +30,12 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DecoderNotFoundError",
+    "FieldProblem",
     "HostVersionError",
     "KSteerError",
     "LifecycleError",
     "PoolFullError",
     "ProbeError",
-    "Problem",
     "SpecError",
     "UsageError",
     "first_problem",
@@ -105,7 +105,7 @@ class LifecycleError(KSteerError, RuntimeError):
         super().__init__(message)
 
 
-class Problem(NamedTuple):
+class FieldProblem(NamedTuple):
     """One problem pydantic found.
 
     path: where it is, outermost first. kind: pydantic's type of error. message: one phrase. got: the value.
@@ -125,11 +125,11 @@ class Problem(NamedTuple):
         return f"{self.field}: {self.message}" if self.path else self.message
 
 
-def first_problem(error: ValidationError) -> Problem:
+def first_problem(error: ValidationError) -> FieldProblem:
     """The first problem pydantic found, without its links and its prefix to messages of our own."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
-    return Problem(tuple(map(str, first["loc"])), first["type"], message, first["input"])
+    return FieldProblem(tuple(map(str, first["loc"])), first["type"], message, first["input"])
 
 
 def listing(names: Iterable[Any], limit: int = 20) -> str:

@@ -36,8 +36,13 @@ _CONDITION_FAMILIES = (*_PROBABILITY_FAMILIES, "vectors")
 class Registry:
     """The probes and presets by name, and what a request may ask of them.
 
-    presets, default: those of the configuration unless given. Raises ConfigError, naming the preset, if one
-    of them cannot be run here.
+    Args:
+        probes: Name -> metadata of the loaded probes.
+        config: The engine's options.
+        presets: Name -> spec; those of the configuration unless given.
+
+    Raises:
+        ConfigError: Naming the preset, if one of them cannot be run here, or the default does not exist.
     """
 
     def __init__(
@@ -62,13 +67,18 @@ class Registry:
             if config.default not in self.presets:
                 raise ConfigError(
                     f"ksteer option default: no preset named {config.default!r}; "
-                    f"there are: {listing(self.presets)}"
+                    f"available: {listing(self.presets)}"
                 )
             self.default = self.admit({"preset": config.default})
 
     @classmethod
     def from_config(cls, config: ResolvedConfig) -> Registry:
-        """Read the metadata of every configured probe; raises ProbeError if a folder has changed."""
+        """The registry an engine starts with.
+
+        Raises:
+            ProbeError: If a probe folder has changed since the configuration was resolved.
+            ConfigError: If a preset cannot be run.
+        """
         return cls(configured_probes(config), config)
 
     def admit(self, value: Any) -> RunnableSpec | None:

@@ -30,7 +30,7 @@ async def changing(store: CatalogStore) -> AsyncIterator[Catalog]:
     deadline = time.monotonic() + PATIENCE
     while not store.try_lock():
         if time.monotonic() > deadline:
-            raise LifecycleError(503, "ksteer", "another change is being made; try again", RETRY_AFTER)
+            raise LifecycleError(503, "ksteer", "another change is in progress; try again", RETRY_AFTER)
         await asyncio.sleep(PAUSE)
     try:
         yield store.read()

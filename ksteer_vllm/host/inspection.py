@@ -29,7 +29,7 @@ def engine_facts(llm: Any) -> EngineFacts:
     """Of a `vllm.LLM`. Raises ConfigError if it was started without steering."""
     registry = llm.llm_engine.input_processor.ksteer_admission.registry
     if registry is None:
-        raise ConfigError("this engine has no steering")
+        raise ConfigError("steering is not enabled in this engine")
     config = llm.llm_engine.vllm_config.model_config
     identity = model_identity(config)
     return EngineFacts(

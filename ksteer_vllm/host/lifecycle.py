@@ -29,14 +29,14 @@ from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.presets import check_name, check_preset
 from ksteer_vllm.telemetry import events, metrics
 
-__all__ = ["Lifecycle"]
+__all__ = ["ServerLifecycle"]
 
 _OUTCOMES = {400: "refused", 403: "refused", 404: "unknown", 409: "conflict", 503: "busy"}
 
 Result = TypeVar("Result")
 
 
-class Lifecycle:
+class ServerLifecycle:
     """The changes one API server makes, and its part in those of the others.
 
     engine_client: its AsyncLLM, in which steering is enabled. folder: shared with the other API servers of
@@ -134,7 +134,9 @@ class Lifecycle:
         async with self._changing() as catalog:
             replaced = name in catalog.probes
             if replaced and not replace:
-                raise LifecycleError(409, "name", f"probe {name!r} is loaded already; say replace: true")
+                raise LifecycleError(
+                    409, "name", f"probe {name!r} is already loaded; pass replace: true to replace it"
+                )
             if not replaced and len(catalog.probes) >= config.max_probes:
                 raise LifecycleError(
                     409, "name", f"max_probes={config.max_probes} probes are loaded; retire one"
@@ -201,7 +203,7 @@ class Lifecycle:
                     raise LifecycleError(
                         409,
                         "name",
-                        f"max_presets={self._live.config.max_presets} presets are there; delete one",
+                        f"max_presets={self._live.config.max_presets} presets exist already; delete one",
                     )
                 self.registry.admit(spec)
                 await write(self._live.store, catalog.with_presets({**catalog.presets, name: dict(spec)}))
@@ -213,7 +215,7 @@ class Lifecycle:
         async with self._changing() as catalog:
             if name not in catalog.presets:
                 raise LifecycleError(
-                    404, "name", f"no preset named {name[:80]!r}; there are: {listing(catalog.presets)}"
+                    404, "name", f"no preset named {name[:80]!r}; available: {listing(catalog.presets)}"
                 )
             if name == self._live.config.default:
                 raise LifecycleError(409, "name", f"preset {name!r} is the default of this server")

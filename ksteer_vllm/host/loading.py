@@ -60,7 +60,7 @@ def worker_state(worker: Any) -> SteeringState:
     """The steering state of a worker. Raises ConfigError if it has none."""
     state = getattr(worker, "ksteer_state", None)
     if state is None:
-        raise ConfigError("this engine has no steering")
+        raise ConfigError("steering is not enabled in this engine")
     return state
 
 

@@ -186,7 +186,7 @@ class Admission:
             return self._default(registry, params, num_prompt_tokens, resumable)
         if registry is None:
             raise AdmissionError(
-                "this engine has no steering: start it with --plugin ksteer, or offline with "
+                "steering is not enabled in this engine: start it with --plugin ksteer, or offline with "
                 "additional_config=ksteer_vllm.enable(…)",
                 reason="disabled",
             )

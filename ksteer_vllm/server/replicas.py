@@ -206,7 +206,7 @@ async def _each(
             except httpx.HTTPError as error:
                 return Outcome(replica, False, "unreachable", str(error) or type(error).__name__)
             except (ValueError, KeyError, TypeError, AttributeError):
-                return Outcome(replica, False, "not understood", "its answer is not of ksteer's shape")
+                return Outcome(replica, False, "not understood", "it is not a ksteer server's answer")
 
     return list(await asyncio.gather(*(one(replica) for replica in replicas)))
 
@@ -256,7 +256,7 @@ def _reason(answer: httpx.Response) -> str:
         error = answer.json()["error"]
         message = error if isinstance(error, str) else error["message"]
     except (ValueError, KeyError, TypeError):
-        message = "no route of ksteer's there" if answer.status_code == 404 else answer.reason_phrase
+        message = "it has no ksteer routes" if answer.status_code == 404 else answer.reason_phrase
     return f"{answer.status_code}: {str(message)[:300]}"
 
 

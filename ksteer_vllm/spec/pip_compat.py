@@ -38,7 +38,7 @@ def as_ordinary_edit(edit: Edit) -> Edit:
     version = edit.compat.version
     for name in _UNKNOWN:
         if (value := getattr(edit, name)) != Edit.model_fields[name].default:
-            raise SpecError(name, f"{version} has no such thing: leave out {name} or compat", value)
+            raise SpecError(name, f"{version} has no counterpart of it: leave out {name} or compat", value)
     if edit.method not in (None, "gradient"):
         raise SpecError("method", f"{version} takes gradient steps, got {edit.method!r}", edit.method)
     if edit.where not in (None, WHERE):

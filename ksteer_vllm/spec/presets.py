@@ -39,7 +39,18 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def check_name(name: Any, field: str = PRESET_KEY) -> str:
-    """The name of a preset, or SpecError naming `field`. `none` is reserved."""
+    """Check that a name can be a preset's.
+
+    Args:
+        name: What was given.
+        field: What the error names.
+
+    Returns:
+        The name.
+
+    Raises:
+        SpecError: If it is not of the allowed form, or `none`, which is reserved.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise SpecError(field, f"a preset's name is {_NAME_RULE}; got {_shown(name)}", name)
     if name == NO_STEERING:
@@ -70,11 +81,18 @@ def preset_named(value: Any) -> str:
 
 
 def expand(value: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """What a request asks for, with its preset's fields filled in: a mapping, or whatever else was given, for
-    `SteeringSpec.parse` to check; None for an explicit opt-out.
+    """Fill in the fields of the preset a request names.
 
-    value: a spec, {"preset": name, fields that replace the preset's}, False, {"preset": "none"}, or any of
-    them as JSON text. Raises SpecError.
+    Args:
+        value: A spec, {"preset": name, fields that replace the preset's}, False, {"preset": "none"}, or any
+            of them as JSON text.
+        presets: Name -> spec.
+
+    Returns:
+        A mapping, or whatever else was given, for `SteeringSpec.parse` to check; None for an opt-out.
+
+    Raises:
+        SpecError: If there is no such preset, or a field cannot stand beside it.
     """
     value = _decoded(value)
     if value is False:
@@ -90,20 +108,28 @@ def expand(value: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
     if name == NO_STEERING:
         if overrides:
             field = _path(next(iter(overrides)))
-            raise SpecError(field, f"not beside preset {NO_STEERING!r}, which means no steering")
+            raise SpecError(field, f"not allowed beside preset {NO_STEERING!r}, which means no steering")
         return None
     if not isinstance(name, str) or name not in presets:
-        raise SpecError(PRESET_KEY, f"no preset named {_shown(name)}; there are: {_known(presets)}", name)
+        raise SpecError(PRESET_KEY, f"no preset named {_shown(name)}; available: {_known(presets)}", name)
     preset = presets[name]
     _check_overrides(name, preset, overrides)
     return {**preset, **overrides}
 
 
 def with_model_preset(value: Any, name: str) -> Any:
-    """What a request asks for whose model names preset `name`. value: what its body asks for, or None.
+    """What a request asks for whose model names a preset.
 
-    The body may name the same preset, or give fields that replace the preset's. Raises SpecError if it names
-    another or opts out.
+    Args:
+        value: What its body asks for, or None. It may name the same preset, or give fields that replace the
+            preset's.
+        name: The preset.
+
+    Returns:
+        What the request asks for in all, for `expand`.
+
+    Raises:
+        SpecError: If the body names another preset or opts out.
     """
     if value is None:
         return {PRESET_KEY: name}
@@ -127,8 +153,17 @@ def with_model_preset(value: Any, name: str) -> Any:
 
 
 def read_presets(file: str | Path) -> dict[str, dict[str, Any]]:
-    """The presets of a YAML file: name -> spec, in plain JSON types. Raises ConfigError, naming the file, the
-    preset and the field."""
+    """Read a YAML file of presets.
+
+    Args:
+        file: Its path.
+
+    Returns:
+        Name -> spec, in plain JSON types.
+
+    Raises:
+        ConfigError: Naming the file, the preset and the field.
+    """
     try:
         with Path(file).open("rb") as stream:
             loaded = yaml.load(stream, _Loader)  # a SafeLoader
@@ -149,7 +184,15 @@ def read_presets(file: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def check_preset(name: Any, spec: Any) -> None:
-    """Raise SpecError unless `name` is a preset's name and `spec` a spec in plain JSON types."""
+    """Check a preset.
+
+    Args:
+        name: Its name.
+        spec: Its spec, in plain JSON types.
+
+    Raises:
+        SpecError: If either is not what it should be, or the spec names another preset.
+    """
     check_name(name)
     if not isinstance(spec, Mapping):
         raise SpecError(EXTRA_ARGS_KEY, f"expected a spec, an object, got {type(spec).__name__}", spec)
@@ -186,7 +229,7 @@ def _check_json(value: Any, path: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise SpecError(path, f"the name {_shown(key)} is no text: put it in quotes", key)
+                raise SpecError(path, f"the name {_shown(key)} is not text: put it in quotes", key)
             _check_json(item, f"{path}.{key[:80]}")
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -205,7 +248,7 @@ def _check_overrides(name: str, preset: Mapping[str, Any], overrides: Mapping[An
                 overrides[beside[0]],
             )
     elif overrides.get("stack") is not None:
-        raise SpecError("stack", f"not beside preset {name!r}, which is one edit", overrides["stack"])
+        raise SpecError("stack", f"not allowed beside preset {name!r}, which is one edit", overrides["stack"])
 
 
 def _decoded(value: Any) -> Any:

@@ -63,7 +63,7 @@ class SteeringSpec(EditFields):
         for name, field in EditFields.model_fields.items():
             value = getattr(self, name)
             if value is not None and value != field.default:
-                raise SpecError(name, "not beside stack, whose edits each have their own", value)
+                raise SpecError(name, "not allowed beside stack, whose edits each have their own", value)
 
     def edits(self) -> tuple[Edit, ...]:
         """The edits, whichever way they were spelt.

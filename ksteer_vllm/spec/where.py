@@ -22,6 +22,11 @@ class Where(BaseModel):
 
     With P prompt tokens, prompt index i is position i (0 <= i < P); generation index j is position
     P - 1 + j, the forward pass that produces generated token j. Windows are half-open, positions absolute.
+
+    Attributes:
+        prompt: [start, end) over prompt indices, an end of None meaning the prompt's; None: no prompt token.
+        generation: [start, end) over generation indices, an end of None meaning no end; None: no generated
+            token.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,9 +70,17 @@ class Where(BaseModel):
         return {name: list(window) for name, window in named if window is not None}
 
     def positions(self, num_prompt_tokens: int, max_tokens: int | None) -> tuple[int, int, int, int]:
-        """Absolute half-open position windows (prompt start, end, generation start, end).
+        """Where the windows of one request lie.
 
-        An unused window is (0, 0). Raises SpecError if a window starts beyond the request.
+        Args:
+            num_prompt_tokens: Length of its prompt.
+            max_tokens: The most tokens it may generate, or None if that is open.
+
+        Returns:
+            Absolute half-open windows: prompt start, end, generation start, end. An unused one is (0, 0).
+
+        Raises:
+            SpecError: If a window starts beyond the request.
         """
         prompt = generation = (0, 0)
         if self.prompt is not None:

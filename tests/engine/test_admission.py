@@ -123,7 +123,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         ["ksteer.condition", "either above or below"],
     ),
     "empty stack": ({"stack": []}, ["ksteer.stack", "1 to 1024 edits", "0"]),
-    "stack beside an edit": ({**GOOD, "stack": [GOOD]}, ["ksteer.probe", "not beside stack"]),
+    "stack beside an edit": ({**GOOD, "stack": [GOOD]}, ["ksteer.probe", "not allowed beside stack"]),
     "deep in a stack": (
         {"stack": [GOOD, {**GOOD, "until": {"target": "high"}}]},
         ["ksteer.stack.1.until.target", "number", "'high'"],

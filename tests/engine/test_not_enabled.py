@@ -66,7 +66,7 @@ def test_a_spec_sent_to_an_engine_without_steering_is_refused(
     plain_engine: Any, prompts: Callable[..., list[list[int]]], spec: Any
 ) -> None:
     prompt = prompts(1, 10)[0]
-    with pytest.raises(ValueError, match=r"no steering: start it with --plugin ksteer"):
+    with pytest.raises(ValueError, match=r"not enabled in this engine: start it with --plugin ksteer"):
         generate_one(plain_engine, prompt, spec)
     assert len(generate_one(plain_engine, prompt).outputs[0].token_ids) == 12
 

@@ -25,10 +25,10 @@ _TYPES = {
 _MEANINGS = {
     400: "The request is malformed, or what it asks for cannot be run here.",
     403: "This server allows no changes, or the admin key is missing or wrong.",
-    404: "There is nothing of that name.",
+    404: "Nothing has that name.",
     409: "The name is taken or in use, or the device tables are full.",
     413: "The body is larger than max_spec_bytes.",
-    503: "Capacity is still held by probes that retire, or another change is being made; see Retry-After.",
+    503: "Retiring probes still hold capacity, or another change is in progress; see Retry-After.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 
@@ -47,7 +47,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def not_found(kind: str, name: str, there_are: str) -> LifecycleError:
     """No probe or preset of that name."""
-    return LifecycleError(404, "name", f"no {kind} named {name[:80]!r}; there are: {there_are}")
+    return LifecycleError(404, "name", f"no {kind} named {name[:80]!r}; available: {there_are}")
 
 
 def error_response(

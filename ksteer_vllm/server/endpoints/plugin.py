@@ -39,7 +39,7 @@ class SteeringEndpoints:
         """Give the routes their engine. Raises ConfigError if the admin key cannot be read."""
         if engine_client is None:
             return
-        from ksteer_vllm.host.lifecycle import Lifecycle
+        from ksteer_vllm.host.lifecycle import ServerLifecycle
         from ksteer_vllm.server.endpoints.routes import STATE_KEY
         from ksteer_vllm.server.endpoints.service import Service
 
@@ -47,7 +47,7 @@ class SteeringEndpoints:
         folder = getattr(args, "ksteer_shared_folder", None)
         if getattr(engine_client.engine_core, "client_count", 1) == 1:
             folder = None
-        lifecycle = Lifecycle(engine_client, None if folder is None else Path(folder))
+        lifecycle = ServerLifecycle(engine_client, None if folder is None else Path(folder))
         lifecycle.start()
         setattr(
             state,

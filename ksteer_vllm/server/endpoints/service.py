@@ -15,7 +15,7 @@ from ksteer_vllm.versions import running_versions
 
 if TYPE_CHECKING:
     from ksteer_vllm.admission.registry import Registry
-    from ksteer_vllm.host.lifecycle import Lifecycle
+    from ksteer_vllm.host.lifecycle import ServerLifecycle
 
 __all__ = ["Service"]
 
@@ -27,7 +27,9 @@ class Service:
     what changes must bring, or None.
     """
 
-    def __init__(self, engine_client: Any, state: Any, lifecycle: Lifecycle, admin_key: str | None) -> None:
+    def __init__(
+        self, engine_client: Any, state: Any, lifecycle: ServerLifecycle, admin_key: str | None
+    ) -> None:
         self._engine = engine_client
         self._state = state
         self.lifecycle = lifecycle

@@ -194,7 +194,7 @@ BAD: dict[str, Bad] = {
     "spec of many kilobytes": _bad("ksteer", "max_spec_bytes=65536", target=["warm" * 2**15]),
     "stack of no edits": Bad({"stack": [[]]}, "ksteer.stack.0", ("an object of probe, method", "[]")),
     "stack in a stack": Bad({"stack": [{"stack": [spec()]}]}, "ksteer.stack.0.stack", ("unknown field",)),
-    "stack beside an edit": _bad("ksteer.probe", "not beside stack", stack=[spec()]),
+    "stack beside an edit": _bad("ksteer.probe", "not allowed beside stack", stack=[spec()]),
     "stack too high": Bad(
         {"stack": [spec()] * 3}, "ksteer.stack", ("needs 3 edits in a row", "max_stages=2")
     ),

@@ -149,7 +149,7 @@ class TestInstalledButNotEnabled:
                 response = plain_http.post(route, json=request_body(route, stream=stream, **fields))
                 assert response.status_code == 400, response.text
                 error = response.json()["error"]
-                assert "no steering" in error["message"]
+                assert "steering is not enabled" in error["message"]
                 assert "--plugin ksteer" in error["message"]
                 assert error["param"] == "ksteer"
         assert plain_http.post(route, json=request_body(route)).status_code == 200

@@ -82,7 +82,7 @@ def test_refusals(http: httpx.Client, route: str, stream: bool) -> None:
     assert refused(404, model="huge:warm")["param"] == "model"
     error = refused(400, ksteer={"preset": "hot"})
     assert error["param"] == "ksteer.preset"
-    assert "there are: warm, cold.v2, both, none" in error["message"]
+    assert "available: warm, cold.v2, both, none" in error["message"]
     assert refused(400, model="tiny:warm", ksteer={"preset": "both"})["param"] == "ksteer.preset"
     assert refused(400, model="tiny:warm", ksteer=False)["param"] == "ksteer.preset"
     assert refused(400, model="tiny:both", ksteer={"alpha": 1})["param"] == "ksteer.alpha"

@@ -185,7 +185,7 @@ def test_bad_values_are_usage_errors(
         (("--ksteer-kernels", "torch", *OTHER), "--ksteer-kernels needs --plugin ksteer"),
         (("--ksteer-default", "warm"), "--ksteer-default needs --plugin ksteer"),
         (("--ksteer-probe-dir", "."), "--ksteer-probe-dir needs --plugin ksteer"),
-        ((*PLUGIN, "--ksteer-default", "warm"), "default: no preset named 'warm'; there are: none"),
+        ((*PLUGIN, "--ksteer-default", "warm"), "default: no preset named 'warm'; available: none"),
         ((*PROBE, "--ksteer-probe", "tones=other"), "--ksteer-probe: tones is given twice"),
         ((*PROBE, "--ksteer-probe", "b=c", "--ksteer-max-probes", "1"), "max_probes: 1 slots for 2 probes"),
         (

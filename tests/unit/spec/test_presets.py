@@ -107,14 +107,14 @@ def test_a_spec_without_a_preset_is_left_alone() -> None:
         ("null", "ksteer", "got null"),
         ("{", "ksteer", "not valid JSON"),
         ("[" * 100_000, "ksteer", "nested too deeply"),
-        ({"preset": "cold"}, "preset", "no preset named 'cold'; there are: warm, two, none"),
+        ({"preset": "cold"}, "preset", "no preset named 'cold'; available: warm, two, none"),
         ({"preset": 3}, "preset", "no preset named 3"),
         ({"preset": ["warm"]}, "preset", "no preset named ['warm']"),
         ({"preset": "x" * 500}, "preset", "no preset named 'xxx"),
-        ({"preset": "none", "alpha": 1}, "alpha", "not beside preset 'none'"),
+        ({"preset": "none", "alpha": 1}, "alpha", "not allowed beside preset 'none'"),
         ({"preset": "two", "alpha": 1}, "alpha", "a stack, which takes no field but report"),
         ({"preset": "two", "stack": [WARM]}, "stack", "a stack, which takes no field but report"),
-        ({"preset": "warm", "stack": [WARM]}, "stack", "not beside preset 'warm', which is one edit"),
+        ({"preset": "warm", "stack": [WARM]}, "stack", "not allowed beside preset 'warm', which is one edit"),
     ],
 )
 def test_refusals(value: Any, field: str, says: str) -> None:
@@ -162,7 +162,7 @@ def test_a_model_name_and_a_body_that_agree() -> None:
         ("warm: tones", "preset 'warm': ksteer: expected a spec, an object, got str"),
         ("warm: {probe: t, target: [a], alpha: strong}", "preset 'warm': ksteer.alpha: "),
         ("warm: {probe: t, target: [a], strength: 1}", "preset 'warm': ksteer.strength: unknown field"),
-        ("warm: {probe: t, target: {yes: 1}}", "preset 'warm': ksteer.target: the name True is no text"),
+        ("warm: {probe: t, target: {yes: 1}}", "preset 'warm': ksteer.target: the name True is not text"),
         ("warm: {probe: t, target: [a], where: 2026-01-01}", "ksteer.where: expected JSON types, got date"),
         ("warm: {preset: cold}", "preset 'warm': ksteer.preset: a preset is a spec of its own"),
         ("none: {probe: t, target: [a]}", "preset 'none': ksteer.preset: 'none' is reserved"),
@@ -206,7 +206,7 @@ def test_the_configuration_checks_them(tmp_path: Path) -> None:
     config = EngineConfig.parse({"presets": str(file), "default": "warm"})
     assert config.presets == PRESETS
     assert EngineConfig.parse(config.as_json()) == config
-    with pytest.raises(ConfigError, match="no preset named 'cold'; there are: warm, two"):
+    with pytest.raises(ConfigError, match="no preset named 'cold'; available: warm, two"):
         EngineConfig.parse({"presets": PRESETS, "default": "cold"})
     with pytest.raises(ConfigError, match="preset 'a b'"):
         EngineConfig.parse({"presets": {"a b": WARM}})
