@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ksteer_vllm.config import CONFIG_KEY
+from ksteer_vllm.host.admitted import admitted_request
 from ksteer_vllm.host.every_worker import LOAD, UNLOAD
-from ksteer_vllm.host.requests import admitted_request
 
 __all__ = ["collective_rpc", "preprocess_add_request"]
 

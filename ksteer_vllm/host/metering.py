@@ -15,8 +15,9 @@ from typing import Any
 
 from ksteer_vllm.admission.runnable import RunnableSpec
 from ksteer_vllm.admission.usage import tally
+from ksteer_vllm.host.admitted import admitted_request, set_admitted
 from ksteer_vllm.host.every_worker import ask_every_worker
-from ksteer_vllm.host.requests import Admission, admitted_request, set_admitted
+from ksteer_vllm.host.requests import Admission
 from ksteer_vllm.spec.admitted import AdmittedRequest
 from ksteer_vllm.telemetry import events, metrics
 

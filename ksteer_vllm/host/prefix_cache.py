@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ksteer_vllm.host.requests import admission_record
+from ksteer_vllm.host.admitted import admission_record
 from ksteer_vllm.spec.fingerprint import block_key
 
 __all__ = ["with_steering_keys"]

@@ -14,9 +14,10 @@ from typing import Any
 from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 from ksteer_vllm.errors import HostVersionError
+from ksteer_vllm.host.admitted import admitted_request
 from ksteer_vllm.host.every_worker import ask_every_worker
 from ksteer_vllm.host.metering import observe_report
-from ksteer_vllm.host.requests import Admission, admitted_request
+from ksteer_vllm.host.requests import Admission
 from ksteer_vllm.host.version import TESTED_RANGE
 from ksteer_vllm.report import REPORT_ATTRIBUTE, assemble
 from ksteer_vllm.spec.admitted import AdmittedRequest

@@ -21,6 +21,7 @@ from ksteer_vllm.admission.refusals import count_refusal
 from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.runnable import RunnableSpec
 from ksteer_vllm.errors import KSteerError, SpecError
+from ksteer_vllm.host.admitted import set_admitted
 from ksteer_vllm.host.settings import engine_config
 from ksteer_vllm.spec.admitted import ADMISSION_KEY, AdmittedRequest
 from ksteer_vllm.spec.capture import CAPTURE_KEY, check_capture
@@ -30,19 +31,15 @@ from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 __all__ = [
     "Admission",
     "AdmissionError",
-    "admission_record",
     "admit_into",
-    "admitted_request",
     "asks_for_steering",
     "compute_all_captured",
     "counting_refusals",
     "prompt_length",
-    "set_admitted",
     "without_default",
 ]
 
 Result = TypeVar("Result")
-
 
 _DEFAULT_IS_OFF: ContextVar[bool] = ContextVar("ksteer_default_is_off", default=False)
 """Requests that say nothing of steering are made for a search that opted out."""
@@ -107,27 +104,6 @@ def _said(params: Any) -> Any:
         if isinstance(extra, Mapping) and extra.get(EXTRA_ARGS_KEY) is not None:
             return extra[EXTRA_ARGS_KEY]
     return getattr(params, EXTRA_ARGS_KEY, None)
-
-
-def admission_record(params: Any) -> Mapping[str, Any] | None:
-    """What admission wrote into a request's sampling parameters (`AdmittedRequest.to_wire`), or None."""
-    extra = params.extra_args if params is not None else None
-    return extra.get(ADMISSION_KEY) if extra else None
-
-
-def admitted_request(params: Any) -> AdmittedRequest | None:
-    """The steering of an admitted request, from its sampling parameters; None of a plain one."""
-    record = admission_record(params)
-    return None if record is None else AdmittedRequest.from_wire(record)
-
-
-def set_admitted(params: Any, admitted: AdmittedRequest) -> None:
-    """Write the steering of a request into its own copy of the sampling parameters, in place of its spec.
-
-    The dict of `extra_args` is replaced, never changed: the caller's may be the same one.
-    """
-    extra = {name: value for name, value in (params.extra_args or {}).items() if name != EXTRA_ARGS_KEY}
-    params.extra_args = {**extra, ADMISSION_KEY: admitted.to_wire()}
 
 
 def prompt_length(prompt: Any) -> int | None:

@@ -13,7 +13,7 @@ import torch
 
 from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.errors import HostVersionError
-from ksteer_vllm.host.requests import admitted_request
+from ksteer_vllm.host.admitted import admitted_request
 from ksteer_vllm.host.version import TESTED_RANGE
 from ksteer_vllm.spec.admitted import AdmittedRequest
 

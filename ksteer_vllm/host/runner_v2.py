@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from ksteer_vllm.device.state import SteeringState
-from ksteer_vllm.host.requests import admitted_request
+from ksteer_vllm.host.admitted import admitted_request
 
 __all__ = ["hook"]
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ksteer_vllm.host import engine_core, requests
+from ksteer_vllm.host.admitted import admission_record
 from ksteer_vllm.host.beam_search import check_beam_search
 from ksteer_vllm.host.ledger import Patch
 from ksteer_vllm.host.metering import open_meter
@@ -20,7 +21,6 @@ from ksteer_vllm.host.reporting import open_desk, wants_report
 from ksteer_vllm.host.requests import (
     Admission,
     AdmissionError,
-    admission_record,
     asks_for_steering,
     counting_refusals,
     without_default,

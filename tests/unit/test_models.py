@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from ksteer_vllm import DecoderNotFoundError
-from ksteer_vllm.models import KNOWN_PATHS, find_decoder_layers
+from ksteer_vllm import DecoderNotFoundError, UsageError
+from ksteer_vllm.models import KNOWN_PATHS, check_layers, find_decoder_layers
 
 
 def model_with(**stacks: int) -> nn.Module:
@@ -75,3 +75,9 @@ def test_a_wrong_name(path: str, words: str) -> None:
     with pytest.raises(DecoderNotFoundError, match=words) as refusal:
         find_decoder_layers(model_with(a__blocks=3, b__blocks=4), 4, path)
     assert "b.blocks" in str(refusal.value)
+
+
+def test_layers_a_model_does_not_have_are_refused_by_field() -> None:
+    check_layers("layers", (0, 3), 4, UsageError)
+    with pytest.raises(UsageError, match=r"^layers: 4, -1 of a model with layers 0 to 3$"):
+        check_layers("layers", (4, 0, -1), 4, UsageError)

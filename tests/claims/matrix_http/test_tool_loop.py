@@ -40,6 +40,7 @@ class AdmittingEngine:
 
     def generate(self, prompt: Any, params: Any, request_id: str, **_: Any) -> AsyncIterator[Any]:
         from ksteer_vllm.host import requests
+        from ksteer_vllm.host.admitted import admitted_request
 
         admitted = self.input_processor.ksteer_admission.check(
             params, num_prompt_tokens=requests.prompt_length(prompt)
@@ -49,7 +50,7 @@ class AdmittingEngine:
         )
         if admitted is not None:
             requests.admit_into(request, admitted)
-        found = requests.admitted_request(request.sampling_params)
+        found = admitted_request(request.sampling_params)
         self.asked.append([list(edit.windows) for edit in found.edits] if found else [])
         return self._output(len(self.asked))
 
