@@ -52,7 +52,7 @@ def test_any_order_beside_additional_config(order: tuple[tuple[str, ...], ...]) 
 def test_dotted_additional_config_goes_along() -> None:
     config = engine_additional_config("--additional-config.other", "1", *PROBE)
     assert config["other"] == 1
-    assert config["ksteer"]["probes"] == {"tones": {"path": "/probes/tones", "digest": ""}}
+    assert config["ksteer"]["probes"] == {"tones": {"path": "/probes/tones"}}
 
 
 def test_flags_extend_what_additional_config_says() -> None:
