@@ -15,6 +15,9 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """Names by what they are for; whatever is left of `__all__` is an error."""
 
+BESIDE = "## Labelled text\n\n::: ksteer_vllm.data.dataset.TaskDataset\n"
+"""What users of the workbench import from where it is."""
+
 
 def python_api() -> str:
     """A section for each group of names, with an entry for each name."""
@@ -23,7 +26,7 @@ def python_api() -> str:
     lines = []
     for title, names in {**SECTIONS, "Errors": ("KSteerError", *_without(rest, "KSteerError"))}.items():
         lines += [f"## {title}\n", *(f"::: {_path(name)}\n" for name in names)]
-    return "\n".join(lines)
+    return "\n".join([*lines, BESIDE])
 
 
 def _without(names: tuple[str, ...], name: str) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ def test_the_site_takes_nothing_from_the_network() -> None:
 
 def test_every_public_name_has_an_entry() -> None:
     entries = re.findall(r"^::: \S*\.(\w+)$", (ROOT / "docs" / "python-api.md").read_text(), re.MULTILINE)
-    assert sorted(entries) == sorted(ksteer_vllm.__all__)
+    assert set(ksteer_vllm.__all__) <= set(entries)
+    assert len(entries) == len(set(entries))
 
 
 def test_the_readme_is_a_screen_and_a_half() -> None:
