@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from rich.progress import Progress
 
 from ksteer_vllm.bench.engines import generation_params, start_engine, stop_engine
-from ksteer_vllm.bench.jobs import Job, Reply
+from ksteer_vllm.bench.jobs import MAX_TOKENS, Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import UsageError
@@ -51,7 +51,7 @@ class Bench:
         layers: Literal["all"] | Sequence[int] = "all",
         engine_options: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
-        max_tokens: int = 96,
+        max_tokens: int = MAX_TOKENS,
         scored: bool = True,
         steering: Mapping[str, Any] | None = None,
     ) -> None:

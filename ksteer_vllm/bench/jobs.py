@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ksteer_vllm.data.rows import Message
 
-__all__ = ["Job", "Reply"]
+__all__ = ["MAX_TOKENS", "Job", "Reply"]
+
+MAX_TOKENS: Final = 96
+"""Of a reply, unless a plan says otherwise."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ksteer_vllm.bench.jobs import MAX_TOKENS
 from ksteer_vllm.demo.corpus import Question, draw_tones, instruction_for
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.reader import read
@@ -34,7 +35,7 @@ def sample_replies(
     *,
     temperature: float,
     seed: int = 0,
-    max_new_tokens: int = 96,
+    max_new_tokens: int = MAX_TOKENS,
     batch_size: int = 100,
 ) -> list[tuple[str, bool]]:
     """A reply to every prompt, and whether it ended by itself.  Temperature 0 is greedy."""
