@@ -14,12 +14,13 @@ from torch.nn.functional import cross_entropy
 from benchmarks.toy.environment import Classifier
 from benchmarks.toy.pairs import Pairs, labelled
 from ksteer_kernels.reference.mlp import MLPWeights
-from ksteer_vllm.fit.edit_training import EditPlan, TrainableEdit, train_edit
+from ksteer_vllm.fit.edit_training import TrainableEdit, train_edit
 from ksteer_vllm.fit.methods.linear import LinearPlan, regressions
 from ksteer_vllm.fit.methods.loreft import LoReFT, LoReFTPlan
 from ksteer_vllm.fit.methods.lorest import LoReST, LoReSTPlan
+from ksteer_vllm.fit.plans import EditPlan, FitPlan
 from ksteer_vllm.fit.statistics import activation_scale, label_means, standardisation
-from ksteer_vllm.fit.train import FitPlan, train_network
+from ksteer_vllm.fit.train import train_network
 
 __all__ = ["Directions", "Plans", "fit_directions", "fit_linear", "fit_loreft", "fit_lorest", "fit_probe"]
 

@@ -1,4 +1,7 @@
-"""The `ksteer` command, one file a subcommand."""
+"""The `ksteer` command, one file a subcommand.
+
+Importing it imports neither torch nor vLLM: a command imports what it runs when it runs.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from ksteer_vllm.cli.calibrate import calibrate
 from ksteer_vllm.cli.condition import condition
 from ksteer_vllm.cli.convert import convert
 from ksteer_vllm.cli.demo import demo
+from ksteer_vllm.cli.errors import OneLineErrors
 from ksteer_vllm.cli.evaluate import evaluate
 from ksteer_vllm.cli.fit import fit
 from ksteer_vllm.cli.hub import pull, push
@@ -23,10 +27,11 @@ from ksteer_vllm.cli.verify import verify
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Steering in vLLM: fit probes and vectors, look at them, run the demo.",
+    cls=OneLineErrors,
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # plain text: its tables cut option names at 80 columns
     pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -39,14 +44,24 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Steering in vLLM: fit probes and vectors, look at them, run the demo."""
+    """Steering in vLLM: fit, calibrate and evaluate probes and vectors, and look after running servers."""
 
 
-for command in (model, layers, fit, calibrate, condition, convert, inspect, demo, verify, push, pull):
-    app.command()(command)
+app.command()(fit)
+app.command()(layers)
+app.command()(calibrate)
+app.command("sweep", hidden=True)(calibrate)  # what calibrate was called before
 app.command("eval")(evaluate)
-app.command("sweep", hidden=True)(calibrate)  # its name before 0.2
+app.command()(condition)
+app.command()(inspect)
+app.command()(convert)
+app.command()(model)
+app.command()(push)
+app.command()(pull)
+app.command()(verify)
 app.add_typer(server, name="server")
+app.command()(demo)

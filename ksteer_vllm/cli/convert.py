@@ -1,19 +1,20 @@
-"""`ksteer convert`: register with `app.command()(convert)`."""
+"""`ksteer convert`: what another package saved, as a probe."""
 
 from __future__ import annotations
 
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ksteer_vllm.convert import Options
-from ksteer_vllm.convert import convert as convert_source
-from ksteer_vllm.errors import ProbeError
-from ksteer_vllm.models import ModelIdentity
-from ksteer_vllm.probes.probe import Probe
+from ksteer_vllm.cli.from_models import command
+from ksteer_vllm.errors import ProbeError, UsageError
+
+if TYPE_CHECKING:
+    from ksteer_vllm.models import ModelIdentity
+    from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["Format", "convert"]
 
@@ -29,39 +30,62 @@ class Format(StrEnum):
     SAELENS = "saelens"
 
 
+@command
 def convert(
-    source: Annotated[Path, typer.Argument(help="A file or folder of another steering package.")],
+    source: Annotated[Path, typer.Argument(help="A file or folder that another steering package saved.")],
     out: Annotated[Path, typer.Option(help="The probe folder to write.")],
-    format: Annotated[Format, typer.Option(help="What SOURCE is.")] = Format.AUTO,
-    model: Annotated[str, typer.Option(help="The model it is for: a folder, or a Hugging Face name.")] = "",
-    model_type: Annotated[str, typer.Option(help="Instead of --model: its model_type …")] = "",
-    hidden_size: Annotated[int | None, typer.Option(min=1, help="… its hidden size …")] = None,
-    num_layers: Annotated[int | None, typer.Option(min=1, help="… and its number of decoder blocks.")] = None,
+    format: Annotated[
+        Format, typer.Option(help="What SOURCE is; auto tells from its contents.")
+    ] = Format.AUTO,
+    model: Annotated[str, typer.Option(help="The model it is for: a folder, or a name on the hub.")] = "",
+    model_type: Annotated[
+        str, typer.Option(help="Instead of --model, with the two options that follow: its model_type.")
+    ] = "",
+    hidden_size: Annotated[
+        int | None, typer.Option(min=1, help="Instead of --model: its hidden size.")
+    ] = None,
+    num_layers: Annotated[
+        int | None, typer.Option(min=1, help="Instead of --model: its number of decoder blocks.")
+    ] = None,
     layer: Annotated[
         int | None,
-        typer.Option(min=0, help="Decoder block, if SOURCE does not say; else its default layer."),
+        typer.Option(
+            min=0, help="The decoder block, if SOURCE does not say; else the probe's default layer."
+        ),
     ] = None,
-    layers: Annotated[str, typer.Option(help="Keep only these layers of SOURCE, say 10-14,20.")] = "",
-    labels: Annotated[str, typer.Option(help="Names, a,b,c; default: as in SOURCE, or its file name.")] = "",
-    features: Annotated[str, typer.Option(help="Features of an SAE to keep, say 12,57.")] = "",
+    layers: Annotated[
+        str,
+        typer.Option(metavar="RANGE,...", help="Keep only these layers of SOURCE, such as 10-14,20."),
+    ] = "",
+    labels: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...", help="Names of the labels; default: as in SOURCE, or its file name."
+        ),
+    ] = "",
+    features: Annotated[
+        str, typer.Option(metavar="RANGE,...", help="Features of an SAE to keep, such as 12,57.")
+    ] = "",
 ) -> None:
-    """Convert what another package saved: nothing in it is run."""
+    """Convert what another steering package saved to a probe.
+
+    No code in it is run.
+    """
+    from ksteer_vllm.convert import Options
+    from ksteer_vllm.convert import convert as convert_source
+
+    options = Options(
+        model=_identity(model, model_type, hidden_size, num_layers),
+        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        layer=layer,
+        layers=_numbers("--layers", layers),
+        features=_numbers("--features", features),
+    )
+    probe = convert_source(source, options, format.value)
     try:
-        options = Options(
-            model=_identity(model, model_type, hidden_size, num_layers),
-            labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
-            layer=layer,
-            layers=_numbers("--layers", layers),
-            features=_numbers("--features", features),
-        )
-        probe = convert_source(source, options, format.value)
-        try:
-            probe.save(out)
-        except OSError as error:
-            raise ProbeError(f"{out}: {error.strerror or error}") from None
-    except ProbeError as error:
-        typer.echo(f"ksteer: {error}", err=True)
-        raise typer.Exit(2) from None
+        probe.save(out)
+    except OSError as error:
+        raise ProbeError(f"{out}: {error.strerror or error}") from None
     for note in probe.metadata.training.get("notes", ()):
         typer.echo(f"note: {note}", err=True)
     typer.echo(_summary(probe, out))
@@ -75,13 +99,15 @@ def _summary(probe: Probe, out: Path) -> str:
 
 
 def _identity(model: str, model_type: str, hidden_size: int | None, num_layers: int | None) -> ModelIdentity:
-    """The model named, as vLLM reads its configuration, or the one described. Raises ProbeError."""
+    """The model named, as vLLM reads its configuration, or the one described. Raises UsageError."""
+    from ksteer_vllm.models import ModelIdentity
+
     described = (model_type, hidden_size, num_layers)
     if model and any(described):
-        raise ProbeError("--model: give it alone, or --model-type, --hidden-size and --num-layers instead")
+        raise UsageError("--model: give it alone, or --model-type, --hidden-size and --num-layers instead")
     if not model:
         if not model_type or hidden_size is None or num_layers is None:
-            raise ProbeError("--model: required, or all of --model-type, --hidden-size and --num-layers")
+            raise UsageError("--model: required, or all of --model-type, --hidden-size and --num-layers")
         return ModelIdentity(
             name=model_type, model_type=model_type, hidden_size=hidden_size, num_layers=num_layers
         )
@@ -90,20 +116,22 @@ def _identity(model: str, model_type: str, hidden_size: int | None, num_layers: 
 
     try:
         return model_of(model)
+    except ModuleNotFoundError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()
-        raise ProbeError(f"--model {model}: {reason[0][:300] if reason else type(error).__name__}") from None
+        raise UsageError(f"--model {model}: {reason[0][:300] if reason else type(error).__name__}") from None
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    """`12,57` or `10-14,20` as numbers. Raises ProbeError."""
+    """`12,57` or `10-14,20` as numbers. Raises UsageError."""
     numbers: list[int] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 20:
-            raise ProbeError(f"{option}: {part[:80]!r}; expected numbers and ranges, say 10-14,20")
+            raise UsageError(f"{option}: {part[:80]!r}; expected numbers and ranges, such as 10-14,20")
         low, high = int(first), int(last or first)
         if not low <= high <= low + 10_000:
-            raise ProbeError(f"{option}: {part!r}: a range goes up, by at most 10000")
+            raise UsageError(f"{option}: {part!r}: a range goes up, by at most 10000")
         numbers.extend(range(low, high + 1))
     return tuple(numbers)

@@ -7,70 +7,40 @@ from typing import Annotated, Any
 
 import typer
 
-from ksteer_vllm.cli.options import clean_errors, given, numbers_of, one_process, quiet_vllm, wide_console
+from ksteer_vllm.cli.from_models import From, command
+from ksteer_vllm.cli.options import Judge, one_process, quiet_vllm, wide_console
+from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 
 __all__ = ["evaluate"]
 
+Fields = Annotated[
+    dict[str, Any],
+    From(
+        EvaluationPlan,
+        leave_out=("judge", "judge_options", "texts", "temperature", "max_tokens"),
+        repeated=("variants",),
+        open=("sizes", "avoid"),
+    ),
+]
 
+
+@command
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="SUITE", help="A calibrated suite folder.")],
-    sizes: Annotated[
-        str | None, typer.Option(help="How many labels at once, such as 1,2; default: as calibrated.")
-    ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Evaluation prompts, the first so many.")] = 20,
-    variants: Annotated[
-        list[str] | None,
-        typer.Option("--variants", help="A variant or a probe of the suite; repeatable; default: all."),
-    ] = None,
-    judge: Annotated[str | None, typer.Option(help="reader, probe or openai; default: the suite's.")] = None,
-    judge_url: Annotated[
-        str | None, typer.Option(help="openai: the endpoint, such as http://localhost:8000/v1.")
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="openai: the model's name there.")] = None,
-    judge_concurrency: Annotated[int | None, typer.Option(min=1, help="openai: requests at a time.")] = None,
-    judge_timeout: Annotated[float | None, typer.Option(min=0.1, help="openai: seconds per request.")] = None,
-    avoid: Annotated[
-        str | None,
-        typer.Option(help="rest: away from all other labels, or none; default: as calibrated."),
-    ] = None,
-    strength: Annotated[str, typer.Option(help="Which calibrated one: best or largest_coherent.")] = "best",
-    steps: Annotated[str, typer.Option(help="Of the curve of gradient steps.")] = "1,2,4,8,16",
+    fields: Fields,
+    judge: Judge,
 ) -> None:
-    """Evaluate every variant of a suite at its calibrated strength, over combinations of labels.
+    """Evaluate the methods of a calibrated suite.
 
-    Sampling is that of the calibration, which its strengths and its coherence rule are for.
-
-    Started again after it was interrupted, it goes on with the replies it has.
+    Every variant runs at its calibrated strength, over combinations of labels. Sampling is as in the
+    calibration, which the strengths and the coherence rule are for. A run that was interrupted resumes with
+    the replies it has.
     """
-    from pydantic import ValidationError
-
-    from ksteer_vllm.errors import UsageError, first_problem
-    from ksteer_vllm.experiments.evaluation.command import run_evaluation
-    from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
-
     quiet_vllm()
     one_process()
-    console = wide_console()
-    options: dict[str, Any] = given(
-        url=judge_url, model=judge_model, concurrency=judge_concurrency, timeout=judge_timeout
-    )
-    with clean_errors():
-        try:
-            plan = EvaluationPlan.model_validate(
-                {
-                    "prompts": prompts,
-                    "variants": tuple(variants or ()),
-                    "judge": judge or ("openai" if judge_url else None),
-                    "judge_options": options,
-                    "strength": strength,
-                    "steps": numbers_of("steps", steps),
-                    **given(
-                        sizes=None if sizes is None else numbers_of("sizes", sizes),
-                        avoid=avoid,
-                    ),
-                }
-            )
-        except ValidationError as error:
-            first = first_problem(error)
-            raise UsageError(f"{first}, got {first.got!r}") from None
-        run_evaluation(folder, plan, console)
+    from ksteer_vllm.experiments.evaluation.command import run_evaluation
+
+    options = judge.of_endpoint()
+    name = judge.judge or ("openai" if "url" in options else None)
+    plan = EvaluationPlan(**fields, judge=name, judge_options=options)
+    run_evaluation(folder, plan, wide_console())

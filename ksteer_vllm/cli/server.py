@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ksteer_vllm.cli.options import clean_errors, wide_console
+from ksteer_vllm.cli.from_models import command
+from ksteer_vllm.cli.options import wide_console
 from ksteer_vllm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,72 +18,76 @@ if TYPE_CHECKING:
 __all__ = ["server"]
 
 server = typer.Typer(
-    help="Probes of running servers, on every replica: list, load, retire.", no_args_is_help=True
+    help="Manage the probes of running servers, on every replica.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Urls = Annotated[
-    list[str], typer.Option("--url", help="A replica, such as http://replica-0:8000; repeatable.")
+    list[str],
+    typer.Option("--url", help="The address of a replica, such as http://replica-0:8000; may be repeated."),
 ]
 AllAddresses = Annotated[
-    bool, typer.Option("--all-addresses", help="Each --url stands for every address its name has.")
+    bool, typer.Option("--all-addresses", help="Let each --url stand for every address its name has.")
 ]
-ApiKeyFile = Annotated[Path | None, typer.Option(help="A file with vLLM's --api-key.")]
-AdminKeyFile = Annotated[Path | None, typer.Option(help="A file with the key of --ksteer-admin-key-file.")]
+ApiKeyFile = Annotated[Path | None, typer.Option(help="The file that holds vLLM's --api-key.")]
+AdminKeyFile = Annotated[
+    Path | None, typer.Option(help="The file that holds the key of --ksteer-admin-key-file.")
+]
 Name = Annotated[str, typer.Argument(help="What requests call the probe.")]
 
 
 @server.command("list")
+@command
 def list_probes(
     url: Urls,
     all_addresses: AllAddresses = False,
     api_key_file: ApiKeyFile = None,
 ) -> None:
-    """Show what each replica has; exit status 1 if they differ or one does not answer."""
-    with clean_errors():
-        from ksteer_vllm.server import replicas
+    """Show which probes each replica has.
 
-        outcomes = replicas.list_all(_replicas(url, all_addresses), _keys(api_key_file, None))
-        rows = []
-        for outcome in outcomes:
-            probes = ", ".join(f"{name} ({digest[:12]})" for name, digest in sorted(outcome.probes.items()))
-            shown = f"{probes or 'no probes'}; presets: {', '.join(outcome.presets) or 'none'}"
-            rows.append((outcome, shown if outcome.done else outcome.detail))
-        _show(rows)
-        alike = len({(tuple(sorted(o.probes.items())), o.presets) for o in outcomes if o.done}) <= 1
-        if not alike:
-            typer.echo("the replicas differ", err=True)
-        if not alike or not all(outcome.done for outcome in outcomes):
-            raise typer.Exit(1)
+    The exit status is 1 if the replicas differ or one does not answer.
+    """
+    from ksteer_vllm.server import replicas
+
+    outcomes = replicas.list_all(_replicas(url, all_addresses), _keys(api_key_file, None))
+    rows = []
+    for outcome in outcomes:
+        probes = ", ".join(f"{name} ({digest[:12]})" for name, digest in sorted(outcome.probes.items()))
+        shown = f"{probes or 'no probes'}; presets: {', '.join(outcome.presets) or 'none'}"
+        rows.append((outcome, shown if outcome.done else outcome.detail))
+    _show(rows)
+    alike = len({(tuple(sorted(o.probes.items())), o.presets) for o in outcomes if o.done}) <= 1
+    if not alike:
+        typer.echo("the replicas differ", err=True)
+    if not alike or not all(outcome.done for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 @server.command()
+@command
 def load(
     name: Name,
     folder: Annotated[str, typer.Argument(help="A folder of the servers' --ksteer-probe-dir, by name.")],
     url: Urls,
-    replace: Annotated[bool, typer.Option("--replace", help="The name may be taken.")] = False,
-    digest: Annotated[str | None, typer.Option(help="What the folder must hold.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a probe of this name.")] = False,
+    digest: Annotated[str | None, typer.Option(help="The digest that the folder's probe must have.")] = None,
     all_addresses: AllAddresses = False,
     api_key_file: ApiKeyFile = None,
     admin_key_file: AdminKeyFile = None,
 ) -> None:
-    """Load a probe on every replica; exit status 1, and a table that says which did not, unless all did."""
-    with clean_errors():
-        from ksteer_vllm.server import replicas
+    """Load a probe on every replica.
 
-        _finish(
-            replicas.load(
-                _replicas(url, all_addresses),
-                _keys(api_key_file, admin_key_file),
-                name,
-                folder,
-                digest=digest,
-                replace=replace,
-            )
-        )
+    Unless all loaded it, the exit status is 1 and a table says which did not.
+    """
+    from ksteer_vllm.server import replicas
+
+    keys = _keys(api_key_file, admin_key_file)
+    _finish(replicas.load(_replicas(url, all_addresses), keys, name, folder, digest=digest, replace=replace))
 
 
 @server.command()
+@command
 def retire(
     name: Name,
     url: Urls,
@@ -90,15 +95,17 @@ def retire(
     api_key_file: ApiKeyFile = None,
     admin_key_file: AdminKeyFile = None,
 ) -> None:
-    """Retire a probe on every replica; exit status 1, and a table that says which did not, unless all did."""
-    with clean_errors():
-        from ksteer_vllm.server import replicas
+    """Retire a probe on every replica.
 
-        keys = _keys(api_key_file, admin_key_file)
-        outcomes = replicas.retire(_replicas(url, all_addresses), keys, name)
-        if all(outcome.state == "had none" for outcome in outcomes):
-            raise UsageError(f"no replica has a probe named {name!r}")
-        _finish(outcomes)
+    Unless all retired it, the exit status is 1 and a table says which did not.
+    """
+    from ksteer_vllm.server import replicas
+
+    keys = _keys(api_key_file, admin_key_file)
+    outcomes = replicas.retire(_replicas(url, all_addresses), keys, name)
+    if all(outcome.state == "had none" for outcome in outcomes):
+        raise UsageError(f"no replica has a probe named {name!r}")
+    _finish(outcomes)
 
 
 def _replicas(urls: Sequence[str], all_addresses: bool) -> list[Replica]:
@@ -135,7 +142,7 @@ def _finish(outcomes: Sequence[Outcome]) -> None:
     if changed:
         typer.echo(f"{changed} of {len(outcomes)} replicas changed and stay so; not: ", err=True, nl=False)
         typer.echo(", ".join(outcome.replica.url for outcome in missing), err=True)
-        typer.echo("put right what is said above and run it again (a load with --replace)", err=True)
+        typer.echo("resolve what is said above and run it again (a load with --replace)", err=True)
     else:
         typer.echo("nothing was changed", err=True)
     raise typer.Exit(1)

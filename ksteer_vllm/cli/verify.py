@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel, ConfigDict, Field
 
-from ksteer_vllm.cli.options import (
-    Dtype,
-    GpuMemory,
-    MaxModelLen,
-    clean_errors,
-    given,
-    numbers_of,
-    one_process,
-    quiet_vllm,
-    wide_console,
-)
+from ksteer_vllm.cli.from_models import From, command
+from ksteer_vllm.cli.options import Engine, one_process, quiet_vllm, wide_console
 from ksteer_vllm.errors import UsageError
 
 __all__ = ["verify"]
@@ -28,40 +20,60 @@ RANDOM = "random"
 """Name of the probe an offline engine gets where none is given."""
 
 
+class Scope(BaseModel):
+    """How much is looked at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(description="Layers to look at; default: all that are open, with an engine started here all."),
+    ] = ()
+    oracle: Annotated[bool, Field(description="Compare edits with transformers, where that can be done.")] = (
+        True
+    )
+
+
+@command
 def verify(
+    scope: Annotated[Scope, From(Scope)],
+    started: Engine,
     model: Annotated[
         str,
         typer.Argument(help="A model folder or name, to start an engine with; default: the shipped model."),
     ] = "demo",
-    url: Annotated[str, typer.Option(help="A running server instead, such as http://localhost:8000.")] = "",
+    url: Annotated[
+        str, typer.Option(help="A running server to verify instead, such as http://localhost:8000.")
+    ] = "",
     api_key: Annotated[
-        str, typer.Option(envvar="KSTEER_API_KEY", help="Of the server, if it wants one.")
+        str, typer.Option(envvar="KSTEER_API_KEY", help="The server's API key, if it wants one.")
     ] = "",
     probe: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=FOLDER, repeatable; default: a random probe. With --url: NAME to look at this one "
-            "only, NAME=FOLDER to give the oracle a copy of it."
+            metavar="NAME=FOLDER",
+            help="A probe to steer with; may be repeated; default: a random one. With --url: NAME alone "
+            "limits what is looked at to this probe, NAME=FOLDER also gives the oracle a copy of it.",
         ),
     ] = None,
-    layers: Annotated[
-        str, typer.Option(help="To look at, a,b,c; default: all that are open (offline: of the model).")
+    model_folder: Annotated[
+        str, typer.Option(help="With --url: the folder of the server's weights, for the oracle.")
     ] = "",
-    model_folder: Annotated[str, typer.Option(help="With --url: the server's weights, for the oracle.")] = "",
-    oracle: Annotated[
-        bool, typer.Option("--oracle/--no-oracle", help="Hold edits against transformers, if it can be done.")
-    ] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything found here.")] = None,
-    dtype: Dtype = "auto",
-    max_model_len: MaxModelLen = None,
-    gpu_memory_utilization: GpuMemory = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything that was found to this file.")
+    ] = None,
     engine: Annotated[
         str,
-        typer.Option(help="Further options of vllm.LLM, as JSON, such as '{\"tensor_parallel_size\": 2}'."),
+        typer.Option(
+            metavar="JSON", help="Further options of vllm.LLM, such as '{\"tensor_parallel_size\": 2}'."
+        ),
     ] = "",
 ) -> None:
-    """Prove that steering fires where it is asked to, that plain requests are untouched, that the prefix
-    cache is right. Exit status: 0 all passed, 1 a check failed, 2 it could not be run."""
+    """Check that steering fires where asked, and nowhere else.
+
+    Plain requests must be untouched, and the prefix cache right. The exit status is 0 if all checks passed,
+    1 if one failed, 2 if they could not be run.
+    """
     quiet_vllm()
     one_process()
     from ksteer_vllm.verify import Verification
@@ -69,15 +81,10 @@ def verify(
     from ksteer_vllm.verify.subject import RefusedError, Subject, UnreachableError
 
     console = wide_console()
-    with clean_errors(), tempfile.TemporaryDirectory(prefix="ksteer-verify-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="ksteer-verify-") as scratch:
         folders = {name: Path(folder) for name, folder in map(_named, probe or []) if folder}
-        wanted = numbers_of("layers", layers) or None
-        options: dict[str, Any] = given(
-            dtype=None if dtype == "auto" else dtype,
-            max_model_len=max_model_len,
-            gpu_memory_utilization=gpu_memory_utilization,
-            **_engine_options(engine),
-        )
+        wanted = scope.layers or None
+        options: dict[str, Any] = {**started.arguments(), **_engine_options(engine)}
         source: dict[str, Any] = {
             key: options[key] for key in ("revision", "trust_remote_code") if key in options
         }
@@ -95,7 +102,7 @@ def verify(
                     layers=wanted,
                     probes=names,
                     model_folder=model_folder or None,
-                    with_oracle=oracle,
+                    with_oracle=scope.oracle,
                     source=source,
                     tell=lambda text: status.update(f"verifying: {text}"),
                 )

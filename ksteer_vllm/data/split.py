@@ -6,10 +6,8 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ksteer_vllm.data.rows import LabelledRow, Message, Prompt, row_number
@@ -17,7 +15,6 @@ from ksteer_vllm.errors import DataError, listing
 
 __all__ = [
     "MIN_ROWS",
-    "SplitPlan",
     "check_labels",
     "conversations_of",
     "prompt_key",
@@ -31,16 +28,6 @@ MIN_ROWS = 10
 """Rows a label must have on each side, shown and not shown."""
 
 _ATTEMPTS = 50
-
-
-class SplitPlan(BaseModel):
-    """What every method's plan has: how the rows are split, and the seed of all that is drawn."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    seed: int = 0
 
 
 def prompt_key(prompt: str | Sequence[Message]) -> str:

@@ -32,12 +32,13 @@ from ksteer_vllm.demo.results import (
 )
 from ksteer_vllm.demo.steering import final_jobs, strengths_of, subject_of
 from ksteer_vllm.demo.task import labelled_text
+from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
 from ksteer_vllm.experiments.calibration.record import Calibration
-from ksteer_vllm.experiments.calibration.run import CalibrationPlan, calibrate
+from ksteer_vllm.experiments.calibration.run import calibrate
 from ksteer_vllm.experiments.calibration.write import write_defaults
-from ksteer_vllm.fit.heldout import heldout_table
+from ksteer_vllm.fit.describe import heldout_table
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows, progress_bar
-from ksteer_vllm.fit.train import FitPlan
+from ksteer_vllm.fit.plans import FitPlan
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["DemoPlan", "run_demo"]

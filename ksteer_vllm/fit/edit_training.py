@@ -6,22 +6,20 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from ksteer_vllm.data.positions import REPLY
 from ksteer_vllm.data.rows import row_name
-from ksteer_vllm.data.split import SplitPlan
 from ksteer_vllm.errors import DataError, UsageError
 from ksteer_vllm.fit.language_model import FrozenModel, Tokens
+from ksteer_vllm.fit.plans import EditPlan
 from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.task import FitTask
 
 __all__ = [
-    "EditPlan",
     "EditTraining",
     "Editable",
     "Fitted",
@@ -33,23 +31,6 @@ __all__ = [
 
 _SCALE_ROWS = 64
 _POOL = 8
-
-
-class EditPlan(SplitPlan):
-    """Hyperparameters of an edit fitted through the language model."""
-
-    rank: Annotated[int, Field(ge=1, description="dimensions of the subspace that is edited")] = 4
-    epochs: Annotated[int, Field(ge=1, description="at most; early stopping may end sooner")] = 20
-    steps: Annotated[int, Field(ge=1, description="about this many at most, in whole epochs")] = 64
-    patience: Annotated[int, Field(ge=1, description="epochs without a better validation loss")] = 2
-    batch_size: Annotated[int, Field(ge=1, description="replies")] = 16
-    learning_rate: Annotated[float, Field(gt=0, description="of Adam; falls to 0 over the steps")] = 1e-2
-    system: Annotated[
-        bool,
-        Field(
-            description="keep system messages; they may ask for the label, which the edit then need not do"
-        ),
-    ] = False
 
 
 class TrainableEdit(nn.Module):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 
-__all__ = ["evaluate", "evaluate_ranking", "heldout_table"]
+__all__ = ["evaluate", "evaluate_ranking"]
 
 _MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": lambda truth, score: float(((score > 0) == truth).mean()),
@@ -63,18 +62,3 @@ def _scores(
         per_label[label]["positives"] = int(truth.sum())
     mean = {name: float(np.mean([found[name] for found in per_label.values()])) for name in columns}
     return {"count": len(targets), "mean": mean, "labels": per_label}
-
-
-def heldout_table(metrics: Mapping[str, Any], unit: str = "tokens") -> Table:
-    """A table of the held-out metrics in `probe.json`; unit: `tokens` or `replies`."""
-    scores = metrics[unit]
-    table = Table(title=f"held-out {unit} ({scores['count']})", title_justify="left")
-    table.add_column("label")
-    columns = [name for name in _COLUMNS if name in scores["mean"]]
-    for name in (*columns, "positives"):
-        table.add_column(name.replace("_", " "), justify="right")
-    for label, values in scores["labels"].items():
-        table.add_row(label, *(f"{values[name]:.3f}" for name in columns), str(values["positives"]))
-    table.add_section()
-    table.add_row("mean", *(f"{scores['mean'][name]:.3f}" for name in columns), "")
-    return table

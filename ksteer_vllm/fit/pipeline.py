@@ -16,9 +16,9 @@ from ksteer_vllm.data.positions import REPLY, Window
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.data.split import check_labels, targets_of
 from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.fit.plans import FitPlan
 from ksteer_vllm.fit.stacking import fit_at
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.fit.train import FitPlan
 from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import fits

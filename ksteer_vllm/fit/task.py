@@ -25,7 +25,6 @@ from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.data.positions import REPLY, Window
 from ksteer_vllm.data.rows import LabelledRow, data_digest, labels_of, row_name
 from ksteer_vllm.data.split import (
-    SplitPlan,
     check_labels,
     conversations_of,
     prompt_key,
@@ -34,6 +33,7 @@ from ksteer_vllm.data.split import (
 )
 from ksteer_vllm.errors import DataError, UsageError, first_problem, listing
 from ksteer_vllm.fit.activations import Activations, Recorder, collect_activations, default_layer
+from ksteer_vllm.fit.plans import SplitPlan
 from ksteer_vllm.fit.statistics import activation_scale
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.models import ModelIdentity, check_layers
@@ -41,7 +41,7 @@ from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.versions import installed_version
 
-__all__ = ["FitTask", "LabelledActivations", "SplitPlan", "activation_scale"]
+__all__ = ["FitTask", "LabelledActivations", "activation_scale"]
 
 Plan = TypeVar("Plan", bound=SplitPlan)
 

@@ -5,52 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from ksteer_vllm.data.rows import LabelledRow, row_name
-from ksteer_vllm.data.split import SplitPlan, check_labels, split_conversations
+from ksteer_vllm.data.split import check_labels, split_conversations
 from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.heldout import evaluate, evaluate_ranking
+from ksteer_vllm.fit.plans import FitPlan
 from ksteer_vllm.fit.statistics import activation_scale, label_vectors, standardisation
 from ksteer_vllm.fit.stream import Stream
 from ksteer_vllm.models import ModelIdentity
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["POOL_BYTES", "FitPlan", "FittedNetwork", "fit_probe", "train_network"]
+__all__ = ["POOL_BYTES", "FittedNetwork", "fit_probe", "train_network"]
 
 POOL_BYTES = 1 << 29
 """Training vectors are shuffled within pools of at most this size, the pools among each other."""
-
-
-class FitPlan(SplitPlan):
-    """Hyperparameters of one fit."""
-
-    width: Annotated[int, Field(ge=1, le=4096, description="both hidden layers")] = 256
-    epochs: Annotated[int, Field(ge=1, description="at most; early stopping may end sooner")] = 30
-    patience: Annotated[int, Field(ge=1, description="epochs without a better validation loss")] = 4
-    batch_size: Annotated[
-        int | None,
-        Field(ge=1, description="vectors; None: 512, or fewer (32 at least) for 16 batches an epoch"),
-    ] = None
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    noise: Annotated[float, Field(ge=0, description="Gaussian input noise, in input deviations")] = 0.0
-    loss: Annotated[
-        Literal["bce", "cross-entropy"],
-        Field(description="every label by itself, or one label a row against the others"),
-    ] = "bce"
-    early_stopping: Annotated[
-        bool, Field(description="keep the epoch with the best validation loss; else all epochs and the last")
-    ] = True
-    standardise: Annotated[bool, Field(description="train on (x - mean) / deviation")] = True
-    seeds: Annotated[int, Field(ge=1, description="networks to train; the best on validation is kept")] = 1
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ksteer_vllm.errors import ProbeError, first_problem
+from ksteer_vllm.errors import ProbeError, first_problem, listing
 from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.probes.files import read_regular
 from ksteer_vllm.spec.families import FAMILIES
 from ksteer_vllm.spec.where import Where
 
-__all__ = ["METADATA_FILE", "WEIGHTS_FILE", "ProbeMetadata", "digest_of", "read_metadata"]
+__all__ = [
+    "METADATA_FILE",
+    "WEIGHTS_FILE",
+    "ProbeMetadata",
+    "check_shapes",
+    "digest_of",
+    "read_metadata",
+    "read_verified",
+]
 
 WEIGHTS_FILE = "probe.safetensors"
 METADATA_FILE = "probe.json"
 
 MAX_METADATA_BYTES = 2**24
+MAX_WEIGHTS_BYTES = 2**33
 """Far beyond what a fit writes; a file that holds more is damaged or hostile."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -108,6 +118,45 @@ def read_metadata(folder: str | Path) -> ProbeMetadata:
         return ProbeMetadata.model_validate_json(text)
     except ValidationError as error:
         raise ProbeError(f"{path}: {first_problem(error)}") from None
+
+
+def read_verified(folder: str | Path) -> tuple[ProbeMetadata, bytes]:
+    """The metadata of a folder and the bytes of its weights file, once they match the digest.
+
+    Whatever the folder holds, no more than MAX_METADATA_BYTES and MAX_WEIGHTS_BYTES are read. Raises
+    ProbeError.
+    """
+    folder = Path(folder)
+    metadata = read_metadata(folder)
+    try:
+        weights = read_regular(folder / WEIGHTS_FILE, MAX_WEIGHTS_BYTES)
+    except OSError as error:
+        raise ProbeError(f"{folder / WEIGHTS_FILE}: {error.strerror or error}") from None
+    if digest_of(weights, metadata) != metadata.digest:
+        raise ProbeError(
+            f"{folder}: the digest in {METADATA_FILE} does not match the contents of {WEIGHTS_FILE}"
+        )
+    return metadata, weights
+
+
+def check_shapes(metadata: ProbeMetadata, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise ProbeError unless these are the tensors of the family; shapes: by the tensor's name."""
+    family, sizes = FAMILIES[metadata.family], {"d": metadata.model.hidden_size}
+    sizes["K"] = len(metadata.labels)
+    if set(shapes) != set(family.tensors):
+        found, expected = (listing(map(repr, sorted(names))) for names in (shapes, family.tensors))
+        raise ProbeError(f"holds {found[:500]}; expected {expected}")
+    per_layer = (len(metadata.layers),) if metadata.layers else ()
+    for name, dimensions in family.tensors.items():
+        shape, names = tuple(shapes[name]), dimensions.split()
+        wanted = [*per_layer]
+        for axis, letter in enumerate(names, start=len(per_layer)):
+            if letter not in sizes and axis < len(shape):
+                sizes[letter] = int(letter) if letter.isdigit() else shape[axis]
+            wanted.append(sizes.get(letter, 0))
+        if list(shape) != wanted or 0 in wanted:
+            expected = " ".join([*("layers" for _ in per_layer), *names])
+            raise ProbeError(f"{name}: shape {shape}, expected {tuple(wanted)} ({expected})")
 
 
 _MEANING = ("schema_version", "labels", "layer", "site", "activation", "model")

@@ -19,16 +19,20 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ksteer_kernels.reference.mlp import MLPWeights, probe_logits
-from ksteer_vllm.errors import ProbeError, listing
-from ksteer_vllm.probes.files import read_regular, replace_files
+from ksteer_vllm.errors import ProbeError
+from ksteer_vllm.probes.files import replace_files
 from ksteer_vllm.probes.fold import fold_mlp
-from ksteer_vllm.probes.metadata import METADATA_FILE, WEIGHTS_FILE, ProbeMetadata, digest_of, read_metadata
-from ksteer_vllm.spec.families import FAMILIES
+from ksteer_vllm.probes.metadata import (
+    METADATA_FILE,
+    WEIGHTS_FILE,
+    ProbeMetadata,
+    check_shapes,
+    digest_of,
+    read_metadata,
+    read_verified,
+)
 
 __all__ = ["Probe"]
-
-MAX_WEIGHTS_BYTES = 2**33
-"""Far beyond what a fit writes; a file that holds more is damaged or hostile."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,8 @@ class Probe:
     tensors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        family, sizes = FAMILIES[self.metadata.family], {"d": self.metadata.model.hidden_size}
-        sizes["K"] = len(self.metadata.labels)
-        if set(self.tensors) != set(family.tensors):
-            found, expected = (listing(map(repr, sorted(names))) for names in (self.tensors, family.tensors))
-            raise ProbeError(f"holds {found[:500]}; expected {expected}")
-        per_layer = (len(self.metadata.layers),) if self.metadata.layers else ()
-        for name, dimensions in family.tensors.items():
-            tensor, names = self.tensors[name], dimensions.split()
-            wanted = [*per_layer]
-            for axis, letter in enumerate(names, start=len(per_layer)):
-                if letter not in sizes and axis < tensor.ndim:
-                    sizes[letter] = int(letter) if letter.isdigit() else tensor.shape[axis]
-                wanted.append(sizes.get(letter, 0))
-            if list(tensor.shape) != wanted or 0 in wanted:
-                expected = " ".join([*("layers" for _ in per_layer), *names])
-                raise ProbeError(
-                    f"{name}: shape {tuple(tensor.shape)}, expected {tuple(wanted)} ({expected})"
-                )
+        check_shapes(self.metadata, {name: tensor.shape for name, tensor in self.tensors.items()})
+        for name, tensor in self.tensors.items():
             if not torch.isfinite(tensor).all():
                 raise ProbeError(f"{name}: has values that are not finite")
             if name == "input_std" and not (tensor > 0).all():
@@ -106,18 +94,10 @@ class Probe:
     def load(cls, folder: str | Path) -> Probe:
         """Read and check a folder. Raises ProbeError, saying what is wrong and where.
 
-        Whatever the folder holds, no more than MAX_METADATA_BYTES and MAX_WEIGHTS_BYTES are read.
+        No more than so many bytes are read, see `read_verified`.
         """
         folder = Path(folder)
-        metadata = cls.load_metadata(folder)
-        try:
-            weights = read_regular(folder / WEIGHTS_FILE, MAX_WEIGHTS_BYTES)
-        except OSError as error:
-            raise ProbeError(f"{folder / WEIGHTS_FILE}: {error.strerror or error}") from None
-        if digest_of(weights, metadata) != metadata.digest:
-            raise ProbeError(
-                f"{folder}: the digest in {METADATA_FILE} does not match the contents of {WEIGHTS_FILE}"
-            )
+        metadata, weights = read_verified(folder)
         try:
             tensors = load_tensors(weights)
         except Exception as error:  # of many classes: a header can declare what torch cannot hold

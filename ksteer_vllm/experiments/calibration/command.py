@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,8 +17,9 @@ from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge, described, judge_for
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.merge import merged
-from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration, Rule
-from ksteer_vllm.experiments.calibration.run import CalibrationPlan, calibrate, check_plan
+from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
+from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration
+from ksteer_vllm.experiments.calibration.run import calibrate, check_plan
 from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 from ksteer_vllm.experiments.calibration.write import write_defaults
 from ksteer_vllm.experiments.calibration.writeup import calibration_frame, write_up
@@ -31,36 +32,39 @@ __all__ = ["CalibrationRequest", "calibrate_folder"]
 class CalibrationRequest:
     """One calibration of a suite, or of a probe folder with `data`.
 
-    variants: names of variants or of probes; none: all but random directions, which take the strength of
-    the vectors they are the control of. plan: fields of `CalibrationPlan`; sizes empty: 1, 2 and 3, as far
-    as there are labels. judge: empty: the data's own. rule: which strength `write` puts into the probes.
+    data, model: of a probe folder; a suite has its own. judge: empty: the data's own. judge_options: of an
+    endpoint. write: whether the probes are given the strengths.
     """
 
     folder: Path
-    plan: Mapping[str, Any] = field(default_factory=dict)
+    plan: CalibrationPlan = field(default_factory=CalibrationPlan)
     data: str = ""
     model: str = ""
-    variants: Sequence[str] = ()
-    rule: Rule = "best"
     judge: str = ""
     judge_options: Mapping[str, Any] = field(default_factory=dict)
-    temperature: float = 1.0
-    max_tokens: int = 96
     write: bool = True
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibration:
-    """Calibrate and leave FOLDER/calibration. Started again after it was interrupted, it goes on with the
-    replies it has. Raises UsageError, ProbeError, DataError."""
-    if request.rule not in get_args(Rule):
-        raise UsageError(f"rule: {request.rule!r}; allowed: best, largest_coherent")
+    """Calibrate and leave FOLDER/calibration. After an interruption it resumes with the replies it has.
+
+    Args:
+        request: what to calibrate, and how.
+        console: where the strengths are printed.
+
+    Returns:
+        The calibration, with what an earlier one found for other variants.
+
+    Raises:
+        UsageError: for a folder, a plan or a judge that do not go together.
+        ProbeError: for a probe that cannot be read.
+        DataError: for data that cannot be read.
+    """
     whole = _subject(request)
-    subject = whole.only(request.variants)
+    subject = whole.only(request.plan.variants)
     writeup = WriteUp(subject.folder / CALIBRATION, "Calibration")
-    plan = CalibrationPlan.of(
-        {**request.plan, "sizes": _sizes(request.plan.get("sizes", ()), subject.labels)}
-    )
+    plan = request.plan.model_copy(update={"sizes": request.plan.sizes_of(len(subject.labels))})
     judge = _judge(request, subject, plan)
     check_plan(subject, plan, judge)
     used = {variant.probe for variant in subject.variants}
@@ -74,8 +78,8 @@ def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibrati
             reader=subject.reader,
             layers=sorted(layers),
             engine_options={**subject.engine_options, **request.engine_options},
-            temperature=request.temperature,
-            max_tokens=request.max_tokens,
+            temperature=plan.temperature,
+            max_tokens=plan.max_tokens,
         ) as bench,
         Journal(subject.folder / CALIBRATION / "journal.jsonl", bench.identity) as journal,
         progress_bar(console) as progress,
@@ -85,7 +89,7 @@ def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibrati
     if (subject.folder / CALIBRATION / "results.json").exists():
         calibration, dropped = _with_earlier(calibration, whole)
         notes += dropped
-    written = write_defaults(subject, calibration, rule=request.rule, probes=used) if request.write else {}
+    written = write_defaults(subject, calibration, rule=plan.rule, probes=used) if request.write else {}
     path = write_up(
         writeup,
         calibration,
@@ -93,7 +97,6 @@ def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibrati
         notes=notes,
         model=subject.model,
         probes=calibration.digests,
-        sampling={"temperature": request.temperature, "max_tokens": request.max_tokens},
         plan=plan.model_dump(mode="json"),
     )
     console.print(_table(calibration))
@@ -136,10 +139,6 @@ def _with_earlier(found: Calibration, whole: CalibrationSubject) -> tuple[Calibr
     except UsageError:
         return found, ["dropped what an earlier calibration found: it cannot be read"]
     return merged(found, earlier, whole.variants, whole.digests)
-
-
-def _sizes(wanted: Sequence[int], labels: Sequence[str]) -> Sequence[int]:
-    return wanted or tuple(size for size in (1, 2, 3) if size <= len(labels))
 
 
 def _judge(request: CalibrationRequest, subject: CalibrationSubject, plan: CalibrationPlan) -> Judge | None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ksteer_vllm.bench.coherence import CoherenceRule
 from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.experiments.calibration.plan import Metric, Rule
 
-__all__ = ["CALIBRATION", "CalibratedCell", "Calibration", "Point", "Rule"]
+__all__ = ["CALIBRATION", "CalibratedCell", "Calibration", "Point"]
 
 CALIBRATION = "calibration"
 """The folder, within the suite's."""
-
-Rule = Literal["best", "largest_coherent"]
 
 
 class _Record(BaseModel):
@@ -71,7 +70,7 @@ class Calibration(_Record):
     """
 
     variants: tuple[Variant, ...]
-    metric: Literal["judge", "propensity"]
+    metric: Metric
     judge: str | None = None
     avoid: str
     coherence: CoherenceRule

@@ -4,60 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.progress import Progress
 
 from ksteer_vllm.bench.bench import Bench
-from ksteer_vllm.bench.combinations import Avoid, avoided, combinations
+from ksteer_vllm.bench.combinations import avoided, combinations
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge
 from ksteer_vllm.bench.unsteered import unsteered_rule
 from ksteer_vllm.bench.verdicts import Verdicts
 from ksteer_vllm.data.rows import Prompt
-from ksteer_vllm.errors import UsageError, first_problem
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.bisect import bracket, largest_coherent, next_strengths
 from ksteer_vllm.experiments.calibration.cells import OpenCell, targets_of
 from ksteer_vllm.experiments.calibration.choose import best_strength
 from ksteer_vllm.experiments.calibration.grid import has_natural_strength, log_grid, towards_shift
+from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
 from ksteer_vllm.experiments.calibration.record import CalibratedCell, Calibration
-from ksteer_vllm.experiments.calibration.scores import Metric, Scores
+from ksteer_vllm.experiments.calibration.scores import Scores
 from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 
-__all__ = ["CalibrationPlan", "calibrate", "check_plan"]
+__all__ = ["calibrate", "check_plan"]
 
 _PILOTS = 2
-
-
-class CalibrationPlan(BaseModel):
-    """sizes: of the combinations. strengths: of the first grid. layers: to try; empty: each probe's own.
-
-    prompts: calibration prompts per single label; larger combinations share as many requests. rounds: of
-    bisection, each one more batched generation.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sizes: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 3)
-    strengths: Annotated[int, Field(ge=2, le=64)] = 8
-    layers: tuple[int, ...] = ()
-    prompts: Annotated[int, Field(ge=1)] = 12
-    budget: Annotated[float, Field(gt=0, le=1)] = 0.9
-    metric: Metric = "judge"
-    rounds: Annotated[int, Field(ge=0, le=32)] = 3
-    avoid: Avoid = "rest"
-    seed: int = 0
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> CalibrationPlan:
-        """Raises UsageError, naming the field."""
-        try:
-            return cls.model_validate(dict(fields))
-        except ValidationError as error:
-            first = first_problem(error)
-            raise UsageError(f"{first}, got {first.got!r}") from None
 
 
 def check_plan(subject: CalibrationSubject, plan: CalibrationPlan, judge: Judge | None) -> None:

@@ -6,16 +6,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ksteer_vllm.bench.coherence import CoherenceRule
 from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.bench.verdicts import Verdicts
+from ksteer_vllm.experiments.calibration.plan import Metric
 from ksteer_vllm.experiments.calibration.record import Point
 
-__all__ = ["Metric", "Scores"]
-
-Metric = Literal["judge", "propensity"]
+__all__ = ["Scores"]
 
 
 @dataclass

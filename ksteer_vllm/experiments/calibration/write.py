@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ksteer_vllm.bench.variants import Variant
-from ksteer_vllm.experiments.calibration.record import Calibration, Rule
+from ksteer_vllm.experiments.calibration.plan import Rule
+from ksteer_vllm.experiments.calibration.record import Calibration
 from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.edit import Edit

@@ -11,7 +11,7 @@ import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,9 @@ from ksteer_vllm.bench.verdicts import Verdicts
 from ksteer_vllm.data.rows import LabelledRow, Prompt, labels_of
 from ksteer_vllm.data.split import without_instruction
 from ksteer_vllm.errors import UsageError, listing
-from ksteer_vllm.experiments.suite.fit import ACTIVATIONS, EVALUATION_WIDTH
+from ksteer_vllm.experiments.layers.plan import LayerPlan
+from ksteer_vllm.experiments.suite.common import ACTIVATIONS
+from ksteer_vllm.experiments.suite.fit import EVALUATION_WIDTH
 from ksteer_vllm.fit.activations import Recorder, default_layer
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
     from ksteer_vllm.data.dataset import TaskDataset
 
-__all__ = ["RULE", "LayerPlan", "LayerSweep", "recommended", "sweep_layers"]
+__all__ = ["RULE", "LayerSweep", "recommended", "sweep_layers"]
 
 K_STEERING, CAA = "K-Steering", "CAA"
 STEPS = 8
@@ -60,24 +62,6 @@ _VARIANTS = (
     Variant(name=K_STEERING, probe="mlp", family="mlp", method="gradient", settings={"num_steps": STEPS}),
     Variant(name=CAA, probe="caa", family="vectors", method="add"),
 )
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """layers: none: all. labels: none: all of the data. strengths: lengths of the whole way, in units of the
-    layer's mean |x - mean(x)|. prompts: calibration prompts per label. rows: labelled rows to fit to, at
-    most. options: of the fits, by name. judge: None: the task's."""
-
-    layers: tuple[int, ...] = ()
-    labels: tuple[str, ...] = ()
-    strengths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
-    prompts: int = 8
-    rows: int = 600
-    options: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 8})
-    judge: str | None = None
-    max_tokens: int = 96
-    temperature: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,7 +122,7 @@ def sweep_layers(
             "mlp",
             labels=labels,
             layer=default_layer(num_layers),
-            options={**plan.options, "seed": plan.seed},
+            options=plan.fit_options,
             engine_options=engine_options,
             progress=progress,
             shared_options=True,

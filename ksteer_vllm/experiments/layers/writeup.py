@@ -10,7 +10,8 @@ from rich.table import Table
 from ksteer_vllm.bench.coherence import RULE as COHERENCE
 from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.bench.unsteered import UNSTEERED_REPLIES
-from ksteer_vllm.experiments.layers.sweep import CAA, K_STEERING, RULE, STEPS, LayerPlan, LayerSweep
+from ksteer_vllm.experiments.layers.plan import LayerPlan
+from ksteer_vllm.experiments.layers.sweep import CAA, K_STEERING, RULE, STEPS, LayerSweep
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,75 +1,38 @@
 """Every method fitted to one half of a task's conversations, and the probe that reads them to the other half.
 
-A fit that is killed goes on where it was: activations shard by shard, and method by method (a method that
-was not finished starts again).
+A fit that was killed resumes: activations shard by shard, and method by method (a method that was not
+finished starts again).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.bench.suite import EVALUATION, Suite, SuiteFile
 from ksteer_vllm.data.positions import REPLY, Window
-from ksteer_vllm.data.rows import data_digest, labels_of
+from ksteer_vllm.data.rows import data_digest
 from ksteer_vllm.data.split import without_instruction
 from ksteer_vllm.errors import DataError, UsageError, listing
-from ksteer_vllm.fit.activations import Activations, Recorder, default_layer
-from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
+from ksteer_vllm.experiments.suite.common import ACTIVATIONS, Fits
+from ksteer_vllm.experiments.suite.plan import THROUGH_THE_MODEL, SuitePlan
+from ksteer_vllm.fit.activations import Activations, Recorder
+from ksteer_vllm.fit.pipeline import few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once, is_fitted
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.models import check_layers
-from ksteer_vllm.spec.families import fits
 
 if TYPE_CHECKING:
     from ksteer_vllm.data.dataset import TaskDataset
 
-__all__ = ["ACTIVATIONS", "EVALUATION_WIDTH", "SuitePlan", "fit_suite"]
+__all__ = ["EVALUATION_WIDTH", "fit_suite"]
 
-ACTIVATIONS = "activations"
 EVALUATION_WIDTH = 128
 """Half as wide as the probe that steers, and drawn from another seed: another reader, on other text."""
-
-_THROUGH_THE_MODEL = {"loreft", "lorest"}
-_NEED_REPLIES = {*_THROUGH_THE_MODEL, "actadd"}
-
-
-@dataclass(frozen=True)
-class SuitePlan:
-    """What is fitted, and how.
-
-    methods: names in `spec.families.fits()`; none: all of them. labels: none: all of the data. layer:
-    None: 60 % of the depth. layers: several, with tensors for each; none: only `layer`. options: of the
-    methods, by name; each takes those it knows. probe_options: of the method mlp alone, where `options` does
-    not say otherwise. compat: of mlp, see `FitTask`. window: the positions read, save by methods that say
-    their own. keep_activations: leave the recorded shards in SUITE/activations.
-    """
-
-    methods: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    layer: int | None = None
-    layers: tuple[int, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    probe_options: Mapping[str, Any] = field(default_factory=dict)
-    window: Window = REPLY
-    compat: str | None = None
-    seed: int = 0
-    keep_activations: bool = False
-
-    def options_of(self, method: str) -> dict[str, Any]:
-        return {**(self.probe_options if method == "mlp" else {}), **self.options}
-
-    @property
-    def reads_replies(self) -> bool:
-        """Whether some method has a use for the rows' replies."""
-        return self.window.needs_reply or bool(_NEED_REPLIES & set(self.methods or fits()))
 
 
 def fit_suite(
@@ -105,18 +68,8 @@ class _SuiteFit:
         engine_options: Mapping[str, Any],
         progress: Progress,
     ) -> None:
-        known = fits()
-        unknown = [name for name in plan.methods if name not in known]
-        if unknown:
-            raise UsageError(f"method: unknown {unknown[0][:80]!r}; known: {listing(known)}, or all")
-        self.plan, self.progress, self.engine_options = plan, progress, dict(engine_options)
-        self.methods = plan.methods or tuple(known)
-        self.identity = model_of(model, engine_options)
-        labels = labels_of(dataset.rows, plan.labels or dataset.labels)
-        layer = default_layer(self.identity.num_layers) if plan.layer is None else plan.layer
-        self.layers = tuple(sorted(set(plan.layers))) or (layer,)
-        self.layer = layer if layer in self.layers else self.layers[len(self.layers) // 2]
-        check_layers("layer", self.layers, self.identity.num_layers, UsageError)
+        self.plan = plan
+        self.fits = fits = Fits.of(model, dataset, out, plan, engine_options, progress)
         partition = dataset.partition(plan.seed)
         self.rows = {"steering": list(partition.steering), "evaluation": list(partition.evaluation)}
         self.suite = Suite(
@@ -125,8 +78,8 @@ class _SuiteFit:
                 model=model,
                 task=dataset.name,
                 data_digest=data_digest(dataset.rows),
-                labels=labels,
-                layers=self.layers,
+                labels=fits.labels,
+                layers=fits.layers,
                 judge=dataset.judge,
                 seed=plan.seed,
                 engine_options={name: value for name, value in engine_options.items() if _plain(value)},
@@ -141,30 +94,29 @@ class _SuiteFit:
         self._check_folder()
         self.suite.write()
         self._generate_replies()
-        todo = [name for name in (*self.methods, EVALUATION) if not self._is_there(name)]
+        todo = [name for name in (*self.fits.methods, EVALUATION) if not self._is_there(name)]
         if todo:
             self._fit_all(todo)
         if not self.writeup.exists():
             from ksteer_vllm.experiments.suite.writeup import write_up
 
-            write_up(self.suite, self.left_out, self._recorded(), self.rows["steering"], self.layer)
-        if not self.plan.keep_activations:
-            shutil.rmtree(self.suite.folder / ACTIVATIONS, ignore_errors=True)
+            write_up(self.suite, self.left_out, self._recorded(), self.rows["steering"], self.fits.layer)
+        self.fits.clean_up()
 
     def _fit_all(self, todo: Sequence[str]) -> None:
         recorded = self.recorded
-        reads = {replace(self._task(name), layer=at).read_layer for name in todo for at in self.layers}
+        reads = {replace(self._task(name), layer=at).read_layer for name in todo for at in self.fits.layers}
         with (
-            few_threads(self.identity),
+            few_threads(self.fits.identity),
             Recorder(
                 self.suite.file.model,
                 sorted(reads),
-                engine_options=self.engine_options,
-                progress=self.progress,
+                engine_options=self.fits.engine_options,
+                progress=self.fits.progress,
             ) as recorder,
         ):
-            for name in sorted(todo, key=lambda name: name in _THROUGH_THE_MODEL):
-                if name in _THROUGH_THE_MODEL:
+            for name in sorted(todo, key=lambda name: name in THROUGH_THE_MODEL):
+                if name in THROUGH_THE_MODEL:
                     recorder.close()  # its memory is the language model's now
                 part = "evaluation" if name == EVALUATION else "steering"
                 self._fit(name, replace(self._task(name), recorder=recorder, recorded=recorded[part]))
@@ -172,9 +124,9 @@ class _SuiteFit:
     def _recorded(self) -> Mapping[Window, Activations]:
         """What was recorded of the steering half, now or by a fit that was interrupted."""
         found, window = self.recorded["steering"], self.plan.window
-        if not any(self.layer in activations.streams for activations in found.values()):
+        if not any(self.fits.layer in activations.streams for activations in found.values()):
             file = self.suite.file
-            recorder = Recorder(file.model, [self.layer], engine_options=self.engine_options)
+            recorder = Recorder(file.model, [self.fits.layer], engine_options=self.fits.engine_options)
             folder = self.suite.folder / ACTIVATIONS / "steering" / window.name
             kept = recorder.recorded(self.rows["steering"], window, folder)
             return {window: kept} if kept is not None else {}
@@ -190,33 +142,19 @@ class _SuiteFit:
             self.left_out[name] = str(error)
 
     def _layers_of(self, name: str) -> tuple[int, ...]:
-        return (self.layer,) if name == EVALUATION else self.layers
+        return (self.fits.layer,) if name == EVALUATION else self.fits.layers
 
     def _is_there(self, name: str) -> bool:
         return is_fitted(self._task(name), self.suite.folder / name, self._layers_of(name))
 
     def _task(self, name: str) -> FitTask:
         """The task of a method, or of the evaluation probe: other rows, another seed, another width."""
-        plan, reads = self.plan, name == EVALUATION
-        part = "evaluation" if reads else "steering"
-        options = {**plan.options_of(name), "seed": plan.seed}
-        if reads:
-            options = {"seed": plan.seed + 1, "width": EVALUATION_WIDTH}
-        return FitTask(
-            self.suite.file.model,
-            self.identity,
-            self.rows[part],
-            self.suite.file.labels,
-            self.layer,
-            "mlp" if reads else name,
-            options,
-            self.engine_options,
-            self.progress,
-            window=REPLY if reads else plan.window,
-            folder=self.suite.folder / ACTIVATIONS / part,
-            shared_options=True,
-            compat=plan.compat if name == "mlp" else None,
-        )
+        part = "evaluation" if name == EVALUATION else "steering"
+        folder, rows = self.suite.folder / ACTIVATIONS / part, self.rows[part]
+        if name != EVALUATION:
+            return self.fits.task(name, rows, folder, shared_options=True)
+        options = {"seed": self.plan.seed + 1, "width": EVALUATION_WIDTH}
+        return self.fits.task("mlp", rows, folder, options=options, window=REPLY, compat=None)
 
     def _check_folder(self) -> None:
         """Refuse a folder that holds a suite of another model, of other data, or of other halves of them."""
@@ -246,14 +184,7 @@ class _SuiteFit:
         if self.plan.reads_replies:
             wanted.add("steering")
         for part in sorted(wanted):
-            self.rows[part] = complete_rows(
-                self.suite.file.model,
-                self.rows[part],
-                self.suite.folder / f"replies-{part}.jsonl",
-                seed=self.plan.seed,
-                engine_options=self.engine_options,
-                progress=self.progress,
-            )
+            self.rows[part] = self.fits.completed(self.rows[part], f"replies-{part}.jsonl")
         self.rows["evaluation"] = [without_instruction(row) for row in self.rows["evaluation"]]
 
 

@@ -8,8 +8,9 @@ typical token without the label (alpha 0) or with it (alpha 1), whatever it was 
 from __future__ import annotations
 
 from ksteer_vllm.fit.heldout import evaluate_ranking
+from ksteer_vllm.fit.plans import SplitPlan
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_means
-from ksteer_vllm.fit.task import FitTask, SplitPlan
+from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["fit"]

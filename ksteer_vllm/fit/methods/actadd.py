@@ -11,27 +11,19 @@ out of both. A single contrast pair is enough.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ksteer_vllm.data.positions import FirstPositions
 from ksteer_vllm.data.split import MIN_ROWS
 from ksteer_vllm.errors import DataError, listing
 from ksteer_vllm.fit.heldout import evaluate_ranking
+from ksteer_vllm.fit.plans import ActAddPlan
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_means
-from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan
+from ksteer_vllm.fit.task import FitTask, LabelledActivations
 from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["ActAddPlan", "contrast_vectors", "fit"]
-
-
-class ActAddPlan(SplitPlan):
-    """Options of `--method actadd`."""
-
-    first: Annotated[int, Field(ge=1, description="n, the first prompt positions")] = 4
+__all__ = ["contrast_vectors", "fit"]
 
 
 def fit(task: FitTask) -> Probe:

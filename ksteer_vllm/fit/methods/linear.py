@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ksteer_vllm.fit.heldout import evaluate
 from ksteer_vllm.fit.logistic import logistic_regression
+from ksteer_vllm.fit.plans import SplitPlan
 from ksteer_vllm.fit.statistics import activation_scale, standardisation
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.fit.task import FitTask, SplitPlan
+from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["LinearPlan", "fit", "regressions"]

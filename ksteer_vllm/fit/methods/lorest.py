@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ksteer_vllm.fit.edit_training import EditPlan, TrainableEdit, fit_edits, orthonormal_rows
+from ksteer_vllm.fit.edit_training import TrainableEdit, fit_edits, orthonormal_rows
+from ksteer_vllm.fit.plans import EditPlan
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.probes.probe import Probe
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.heldout import evaluate_ranking
+from ksteer_vllm.fit.plans import SplitPlan
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors, standardisation
-from ksteer_vllm.fit.task import FitTask, LabelledActivations, SplitPlan
+from ksteer_vllm.fit.task import FitTask, LabelledActivations
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["GatedVectors", "MATPlan", "fit", "squared_mmd"]

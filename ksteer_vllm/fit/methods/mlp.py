@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ksteer_vllm.fit.plans import FitPlan
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.fit.train import FitPlan, fit_probe
+from ksteer_vllm.fit.train import fit_probe
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["fit"]

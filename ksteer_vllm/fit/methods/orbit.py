@@ -22,6 +22,7 @@ from torch import Tensor
 from ksteer_vllm.errors import DataError, UsageError
 from ksteer_vllm.fit.heldout import evaluate
 from ksteer_vllm.fit.logistic import logistic_regression
+from ksteer_vllm.fit.plans import SplitPlan
 from ksteer_vllm.fit.statistics import (
     activation_scale,
     check_directions,
@@ -30,7 +31,7 @@ from ksteer_vllm.fit.statistics import (
     standardisation,
 )
 from ksteer_vllm.fit.stream import Stream
-from ksteer_vllm.fit.task import FitTask, SplitPlan
+from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["ORBITPlan", "fit"]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from ksteer_kernels.reference.vectors import matched_random
 from ksteer_vllm.fit.heldout import evaluate_ranking
+from ksteer_vllm.fit.plans import SplitPlan
 from ksteer_vllm.fit.statistics import activation_scale, check_directions, label_vectors
-from ksteer_vllm.fit.task import FitTask, SplitPlan
+from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["fit"]

@@ -22,12 +22,13 @@ from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.probes.metadata import (
     MAX_METADATA_BYTES,
+    MAX_WEIGHTS_BYTES,
     METADATA_FILE,
     WEIGHTS_FILE,
     ProbeMetadata,
     digest_of,
 )
-from ksteer_vllm.probes.probe import MAX_WEIGHTS_BYTES, Probe
+from ksteer_vllm.probes.probe import Probe
 from testbed.families import random_family_probe
 from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 

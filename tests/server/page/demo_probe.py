@@ -11,7 +11,7 @@ from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
 from ksteer_vllm.demo.lexicon import TONES
 from ksteer_vllm.demo.task import labelled_text
 from ksteer_vllm.fit.pipeline import fit_probe_to_rows
-from ksteer_vllm.fit.train import FitPlan
+from ksteer_vllm.fit.plans import FitPlan
 
 ROWS = 400
 EPOCHS = 4

@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from ksteer_vllm.cli.options import clean_errors
+from ksteer_vllm.cli.errors import clean_errors
 
 
 def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

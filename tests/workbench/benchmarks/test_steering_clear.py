@@ -14,7 +14,7 @@ from benchmarks.toy.fits import Plans
 from benchmarks.toy.pairs import draw_pairs, labelled
 from ksteer_vllm.fit.methods.loreft import LoReFTPlan
 from ksteer_vllm.fit.methods.lorest import LoReSTPlan
-from ksteer_vllm.fit.train import FitPlan
+from ksteer_vllm.fit.plans import FitPlan
 from ksteer_vllm.probes.probe import Probe
 from testbed.families import random_family_probe
 from tests.engine.methods.steering import steered

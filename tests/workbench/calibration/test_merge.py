@@ -14,8 +14,9 @@ from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.suite import EVALUATION
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.merge import merged
+from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
 from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration
-from ksteer_vllm.experiments.calibration.run import CalibrationPlan, calibrate
+from ksteer_vllm.experiments.calibration.run import calibrate
 from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 from ksteer_vllm.experiments.calibration.write import write_defaults
 from ksteer_vllm.experiments.calibration.writeup import write_up

@@ -15,7 +15,7 @@ from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration import command
 from ksteer_vllm.experiments.calibration.command import CalibrationRequest
-from ksteer_vllm.experiments.calibration.run import CalibrationPlan
+from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
 from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 from ksteer_vllm.probes.probe import Probe
 from tests.workbench.bench.small_suite import LABELS, prompts, vectors, write_suite

@@ -12,7 +12,8 @@ from ksteer_vllm.data.opening import open_task
 from ksteer_vllm.data.rows import LabelledRow, data_digest, labels_of, read_rows, row_name, write_rows
 from ksteer_vllm.data.split import check_labels, targets_of, without_instruction
 from ksteer_vllm.errors import DataError
-from ksteer_vllm.experiments.suite.fit import SuitePlan, fit_suite
+from ksteer_vllm.experiments.suite.fit import fit_suite
+from ksteer_vllm.experiments.suite.plan import SuitePlan
 from tests.support.engines import OPTIONS
 from tests.workbench.fit.conftest import make_rows
 

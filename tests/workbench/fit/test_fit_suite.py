@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -19,7 +20,8 @@ from ksteer_vllm.cli import app
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import data_digest, write_rows
 from ksteer_vllm.errors import DataError
-from ksteer_vllm.experiments.suite.fit import EVALUATION_WIDTH, SuitePlan, fit_suite
+from ksteer_vllm.experiments.suite.fit import EVALUATION_WIDTH, fit_suite
+from ksteer_vllm.experiments.suite.plan import SuitePlan
 from ksteer_vllm.fit.activations import Recorder
 from ksteer_vllm.probes.probe import Probe
 from tests.support.engines import GIB_OF_CACHE, OPTIONS
@@ -29,6 +31,10 @@ from tests.workbench.fit.conftest import make_rows
 METHODS = ("mlp", "caa", "actadd")
 PLAN = SuitePlan(methods=METHODS, layers=(1, 2), options={"epochs": 2, "width": 16, "first": 1})
 ENGINE = {name: value for name, value in OPTIONS.items() if name != "disable_log_stats"}
+
+
+def changed(plan: SuitePlan, **fields: Any) -> SuitePlan:
+    return plan.model_copy(update=fields)
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +83,20 @@ def test_what_is_there_is_not_fitted_again(
     monkeypatch.setattr(Recorder, "_engine", None)
     fit_suite(str(llama), dataset, folder, PLAN, engine_options=ENGINE)
     with pytest.raises(TypeError, match="not callable"):
-        fit_suite(str(llama), dataset, folder, replace(PLAN, methods=("mlp", "ace")), engine_options=ENGINE)
+        fit_suite(
+            str(llama),
+            dataset,
+            folder,
+            changed(PLAN, methods=("mlp", "ace")),
+            engine_options=ENGINE,
+        )
 
 
 def test_an_interrupted_fit_gets_its_report_from_the_shards(
     llama: Path, dataset: TaskDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before its report, and when one is there that lacks what was fitted since."""
-    plan = replace(PLAN, methods=("mlp", "caa"), keep_activations=True)
+    plan = changed(PLAN, methods=("mlp", "caa"), keep_activations=True)
     fit_suite(str(llama), dataset, tmp_path, plan, engine_options=ENGINE)
     report, shards = tmp_path / "fit" / "results.md", tmp_path / "activations"
     monkeypatch.setattr(Recorder, "_engine", None)
@@ -92,11 +104,15 @@ def test_an_interrupted_fit_gets_its_report_from_the_shards(
         patch.setattr("ksteer_vllm.experiments.suite.writeup.write_up", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit_suite(
-                str(llama), dataset, tmp_path, replace(plan, methods=("caa", "ace")), engine_options=ENGINE
+                str(llama),
+                dataset,
+                tmp_path,
+                changed(plan, methods=("caa", "ace")),
+                engine_options=ENGINE,
             )
     assert (tmp_path / "ace" / "probe.json").exists()
     assert not report.exists()
-    plan = replace(plan, methods=("mlp", "caa", "ace"), keep_activations=False)
+    plan = changed(plan, methods=("mlp", "caa", "ace"), keep_activations=False)
     fit_suite(str(llama), dataset, tmp_path, plan, engine_options=ENGINE)
     text = report.read_text()
     assert "| ace" in text
@@ -121,9 +137,9 @@ def test_a_folder_of_something_else_is_refused(
     swapped = {"calibration": kinds["evaluation"], "evaluation": kinds["calibration"]}
     for task, plan, says in (
         (other, PLAN, "whose data_digest is"),
-        (dataset, replace(PLAN, layers=(2,)), "whose layers is 1, 2, not 2"),
-        (dataset, replace(PLAN, labels=("warm",)), "whose labels is dry, warm, not warm"),
-        (dataset, replace(PLAN, seed=1), "whose seed is 0, not 1"),
+        (dataset, changed(PLAN, layers=(2,)), "whose layers is 1, 2, not 2"),
+        (dataset, changed(PLAN, labels=("warm",)), "whose labels is dry, warm, not warm"),
+        (dataset, changed(PLAN, seed=1), "whose seed is 0, not 1"),
         (replace(dataset, prompts=swapped), PLAN, "other held-out prompts"),
     ):
         with pytest.raises(UsageError, match=f"{says}.*take another folder"):
@@ -138,10 +154,16 @@ def test_a_folder_of_something_else_is_refused(
 
 def test_a_method_the_data_does_not_suit(llama: Path, dataset: TaskDataset, tmp_path: Path) -> None:
     """Named, it is an error; of all, it is left out and reported."""
-    plan = replace(PLAN, layers=(), layer=1, options={"epochs": 1, "width": 8, "first": 100, "steps": 1})
+    plan = changed(PLAN, layers=(), layer=1, options={"epochs": 1, "width": 8, "first": 100, "steps": 1})
     with pytest.raises(DataError, match="actadd: first: the texts with or without"):
-        fit_suite(str(llama), dataset, tmp_path, replace(plan, methods=("actadd",)), engine_options=ENGINE)
-    suite = fit_suite(str(llama), dataset, tmp_path, replace(plan, methods=()), engine_options=ENGINE)
+        fit_suite(
+            str(llama),
+            dataset,
+            tmp_path,
+            changed(plan, methods=("actadd",)),
+            engine_options=ENGINE,
+        )
+    suite = fit_suite(str(llama), dataset, tmp_path, changed(plan, methods=()), engine_options=ENGINE)
     assert "actadd" not in suite.paths
     assert {"mlp", "linear", "caa", "ace", "loreft", "lorest", "orbit", "mat_steer"} <= set(suite.paths)
     assert "Left out: actadd: first:" in (tmp_path / "fit" / "results.md").read_text()
@@ -150,7 +172,7 @@ def test_a_method_the_data_does_not_suit(llama: Path, dataset: TaskDataset, tmp_
 KILLED = """
 import os, signal
 from ksteer_vllm.cli import app
-from ksteer_vllm.fit import suite
+from ksteer_vllm.experiments.suite import fit as suite
 fit_once = suite.fit_once
 def fit_and_die(*arguments):
     fit_once(*arguments)

@@ -12,7 +12,8 @@ import pytest
 from ksteer_vllm import UsageError
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import write_rows
-from ksteer_vllm.experiments.layers.sweep import CAA, K_STEERING, LayerPlan, recommended, sweep_layers
+from ksteer_vllm.experiments.layers.plan import LayerPlan
+from ksteer_vllm.experiments.layers.sweep import CAA, K_STEERING, recommended, sweep_layers
 from ksteer_vllm.experiments.layers.writeup import layer_table, write_up
 from ksteer_vllm.fit.activations import Recorder
 from ksteer_vllm.probes.probe import Probe

@@ -1,0 +1,20 @@
+"""How the replies of an experiment are sampled: one set of defaults for every plan. Pure."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Sampling"]
+
+
+class Sampling(BaseModel):
+    """What the plans of calibration, evaluation and layer sweep have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: Annotated[
+        float, Field(ge=0, description="Sampling temperature of the replies; 0 is greedy.")
+    ] = 1.0
+    max_tokens: Annotated[int, Field(ge=1, description="Maximum number of tokens in a reply.")] = 96

@@ -1,0 +1,74 @@
+"""What a calibration tries, and by which rules it chooses. Pure: the command line is made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ksteer_vllm.bench.combinations import Avoid
+from ksteer_vllm.bench.sampling import Sampling
+from ksteer_vllm.errors import UsageError, first_problem
+
+__all__ = ["CalibrationPlan", "Metric", "Rule"]
+
+Metric = Literal["judge", "propensity"]
+Rule = Literal["best", "largest_coherent"]
+Layer = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+
+
+class CalibrationPlan(Sampling):
+    """The strengths to try, on what, and how to choose among them."""
+
+    variants: Annotated[
+        tuple[str, ...],
+        Field(
+            description="A variant to calibrate, or a probe of the suite, all of whose variants are "
+            "calibrated; may be repeated; default: all but random directions, which take the strength of "
+            "the vectors they are the control of."
+        ),
+    ] = ()
+    sizes: Annotated[
+        tuple[Size, ...],
+        Field(min_length=1, description="How many labels a request steers towards at once."),
+    ] = (1, 2, 3)
+    strengths: Annotated[int, Field(ge=2, le=64, description="Number of strengths in the first grid.")] = 8
+    layers: Annotated[
+        tuple[Layer, ...], Field(description="Layers to choose from; default: each probe's own.")
+    ] = ()
+    prompts: Annotated[
+        int,
+        Field(ge=1, description="Calibration prompts per single label; larger sizes share as many requests."),
+    ] = 12
+    budget: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Share of the unsteered model's coherent replies that a strength has to keep.",
+        ),
+    ] = 0.9
+    metric: Annotated[Metric, Field(description="What the best strength is best at.")] = "judge"
+    rounds: Annotated[
+        int, Field(ge=0, le=32, description="Number of bisection rounds, each one more batch of replies.")
+    ] = 3
+    rule: Annotated[Rule, Field(description="Which strength is written into the probes.")] = "best"
+    avoid: Annotated[Avoid, Field(description="Whether to steer away from all other labels.")] = "rest"
+    seed: Annotated[int, Field(description="Seed of the sampling.")] = 0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> CalibrationPlan:
+        """The plan with these fields. Raises UsageError, naming the field."""
+        try:
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            first = first_problem(error)
+            raise UsageError(f"{first}, got {first.got!r}") from None
+
+    def sizes_of(self, labels: int) -> tuple[int, ...]:
+        """The sizes to calibrate with so many labels: those asked for, or of the default as many as fit."""
+        if "sizes" in self.model_fields_set:
+            return self.sizes
+        return tuple(size for size in self.sizes if size <= labels)

@@ -1,0 +1,46 @@
+"""What a layer sweep tries. Pure: the command line is made from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ksteer_vllm.bench.sampling import Sampling
+
+__all__ = ["LayerPlan"]
+
+Layer = Annotated[int, Field(ge=0)]
+Length = Annotated[float, Field(gt=0)]
+
+
+class LayerPlan(Sampling):
+    """The layers to compare, and what is fitted and steered at each. options: further ones of the fits."""
+
+    layers: Annotated[tuple[Layer, ...], Field(description="Decoder blocks to compare; default: all.")] = ()
+    labels: Annotated[tuple[str, ...], Field(description="Labels to use; default: all of the data.")] = ()
+    strengths: Annotated[
+        tuple[Length, ...],
+        Field(
+            min_length=1,
+            description="How far to steer, in units of the layer's mean |x - mean(x)|.",
+        ),
+    ] = (0.125, 0.25, 0.5, 1.0)
+    prompts: Annotated[int, Field(ge=1, description="Calibration prompts per label.")] = 8
+    rows: Annotated[int, Field(ge=1, description="Maximum number of labelled rows to fit to.")] = 600
+    epochs: Annotated[int, Field(ge=1, description="Maximum number of epochs of every layer's probe.")] = 8
+    noise: Annotated[
+        float | None,
+        Field(ge=0, description="Input noise of the probes, in standard deviations; default: none."),
+    ] = None
+    judge: Annotated[
+        str | None, Field(description="The judge, reader or probe; default: the one of the task.")
+    ] = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    seed: Annotated[int, Field(description="Seed of the halves, the fits and the sampling.")] = 0
+
+    @property
+    def fit_options(self) -> dict[str, Any]:
+        """Options of the fits, by name."""
+        noise = {} if self.noise is None else {"noise": self.noise}
+        return {"epochs": self.epochs, **noise, "seed": self.seed, **self.options}

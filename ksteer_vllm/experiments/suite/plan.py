@@ -1,0 +1,79 @@
+"""What a fit is told: of one method, or of a suite of several. Pure: the command line is made from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ksteer_vllm.data.positions import Window, window_of
+from ksteer_vllm.fit.presets import FitPreset, preset_of
+from ksteer_vllm.spec.families import fits
+
+__all__ = ["THROUGH_THE_MODEL", "SuitePlan"]
+
+Layer = Annotated[int, Field(ge=0)]
+
+THROUGH_THE_MODEL = frozenset({"loreft", "lorest"})
+"""Methods that are fitted through the language model itself."""
+
+_NEED_REPLIES = THROUGH_THE_MODEL | {"actadd"}
+
+
+class SuitePlan(BaseModel):
+    """What is fitted, and how.
+
+    methods: names in `spec.families.fits()`; none: all of them. options: of the methods, by name; each takes
+    those it knows.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: tuple[str, ...] = ()
+    layer: Annotated[
+        int | None, Field(ge=0, description="Decoder block to fit at; default: the one at 60 % of the depth.")
+    ] = None
+    layers: Annotated[
+        tuple[Layer, ...],
+        Field(description="Several decoder blocks to fit at, each with tensors of its own."),
+    ] = ()
+    labels: Annotated[tuple[str, ...], Field(description="Labels to fit; default: all of the data.")] = ()
+    positions: Annotated[
+        str | None,
+        Field(
+            description="Which positions of a row are read: reply (each of its tokens), reply-mean or "
+            "prompt-last; default: reply, or as the preset says."
+        ),
+    ] = None
+    preset: Annotated[
+        str | None,
+        Field(description="For mlp: settings as they were published, paper or pip-0.1.2."),
+    ] = None
+    options: dict[str, Any] = {}
+    seed: Annotated[int, Field(description="Seed of the split and of everything that is drawn.")] = 0
+    keep_activations: Annotated[
+        bool, Field(description="Leave the recorded activations in OUT/activations.")
+    ] = False
+
+    @property
+    def window(self) -> Window:
+        """The positions read, save by methods that say their own. Raises UsageError."""
+        return self._preset.window if self.positions is None else window_of(self.positions)
+
+    @property
+    def compat(self) -> str | None:
+        """Which other package the probe of method mlp is fitted like, see `FitTask`. Raises UsageError."""
+        return self._preset.compat
+
+    @property
+    def reads_replies(self) -> bool:
+        """Whether some method has a use for the rows' replies."""
+        return self.window.needs_reply or bool(_NEED_REPLIES & set(self.methods or fits()))
+
+    def options_of(self, method: str) -> dict[str, Any]:
+        """What a method is told: the preset's options, where `options` does not say otherwise."""
+        return {**(self._preset.options if method == "mlp" else {}), **self.options, "seed": self.seed}
+
+    @property
+    def _preset(self) -> FitPreset:
+        return preset_of(self.preset)
