@@ -78,7 +78,7 @@ def verify(
     one_process()
     from ksteer_vllm.verify import Verification
     from ksteer_vllm.verify import verify as run
-    from ksteer_vllm.verify.subject import RefusedError, Subject, UnreachableError
+    from ksteer_vllm.verify.subject import Subject
 
     console = wide_console()
     with tempfile.TemporaryDirectory(prefix="ksteer-verify-") as scratch:
@@ -106,9 +106,6 @@ def verify(
                     source=source,
                     tell=lambda text: status.update(f"verifying: {text}"),
                 )
-        except (UnreachableError, RefusedError) as error:
-            typer.echo(f"ksteer: {error}", err=True)
-            raise typer.Exit(2) from None
         finally:
             if subject is not None:
                 subject.close()

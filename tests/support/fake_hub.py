@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+TOKEN = "hf_of_nobody"
+
 
 class FakeHub:
     """repositories: name -> {"private", "branches": {branch: commit}, "commits": {commit: {path: bytes}}}."""
@@ -174,3 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _entry(name: str, data: bytes) -> dict[str, Any]:
     return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+
+
+def at(hub: FakeHub) -> dict[str, Any]:
+    """What push and pull are told to reach the hub."""
+    return {"endpoint": hub.endpoint, "token": TOKEN}

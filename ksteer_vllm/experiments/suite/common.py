@@ -17,7 +17,7 @@ from ksteer_vllm.experiments.suite.plan import SuitePlan
 from ksteer_vllm.fit.activations import default_layer
 from ksteer_vllm.fit.pipeline import complete_rows
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.models import ModelIdentity
+from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.spec.families import fits
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ class Fits:
         identity = model_of(model, engine_options)
         layer = default_layer(identity.num_layers) if plan.layer is None else plan.layer
         layers = tuple(sorted(set(plan.layers))) or (layer,)
-        for one in layers:
-            if not 0 <= one < identity.num_layers:
-                raise UsageError(f"layer: {one} of a model with layers 0 to {identity.num_layers - 1}")
+        check_layers("layers" if plan.layers else "layer", layers, identity.num_layers, UsageError)
         return cls(
             model=model,
             identity=identity,

@@ -163,7 +163,7 @@ def test_what_is_missing_is_said_in_one_line(suite: Suite, tmp_path: Path) -> No
         result = CliRunner().invoke(app, ["eval", str(folder)])
         assert result.exit_code == 2
         assert says in " ".join(result.output.split())
-    for option, value, says in (("--strength", "strongest", "strength: "), ("--sizes", "a", "sizes: ")):
+    for option, value, says in (("--strength", "strongest", "--strength: "), ("--sizes", "a", "--sizes: ")):
         result = CliRunner().invoke(app, ["eval", str(suite.folder), option, value])
         assert result.exit_code == 2
         assert f"ksteer: {says}" in result.output

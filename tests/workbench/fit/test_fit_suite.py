@@ -252,8 +252,8 @@ def test_one_method_is_one_folder_and_goes_on_too(
     assert not (out / "activations").exists()
     for options, says in (
         (["--positions", "last"], "positions: unknown 'last'; known: reply, reply-mean, prompt-last"),
-        (["--preset", "paper"], "preset: paper is one of the method mlp, not of caa"),
-        (["--layers", "a"], "layers: expected numbers such as 1,2,3, got 'a'"),
+        (["--preset", "paper"], "preset: paper is for mlp, not for caa"),
+        (["--layers", "a"], "--layers: expected numbers such as 1,2,3, got 'a'"),
         (["--layers", "7"], "layers: 7 of a model with layers 0 to 3"),
     ):
         result = CliRunner().invoke(app, [*command, "--method", "caa", *options])

@@ -107,4 +107,4 @@ def test_the_command_refuses_strengths_that_are_none(llama: Path, tmp_path: Path
     command = ["layers", str(llama), str(data), "--out", str(tmp_path), "--strengths", "1,-2"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
-    assert result.output.startswith("ksteer: strengths: expected numbers above 0")
+    assert result.output.startswith("ksteer: --strengths: expected numbers above 0")
