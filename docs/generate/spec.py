@@ -6,7 +6,7 @@ import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 import ksteer_vllm.spec
 from docs.generate.tables import sentence, table
+from ksteer_vllm.spec.edit import Edit
 
 __all__ = ["fields"]
 
@@ -42,38 +43,52 @@ def models() -> list[type[BaseModel]]:
             is_model = inspect.isclass(value) and issubclass(value, BaseModel)
             if is_model and value.__module__ == module.name and not name.startswith("_"):
                 found[name] = value
+    for base in {base.__name__ for model in found.values() for base in model.__bases__}:
+        found.pop(base, None)  # its fields are described where they are used
     order = [*(name for name in FIRST if name in found), *sorted(set(found) - set(FIRST))]
     return [found[name] for name in order if found[name].model_fields]
 
 
 def _section(model: type[BaseModel]) -> str:
     schema = model.model_json_schema()
-    own = schema.get("properties") or schema["$defs"][model.__name__]["properties"]
-    rows = [_row(name, model.model_fields[name], own[name]) for name in _own_fields(model)]
+    properties = schema.get("properties") or schema["$defs"][model.__name__]["properties"]
     text = inspect.cleandoc(model.__doc__ or "")
+    names = [
+        name for name in model.model_fields if model.__name__ != FIRST[0] or name not in Edit.model_fields
+    ]
+    rows = [_row(name, model.model_fields[name], properties[name], text) for name in names]
     head = ("field", "type", "default", "bounds", "meaning")
-    return f"### {model.__name__}\n\n{_prose(text)}\n\n{table(head, rows)}"
+    return f"### {model.__name__}\n\n{_prose(text, names)}\n\n{table(head, rows)}"
 
 
-def _own_fields(model: type[BaseModel]) -> Iterator[str]:
-    """Fields that no model it is made of has described already."""
-    inherited = {name for base in model.__bases__ for name in getattr(base, "model_fields", {})}
-    yield from (name for name in model.model_fields if name not in inherited - set(model.__annotations__))
-
-
-def _prose(docstring: str) -> str:
-    """A docstring as Markdown, up to its sections; `*` and `_` outside code are no emphasis."""
+def _prose(docstring: str, names: Collection[str]) -> str:
+    """What a docstring says of the whole, as Markdown; `*` and `_` outside code are no emphasis."""
     text = re.split(r"^(?:Args|Attributes|Raises|Returns):$", docstring, maxsplit=1, flags=re.MULTILINE)[0]
-    parts = text.strip().split("`")
+    kept = [part for part in text.strip().split("\n\n") if part.partition(":")[0] not in names]
+    parts = "\n\n".join(kept).split("`")
     return "`".join(
         part if index % 2 else re.sub(r"([*_])", r"\\\1", part) for index, part in enumerate(parts)
     )
 
 
-def _row(name: str, field: FieldInfo, schema: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(name: str, field: FieldInfo, schema: Mapping[str, Any], docstring: str) -> tuple[str, ...]:
     default = "required" if field.is_required() else f"`{json.dumps(schema.get('default'), default=str)}`"
     default = "" if default == "`null`" else default
-    return f"`{name}`", _type(schema), default, ", ".join(_bounds(schema)), sentence(field.description)
+    meaning = sentence(field.description or _said_of(name, docstring) or _said_of_type(_type(schema)))
+    return f"`{name}`", _type(schema), default, ", ".join(_bounds(schema)), meaning
+
+
+def _said_of(name: str, docstring: str) -> str:
+    """What a model's docstring says of one field: `name: …` at the beginning of a line."""
+    found = re.search(rf"^ *{name}: (.+?)(?=\n *\w+: |\n\s*\n|\Z)", docstring, re.DOTALL | re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _said_of_type(kind: str) -> str:
+    """The first paragraph about the model that is a field's only type."""
+    found = re.fullmatch(r"\[(\w+)\]\(#\w+\)", kind)
+    docstrings = [model.__doc__ or "" for model in models() if found and model.__name__ == found[1]]
+    return inspect.cleandoc(docstrings[0]).partition("\n\n")[0] if docstrings else ""
 
 
 def _type(schema: Mapping[str, Any]) -> str:
