@@ -18,7 +18,7 @@ READY := $(VENV)/.ready-$(ENGINE)-$(VLLM_VERSION)
 PARITY := $(VENV)-parity
 PARITY_READY := $(PARITY)/.ready-$(ENGINE)-$(VLLM_VERSION)
 
-.PHONY: demo test parity lint docs clean
+.PHONY: demo test parity pure lint docs clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -28,13 +28,17 @@ help:
 demo: $(READY)
 	$(BIN)/ksteer demo --out $(OUT)
 
-test: $(READY) lint docs $(if $(PYTEST_ARGS),,parity)
+test: $(READY) lint docs $(if $(PYTEST_ARGS),,parity pure)
 	bash packaging/browser.sh
 	$(BIN)/python -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadgroup --no-loadscope-reorder) $(PYTEST_ARGS)
 
 # What the converters make of files of other packages against those packages themselves; no skip passes.
 parity: $(PARITY_READY)
 	KSTEER_PARITY=1 $(PARITY)/bin/python -m pytest -m parity tests/workbench/convert
+
+# The wheel without torch and vLLM, on each supported Python that this machine has.
+pure: $(READY)
+	bash packaging/pure.sh $(VENV)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -53,4 +57,4 @@ $(PARITY_READY): $(READY) packaging/parity.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(OUT) site
+	rm -rf $(VENV) $(VENV)-pure-* $(PARITY) $(OUT) site

@@ -17,10 +17,13 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from ksteer_vllm.convert.common import Options
+from ksteer_vllm.convert.options import Options
 from ksteer_vllm.errors import ProbeError, listing
-from ksteer_vllm.probes.probe import Probe
+
+if TYPE_CHECKING:
+    from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["FORMATS", "Options", "convert", "detect"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from ksteer_vllm.convert.options import Options
 from ksteer_vllm.errors import ProbeError, first_problem, listing
-from ksteer_vllm.models import ModelIdentity
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["Options", "build", "choose_labels", "choose_layers", "first_line", "read_json", "read_tensors"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a source does not say, or the caller decides.
-
-    model: the model the probe is for. labels: names, in the source's order. layer: the decoder block
-    (0-based) of a source that does not say, else the one of its layers a request steers by default.
-    layers: keep these of the source's layers only. features: of an SAE.
-    """
-
-    model: ModelIdentity
-    labels: tuple[str, ...] = ()
-    layer: int | None = None
-    layers: tuple[int, ...] = ()
-    features: tuple[int, ...] = ()
+__all__ = ["build", "choose_labels", "choose_layers", "first_line", "read_json", "read_tensors"]
 
 
 def build(

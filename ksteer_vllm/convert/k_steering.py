@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ksteer_vllm.convert.common import Options, build, choose_labels, read_json
+from ksteer_vllm.convert.common import build, choose_labels, read_json
+from ksteer_vllm.convert.options import Options
 from ksteer_vllm.convert.unpickle import Record, names_in, read_pickle, tensor_of
 from ksteer_vllm.errors import ProbeError, listing
 from ksteer_vllm.probes.probe import Probe

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ksteer_vllm.convert.common import Options, build, choose_labels, choose_layers, read_json, read_tensors
+from ksteer_vllm.convert.common import build, choose_labels, choose_layers, read_json, read_tensors
+from ksteer_vllm.convert.options import Options
 from ksteer_vllm.errors import ProbeError, listing
 from ksteer_vllm.probes.probe import Probe
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from ksteer_vllm.convert.common import Options, build, choose_labels, choose_layers
+from ksteer_vllm.convert.common import build, choose_labels, choose_layers
+from ksteer_vllm.convert.options import Options
 from ksteer_vllm.errors import ProbeError, listing
 from ksteer_vllm.probes.probe import Probe
 

@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ksteer_vllm.convert.common import Options, build, choose_labels, read_json
+from ksteer_vllm.convert.common import build, choose_labels, read_json
+from ksteer_vllm.convert.options import Options
 from ksteer_vllm.errors import ProbeError, listing
 from ksteer_vllm.probes.probe import Probe
 

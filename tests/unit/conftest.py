@@ -1,4 +1,7 @@
-"""Three probes in a directory, and a resolved configuration that starts with the first."""
+"""Three probes in a directory, and a resolved configuration that starts with the first.
+
+What needs torch is imported where it is used: the tests marked `pure` run without it.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,21 @@ from typing import Any
 
 import pytest
 
-from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import EngineConfig, ResolvedConfig
-from testbed.probes import random_probe
-from tests.support.probe_directory import write_directory
 
 
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support.probe_directory import write_directory
+
     return write_directory(tmp_path_factory.mktemp("probes"))
 
 
 @pytest.fixture
 def config_of(directory: Path) -> Callable[..., ResolvedConfig]:
+    from ksteer_vllm.admission.resolve import resolve_config
+    from testbed.probes import random_probe
+
     def make(**options: Any) -> ResolvedConfig:
         fields = {"probes": {"a": str(directory / "first")}, "layers": [1, 2], "probe_dirs": [str(directory)]}
         return resolve_config(EngineConfig.parse({**fields, **options}), random_probe().metadata.model)

@@ -11,6 +11,8 @@ import pytest
 from ksteer_vllm import ConfigError, enable
 from ksteer_vllm.config import EngineConfig, ResolvedConfig
 
+pytestmark = pytest.mark.pure
+
 
 def test_defaults() -> None:
     config = EngineConfig()

@@ -15,6 +15,8 @@ from ksteer_vllm.server.bodies import (
     json_opts_out_beside_a_preset,
 )
 
+pytestmark = pytest.mark.pure
+
 SPEC = {"probe": "tones", "target": ["warm"]}
 
 CARRYING: list[Any] = [

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from ksteer_vllm import SteeringSpec
 from ksteer_vllm.spec.fingerprint import block_key, fingerprint, steered_ranges
 
+pytestmark = pytest.mark.pure
+
 BASE: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1.0, "layers": [1]}
 
 

@@ -14,6 +14,8 @@ from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import ConfigError, SpecError
 from ksteer_vllm.spec.presets import check_name, expand, is_opt_out, read_presets, with_model_preset
 
+pytestmark = pytest.mark.pure
+
 WARM = {"probe": "tones", "target": ["warm"], "alpha": 3.0}
 STACK = {"stack": [WARM, {"probe": "tones", "avoid": ["dry"], "method": "project"}]}
 PRESETS: dict[str, Any] = {"warm": WARM, "two": STACK}

@@ -12,6 +12,8 @@ from ksteer_vllm import SpecError, SteeringSpec, Where
 from ksteer_vllm.spec.labels import MAX_MAGNITUDE
 from ksteer_vllm.spec.where import NO_END
 
+pytestmark = pytest.mark.pure
+
 GOOD: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1.0}
 
 

@@ -10,6 +10,8 @@ import pytest
 from ksteer_vllm import SpecError, SteeringSpec
 from ksteer_vllm.spec.edit import Edit, Hinge
 
+pytestmark = pytest.mark.pure
+
 GOOD: dict[str, Any] = {"probe": "tones", "target": ["warm"], "alpha": 1.0}
 BOTH: dict[str, Any] = {**GOOD, "avoid": ["cold"]}
 CLAMP: dict[str, Any] = {"probe": "features", "method": "clamp", "values": {"rain": 2}}

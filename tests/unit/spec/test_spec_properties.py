@@ -16,6 +16,8 @@ from ksteer_vllm.spec.families import METHODS, fields_of
 from ksteer_vllm.spec.fingerprint import fingerprint
 from ksteer_vllm.spec.labels import MAX_MAGNITUDE
 
+pytestmark = pytest.mark.pure
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

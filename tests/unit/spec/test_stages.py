@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from ksteer_vllm import SteeringSpec
 from ksteer_vllm.spec.stages import assign_stages
 
+pytestmark = pytest.mark.pure
+
 WHEN = {"probe": "p", "label": "a", "above": 0.5}
 
 
