@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from typer.main import get_command
 
 from ksteer_vllm.cli import app
@@ -138,4 +137,3 @@ def test_a_wrong_command_is_noticed() -> None:
         ["i"],
         ["j"],
     ]
-    assert yaml.safe_load("a: 1")  # presets are YAML of this library
