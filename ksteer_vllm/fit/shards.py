@@ -4,7 +4,7 @@
 
 Each holds consecutive rows: `layer.L` [n, d] float32 per layer, `row` [n] and `position` [n] int64, and
 `labels` [rows, K] uint8 for the names in its header, which also says what was recorded, of which model, at
-which site. A recording that was interrupted goes on after the last whole shard.
+which site. A recording that was interrupted resumes after the last whole shard.
 """
 
 from __future__ import annotations

@@ -56,9 +56,19 @@ def push(
 ) -> str:
     """Upload a probe folder or a suite in one commit, with a model card. Returns the commit's address.
 
-    private: of a repository that is made now; one that exists stays as it is. revision: a branch, made if it
-    is not there; default: main. base_model: the model's name on the hub, where the folder has a local path.
-    Raises ProbeError or UsageError for a folder that does not check, UsageError for what the hub refuses.
+    Args:
+        folder: the probe folder or the suite.
+        repo_id: owner/name.
+        private: whether a repository that is created now is private; one that exists stays as it is.
+        revision: a branch, created if need be; None: main.
+        message: of the commit; None: the probes' names.
+        base_model: the model's name on the hub, where the folder has a local path.
+        token: None: that of `hf auth login`, or HF_TOKEN.
+        endpoint: None: the Hugging Face hub.
+
+    Raises:
+        ProbeError: for a probe that does not match its digest.
+        UsageError: for a folder of something else, and for what the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -101,9 +111,17 @@ def pull(
 ) -> Pulled:
     """Download a probe folder or a suite into `out`, which must not hold anything yet.
 
-    revision: a branch, a tag or a commit. digest: what the only probe's digest must be. Raises ProbeError
-    if a file does not match its digest, UsageError for what the hub refuses and for a repository of
-    something else.
+    Args:
+        repo_id: owner/name.
+        out: the folder to write, new or empty.
+        revision: a branch, a tag or a commit; None: main.
+        digest: what the only probe's digest must be; None: any.
+        token: None: that of `hf auth login`, or HF_TOKEN.
+        endpoint: None: the Hugging Face hub.
+
+    Raises:
+        ProbeError: if a probe does not match its digest; nothing is kept then.
+        UsageError: for what the hub refuses, and for a repository of something else.
     """
     from huggingface_hub import HfApi
 

@@ -52,7 +52,7 @@ class CalibrationSubject:
 
     @classmethod
     def of_suite(cls, folder: str | Path) -> CalibrationSubject:
-        """Raises UsageError if the folder is no suite, or one without probes or prompts."""
+        """Raises UsageError if the folder is not a suite, or one without probes."""
         suite = Suite.open(folder)
         if not suite.paths:
             raise UsageError(

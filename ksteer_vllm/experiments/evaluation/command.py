@@ -33,7 +33,7 @@ _SHOWN = ("on_target", "success", "coherent", "nll", "shift", "kl")
 def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Evaluation:
     """Evaluate a calibrated suite and leave the write-up in SUITE/results.
 
-    Raises UsageError for a folder that is no suite or is not calibrated, for probes that are not those
+    Raises UsageError for a folder that is not a calibrated suite, for probes that are not those
     that were calibrated, or a plan that does not fit.
     """
     suite = Suite.open(folder)

@@ -46,11 +46,21 @@ def evaluate_suite(
     rule: CoherenceRule | None = None,
     console: Console | None = None,
 ) -> Evaluation:
-    """Generate, score and judge. Goes on where an interrupted run of the same folder was.
+    """Generate, score and judge. A run that was interrupted resumes with the replies in `folder`.
 
-    rule: of coherence; default: from the unsteered replies.
+    Args:
+        suite: the suite.
+        settings: the variants, each with its strength for every size.
+        plan: what to evaluate, with nothing left open.
+        folder: where the journal is kept.
+        rule: of coherence; None: from the unsteered replies.
+        console: where progress is shown.
 
-    Raises UsageError if the plan does not fit the suite.
+    Returns:
+        Everything the write-up is made from.
+
+    Raises:
+        UsageError: if the plan does not fit the suite.
     """
     from ksteer_vllm.fit.pipeline import few_threads, progress_bar
 

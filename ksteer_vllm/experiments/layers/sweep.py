@@ -91,9 +91,22 @@ def sweep_layers(
     engine_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> LayerSweep:
-    """Record, fit, steer and judge; `folder` keeps what a sweep that is started again need not do again.
+    """Record, fit, steer and judge. A sweep that was interrupted resumes with what `folder` holds.
 
-    Raises DataError, UsageError, and what vLLM raises for a model it cannot load.
+    Args:
+        model: what vLLM is to load.
+        dataset: the labelled rows.
+        folder: where replies, probes and the journal are kept.
+        plan: the layers, and what is tried at each; None: the defaults.
+        engine_options: further arguments of `vllm.LLM`.
+        console: where progress is shown.
+
+    Returns:
+        How well every layer is read and steered, and the one that is recommended.
+
+    Raises:
+        DataError: for rows that cannot be fitted to.
+        UsageError: for layers the model does not have, or a judge that is not for layer sweeps.
     """
     plan, folder = plan or LayerPlan(), Path(folder)
     num_layers = model_of(model, engine_options).num_layers

@@ -47,8 +47,21 @@ def fit_suite(
     """Fill the suite folder `out`; probes that are there, fitted to the same in the same way, are kept.
 
     Of methods that were not named, one that the data does not suit is left out, and the write-up says so.
-    Raises DataError, UsageError (a suite of something else in `out`), and what vLLM raises for a model it
-    cannot load.
+
+    Args:
+        model: what vLLM is to load.
+        dataset: the labelled rows, half of which the methods see.
+        out: the suite folder.
+        plan: what is fitted, and how; None: every method.
+        engine_options: further arguments of `vllm.LLM`.
+        console: where progress is shown.
+
+    Returns:
+        The suite, with the evaluation probe.
+
+    Raises:
+        DataError: for rows a method that was named cannot be fitted to.
+        UsageError: for a plan that does not suit the model, or another suite in `out`.
     """
     with progress_bar(console) as progress:
         fit = _SuiteFit(model, dataset, Path(out), plan or SuitePlan(), engine_options or {}, progress)

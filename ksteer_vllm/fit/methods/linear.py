@@ -25,8 +25,8 @@ __all__ = ["LinearPlan", "fit", "regressions"]
 class LinearPlan(SplitPlan):
     """Options of `--method linear`."""
 
-    l2: Annotated[float, Field(gt=0, description="weight of |w|^2 / 2 beside the summed log loss")] = 1.0
-    max_iter: Annotated[int, Field(ge=1, description="of the L-BFGS solver")] = 1000
+    l2: Annotated[float, Field(gt=0, description="Weight of |w|^2 / 2 beside the summed log loss.")] = 1.0
+    max_iter: Annotated[int, Field(ge=1, description="Maximum number of L-BFGS iterations.")] = 1000
 
 
 def fit(task: FitTask) -> Probe:

@@ -27,9 +27,11 @@ __all__ = ["LoReST", "LoReSTPlan", "fit"]
 class LoReSTPlan(EditPlan):
     """The options of LoReST."""
 
-    hard_steps: Annotated[int, Field(ge=1, description="as `steps`, once p is 0 or 1")] = 32
-    temperature: Annotated[float, Field(gt=0, description="of the relaxation, at first")] = 1.0
-    last_temperature: Annotated[float, Field(gt=0, description="of the relaxation, at last")] = 0.1
+    hard_steps: Annotated[int, Field(ge=1, description="Like `steps`, once p is 0 or 1.")] = 32
+    temperature: Annotated[float, Field(gt=0, description="Temperature of the relaxation at first.")] = 1.0
+    last_temperature: Annotated[
+        float, Field(gt=0, description="Temperature of the relaxation at the end.")
+    ] = 0.1
 
 
 class LoReST(TrainableEdit):

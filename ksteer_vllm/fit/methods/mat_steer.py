@@ -40,14 +40,14 @@ _HELD_OUT = 512
 class MATPlan(SplitPlan):
     """Options of `--method mat_steer`."""
 
-    steps: Annotated[int, Field(ge=1, description="of Adam")] = 300
-    batch_size: Annotated[int, Field(ge=2, description="tokens of either side, per label")] = 128
+    steps: Annotated[int, Field(ge=1, description="Number of steps of Adam.")] = 300
+    batch_size: Annotated[int, Field(ge=2, description="Tokens of either side, per label.")] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
     positive: Annotated[
-        float, Field(ge=0, description="weight: gates open on tokens that show the label")
+        float, Field(ge=0, description="Weight of gates that are open on tokens that show the label.")
     ] = 0.1
-    sparse: Annotated[float, Field(ge=0, description="weight: gates open on the others")] = 0.01
-    orthogonal: Annotated[float, Field(ge=0, description="weight: vectors that are not orthogonal")] = 0.1
+    sparse: Annotated[float, Field(ge=0, description="Weight of gates that are open on other tokens.")] = 0.01
+    orthogonal: Annotated[float, Field(ge=0, description="Weight of vectors that are not orthogonal.")] = 0.1
 
 
 class GatedVectors(nn.Module):

@@ -43,12 +43,12 @@ class ORBITPlan(SplitPlan):
     """Options of `--method orbit`."""
 
     directions: Annotated[
-        int, Field(ge=1, description="leading principal directions of the activations in the joint subspace")
+        int, Field(ge=1, description="Leading principal directions in the joint subspace.")
     ] = 4
-    l2: Annotated[float, Field(gt=0, description="of the gates: weight of |w|^2 / 2 beside the log loss")] = (
-        1.0
+    l2: Annotated[float, Field(gt=0, description="Weight of |w|^2 / 2 beside the gates' log loss.")] = 1.0
+    max_iter: Annotated[int, Field(ge=1, description="Maximum number of L-BFGS iterations of the gates.")] = (
+        1000
     )
-    max_iter: Annotated[int, Field(ge=1, description="of the gates' L-BFGS solver")] = 1000
 
 
 def fit(task: FitTask) -> Probe:
