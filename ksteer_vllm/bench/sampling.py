@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ksteer_vllm.bench.jobs import MAX_TOKENS
+
 __all__ = ["Sampling"]
 
 
@@ -17,4 +19,4 @@ class Sampling(BaseModel):
     temperature: Annotated[
         float, Field(ge=0, description="Sampling temperature of the replies; 0 is greedy.")
     ] = 1.0
-    max_tokens: Annotated[int, Field(ge=1, description="Maximum number of tokens in a reply.")] = 96
+    max_tokens: Annotated[int, Field(ge=1, description="Maximum number of tokens in a reply.")] = MAX_TOKENS
