@@ -89,7 +89,9 @@ def _help(text: str | None) -> str:
 
 
 def _meaning(parameter: Any) -> str:
-    return str(getattr(parameter, "help", "") or "")
+    text = str(getattr(parameter, "help", "") or "")
+    variable = getattr(parameter, "envvar", None)
+    return f"{text} Environment: `{variable}`." if variable else text
 
 
 def _spelling(option: Any) -> str:
@@ -102,6 +104,8 @@ def _spelling(option: Any) -> str:
 
 def _kind(option: Any) -> str:
     """What an option's value is; older releases of typer say it with an object of click's."""
+    if option.metavar:
+        return f"`{option.metavar}`".replace("|", "` or `")
     descriptor = getattr(option, "type_descriptor", None)
     if descriptor is None:
         return str(option.type.name).replace(" range", "")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels.checks import check_weights
-from ksteer_kernels.cpu import CPUSlot
+from ksteer_kernels.packed import CPUSlot
 
 NO_SLOT = -1
 

@@ -100,7 +100,8 @@ class DataOptions(_Group):
         str | None, Field(description="The table's column of labels; default: label, if there is one.")
     ] = None
     reply_column: Annotated[
-        str | None, Field(description="The table's column of replies; default: reply, if there is one.")
+        str | None,
+        Field(description="The table's replies; default: reply, response, completion, answer or output."),
     ] = None
     split: Annotated[
         str | None, Field(description="Which split of hub:owner/name to take; default: train.")

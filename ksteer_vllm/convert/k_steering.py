@@ -62,6 +62,8 @@ def convert(path: Path, options: Options) -> Probe:
     known = metadata.get("unique_labels")
     strength = steering.get("steering_strength")
     default_alpha = {"gradient": strength} if isinstance(strength, int | float) else {}
+    if default_alpha:
+        notes.append("the source takes one step: with its strength as alpha, send num_steps 1, or calibrate")
     zeros, ones = torch.zeros(options.model.hidden_size), torch.ones(options.model.hidden_size)
     tensors = {"input_mean": zeros, "input_std": ones}
     if "net.weight" in weights:

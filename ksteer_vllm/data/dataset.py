@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ksteer_vllm.data.partition import PROMPT_PARTS, Partition, partition_rows
+from ksteer_vllm.data.halves import PROMPT_PARTS, Partition, partition_rows
 from ksteer_vllm.data.rows import LabelledRow, Prompt, data_digest, labels_of, row_number
 from ksteer_vllm.data.tables import Columns, rows_of_records
 from ksteer_vllm.errors import DataError

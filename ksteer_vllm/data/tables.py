@@ -15,17 +15,19 @@ __all__ = ["Columns", "is_row_form", "rows_of_records"]
 
 _TRUTH: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _PAIR: Final = ("positive", "negative", "label")
+REPLY_NAMES: Final = ("reply", "response", "completion", "answer", "output")
+"""What a column of replies is usually called; a reply that is there is never written again by the model."""
 
 
 class Columns(BaseModel):
     """Which column holds what. What is not named is found by these rules.
 
     prompt: `prompt`, or else `text`. text: the same by another name, for tables of text and label; give one
-    of the two. reply: `reply`, if there is one. system: an instruction, which makes the prompt a chat;
-    `system`, if there is one. label: names the one label of a row; `label`, if there is one. labels: with a
-    label column, the labels to take; without, one column per label; all other columns. These hold true or
-    false (1 or 0, yes or no), or, in a table without replies, a reply that shows the label: then a row of the
-    table gives one labelled row for each label.
+    of the two. reply: `reply`, `response`, `completion`, `answer` or `output`, if there is one. system: an
+    instruction, which makes the prompt a chat; `system`, if there is one. label: names the one label of a
+    row; `label`, if there is one. labels: with a label column, the labels to take; without, one column per
+    label; all other columns. These hold true or false (1 or 0, yes or no), or, in a table without replies, a
+    reply that shows the label: then a row of the table gives one labelled row for each label.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,7 +96,7 @@ class _Table:
         if columns.prompt is not None and columns.text is not None:
             raise DataError(f"{where}: prompt and text are one column by two names; give one of them")
         self.prompt = self._named(columns.prompt or columns.text) or self._prompt_column()
-        self.reply = self._named(columns.reply) or self._usual("reply", columns)
+        self.reply = self._named(columns.reply) or self._usual_reply(columns)
         self.system = self._named(columns.system) or self._usual("system", columns)
         self.label = self._named(columns.label) or self._usual("label", columns)
         if self.label is None:
@@ -189,6 +191,16 @@ class _Table:
         """A column that goes by its usual name, if it is not said to be something else."""
         taken = {self.prompt, *columns.labels}
         return name if name in self.names and name not in taken else None
+
+    def _usual_reply(self, columns: Columns) -> str | None:
+        """The column of replies by one of its usual names. Raises DataError for several."""
+        found = [name for name in REPLY_NAMES if self._usual(name, columns)]
+        if len(found) > 1:
+            raise DataError(
+                f"{self.where}: columns {listing(found)} may each hold the replies; name the one that does "
+                "(--reply-column)"
+            )
+        return found[0] if found else None
 
     def _others(self) -> list[str]:
         rest = [name for name in self.names if name not in {self.prompt, self.reply, self.system}]

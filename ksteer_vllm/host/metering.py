@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ksteer_vllm.admission.runnable import RunnableSpec
-from ksteer_vllm.admission.usage import tally
+from ksteer_vllm.admission.tally import tally
 from ksteer_vllm.host.admitted import admitted_request, set_admitted
 from ksteer_vllm.host.every_worker import ask_every_worker
 from ksteer_vllm.host.requests import Admission

@@ -13,12 +13,11 @@ from typing import Any
 
 from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
-from ksteer_vllm.errors import HostVersionError
 from ksteer_vllm.host.admitted import admitted_request
 from ksteer_vllm.host.every_worker import ask_every_worker
 from ksteer_vllm.host.metering import observe_report
 from ksteer_vllm.host.requests import Admission
-from ksteer_vllm.host.version import TESTED_RANGE
+from ksteer_vllm.host.version import require_methods
 from ksteer_vllm.report import REPORT_ATTRIBUTE, assemble
 from ksteer_vllm.spec.admitted import AdmittedRequest
 
@@ -27,12 +26,10 @@ __all__ = ["ReportDesk", "open_desk", "wants_report"]
 logger = logging.getLogger("vllm.ksteer")
 
 RPC = "ksteer_take_reports"
-_METHODS = (
-    (RequestState, "_new_completion_output"),
-    (RequestOutputCollector, "get"),
-    (RequestOutputCollector, "get_nowait"),
-    (RequestOutputCollector, "close"),
-)
+_METHODS = {
+    RequestState: ("_new_completion_output",),
+    RequestOutputCollector: ("get", "get_nowait", "close"),
+}
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,8 @@ class ReportDesk:
         self._abandoned: set[str] = set()
         self.finished: list[tuple[Any, _Ticket]] = []
         """LLMEngine: completions that have ended in this step."""
-        absent = [f"{owner.__name__}.{name}" for owner, name in _METHODS if not hasattr(owner, name)]
-        if absent:
-            raise HostVersionError(
-                f"vllm.v1.engine.output_processor lacks {', '.join(absent)}; tested with vLLM {TESTED_RANGE}"
-            )
+        for owner, names in _METHODS.items():
+            require_methods(owner, names)
 
     def watch(self, output_processor: Any, request: Any) -> None:
         """Follow a request that wants a report and has just been added to the output processor."""

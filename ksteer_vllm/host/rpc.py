@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ksteer_vllm.errors import PoolFullError, ProbeError
-from ksteer_vllm.host.loading import worker_state
+from ksteer_vllm.host.attaching import worker_state
 
 __all__ = ["install"]
 

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from ksteer_vllm.device.state import SteeringState
-from ksteer_vllm.errors import HostVersionError
 from ksteer_vllm.host.admitted import admitted_request
-from ksteer_vllm.host.version import TESTED_RANGE
+from ksteer_vllm.host.version import require_methods
 from ksteer_vllm.spec.admitted import AdmittedRequest
 
 __all__ = ["hook"]
@@ -71,12 +70,7 @@ class RowAllocator:
 
 def hook(runner: Any, state: SteeringState) -> None:
     """Follow the runner's requests and point each step's tokens at their rows."""
-    absent = [name for name in _METHODS if not hasattr(runner, name)]
-    if absent:
-        raise HostVersionError(
-            f"{type(runner).__module__}.{type(runner).__name__} lacks {', '.join(absent)}; "
-            f"tested with vLLM {TESTED_RANGE}"
-        )
+    require_methods(type(runner), _METHODS)
     rows = RowAllocator(state, runner.max_num_reqs)
     update_states, prepare_inputs, dummy_run = (getattr(runner, name) for name in _METHODS)
 

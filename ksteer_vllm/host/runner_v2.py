@@ -11,8 +11,11 @@ from typing import Any
 
 from ksteer_vllm.device.state import SteeringState
 from ksteer_vllm.host.admitted import admitted_request
+from ksteer_vllm.host.version import require_methods
 
 __all__ = ["hook"]
+
+_METHODS = ("add_request", "remove_request", "prepare_inputs", "prepare_dummy_inputs")
 
 
 def _steered_class(original: Any) -> Any:
@@ -80,6 +83,7 @@ def _steered_class(original: Any) -> Any:
 def hook(runner: Any, state: SteeringState) -> None:
     """Follow the runner's requests and point each step's tokens at their rows."""
     model_state = runner.model_state
+    require_methods(type(model_state), _METHODS)
     model_state.ksteer = state
     model_state.ksteer_rows = {}
     model_state.__class__ = _steered_class(type(model_state))

@@ -189,13 +189,13 @@ def _init_device(original: Function) -> Function:
     def init_device(self: Any, *args: Any, **kwargs: Any) -> Any:
         worker = self.worker
         if "ksteer" in (worker.vllm_config.additional_config or {}):
-            from ksteer_vllm.host import loading, rpc
+            from ksteer_vllm.host import attaching, rpc
 
             load_model = worker.load_model
 
             def load_then_attach(*load_args: Any, **load_kwargs: Any) -> Any:
                 loaded = load_model(*load_args, **load_kwargs)
-                loading.attach_to_worker(worker)
+                attaching.attach_to_worker(worker)
                 return loaded
 
             worker.load_model = load_then_attach

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from packaging.version import Version
 
 from ksteer_vllm.errors import HostVersionError
 from ksteer_vllm.versions import VLLM_BUILDS, installed_version
 
-__all__ = ["OLDEST", "TESTED_RANGE", "UNTESTED_FROM", "check_version", "vllm_version"]
+__all__ = ["OLDEST", "TESTED_RANGE", "UNTESTED_FROM", "check_version", "require_methods", "vllm_version"]
 
 OLDEST = Version("0.26.0")
 UNTESTED_FROM = Version("0.33")
@@ -24,6 +25,23 @@ def vllm_version() -> Version:
     if found is None:
         raise HostVersionError("vLLM is not installed; install ksteer-vllm[cuda] or ksteer-vllm[cpu]")
     return Version(found)
+
+
+def require_methods(owner: type, names: Iterable[str]) -> None:
+    """Refuse a class of vLLM's without a method that is wrapped or overridden: it would never be called.
+
+    Args:
+        owner: the class, as this engine uses it.
+        names: of the methods.
+
+    Raises:
+        HostVersionError: naming the class and what it lacks.
+    """
+    absent = [name for name in names if not hasattr(owner, name)]
+    if absent:
+        raise HostVersionError(
+            f"{owner.__module__}.{owner.__name__} lacks {', '.join(absent)}; tested with vLLM {TESTED_RANGE}"
+        )
 
 
 def check_version(found: Version) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ksteer_vllm
-from ksteer_vllm.admission.usage import tally
+from ksteer_vllm.admission.tally import tally
 from testbed.compare import assert_same
 from testbed.probes import random_probe
 from tests.support.engines import generate, start_engine, worker

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksteer_kernels.cpu import WHOLE_UP_TO_ROWS, Linear, pieces
+from ksteer_kernels.packed import WHOLE_UP_TO_ROWS, Linear, pieces
 
 
 @given(st.integers(0, 100_000))

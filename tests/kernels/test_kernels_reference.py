@@ -8,10 +8,10 @@ from kernel_methods import METHODS
 from kernel_probe_edits import double, gradient, make_probe, reflection, slot_weights
 
 from ksteer_kernels import Flag, Loss, ProbeTables, Program
-from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.hidden.finish import finish
 from ksteer_kernels.hidden.naive import run_program
 from ksteer_kernels.hidden.token_settings import TokenSettings
+from ksteer_kernels.packed import CPUSlot
 from ksteer_kernels.reference import mlp, vectors
 
 HIDDEN_SIZE = 48

@@ -12,7 +12,7 @@ from ksteer_kernels import (
     ReportBuffers,
     RowTables,
     Workspace,
-    cpu,
+    packed,
     plan_groups,
     steer_,
     steer_groups_,
@@ -131,7 +131,7 @@ def test_a_plan_is_reusable():
 
 @pytest.mark.parametrize("packed_from_rows", [1, 10**9])
 def test_packed_and_plain_products_agree_with_the_truth(monkeypatch, packed_from_rows):
-    monkeypatch.setattr(cpu, "PACKED_FROM_ROWS", packed_from_rows)
+    monkeypatch.setattr(packed, "PACKED_FROM_ROWS", packed_from_rows)
     case = make_case(num_tokens=123, hidden_size=63)
     assert_edit_close(case, case.run("torch"), case.truth())
 

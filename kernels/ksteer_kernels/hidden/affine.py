@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.hidden.finish import shut_out
 from ksteer_kernels.hidden.gradient import logits_of
 from ksteer_kernels.hidden.token_settings import TokenSettings
+from ksteer_kernels.packed import CPUSlot
 from ksteer_kernels.settings import Flag
 from ksteer_kernels.tables import Activation
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.hidden.token_settings import TokenSettings
+from ksteer_kernels.packed import CPUSlot
 from ksteer_kernels.settings import Flag, Program
 
 

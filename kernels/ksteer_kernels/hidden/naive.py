@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.groups import active_groups
 from ksteer_kernels.hidden.affine import add_program, affine_program, condition_program
 from ksteer_kernels.hidden.finish import finish, shut_out
 from ksteer_kernels.hidden.gradient import gradient_program, reflect_program
 from ksteer_kernels.hidden.token_settings import TokenSettings
+from ksteer_kernels.packed import CPUSlot
 from ksteer_kernels.settings import Program, RowTables
 from ksteer_kernels.tables import ProbeTables
 from ksteer_kernels.workspace import DROPPED, Workspace

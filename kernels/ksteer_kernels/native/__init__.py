@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ksteer_kernels.cpu import CPUSlot
+    from ksteer_kernels.packed import CPUSlot
     from ksteer_kernels.steer.plan import PlannedGroup
 
 logger = logging.getLogger("vllm.ksteer")

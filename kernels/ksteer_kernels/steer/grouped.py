@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.hidden.affine import condition_program
 from ksteer_kernels.hidden.finish import edit_length, finish
 from ksteer_kernels.hidden.gradient import logits_of
 from ksteer_kernels.hidden.naive import run_program, steps_taken
+from ksteer_kernels.packed import CPUSlot
 from ksteer_kernels.settings import Flag, Program
 from ksteer_kernels.steer.plain import plain_edit_, subtract_, take_tokens
 from ksteer_kernels.steer.plan import PlannedGroup

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels import native
-from ksteer_kernels.cpu import CPUSlot
 from ksteer_kernels.expand.naive import bounded_edit, edit_limit
+from ksteer_kernels.packed import CPUSlot
 from ksteer_kernels.settings import Program
 from ksteer_kernels.steer.plan import PlannedGroup
 

@@ -16,7 +16,7 @@ from ksteer_vllm import report
 from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.device.layer import is_attached
 from ksteer_vllm.device.report_store import ReportStore
-from ksteer_vllm.host.loading import _attach_layers
+from ksteer_vllm.host.attaching import _attach_layers
 from ksteer_vllm.report import assemble
 from ksteer_vllm.spec.admitted import AdmittedRequest
 from tests.claims.matrix.cases import ASKED, SPECS, as_output, records, reporting

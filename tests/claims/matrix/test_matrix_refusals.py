@@ -11,7 +11,7 @@ import pytest
 
 import ksteer_vllm
 from ksteer_vllm import ConfigError
-from ksteer_vllm.host import loading, rpc
+from ksteer_vllm.host import attaching, rpc
 from ksteer_vllm.host.settings import refuse_unsupported
 from tests.support.engines import OPTIONS
 
@@ -116,7 +116,7 @@ def test_a_worker_of_any_kind_is_attached_after_its_load(monkeypatch: pytest.Mon
     from vllm.v1.worker import worker_base
 
     done: list[str] = []
-    monkeypatch.setattr(loading, "attach_to_worker", lambda worker: done.append("attached"))
+    monkeypatch.setattr(attaching, "attach_to_worker", lambda worker: done.append("attached"))
     monkeypatch.setattr(rpc, "install", lambda worker: done.append("methods"))
     for additional in ({"ksteer": {}}, {}, None):
         worker = SimpleNamespace(

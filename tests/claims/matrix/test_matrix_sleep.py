@@ -137,8 +137,6 @@ def test_steering_memory_is_outside_what_sleep_discards(monkeypatch: pytest.Monk
     from vllm.v1.worker.gpu_worker import Worker
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-    from ksteer_vllm.host import loading
-
     open_pools: list[str] = []
     seen: list[tuple[str, list[str]]] = []
 
@@ -162,7 +160,9 @@ def test_steering_memory_is_outside_what_sleep_discards(monkeypatch: pytest.Monk
     def attach(worker: Any) -> None:
         seen.append(("steering attached", list(open_pools)))
 
-    monkeypatch.setattr(loading, "attach_to_worker", attach)
+    from ksteer_vllm.host import attaching
+
+    monkeypatch.setattr(attaching, "attach_to_worker", attach)
     monkeypatch.setattr("vllm.v1.worker.gpu_worker.set_current_vllm_config", lambda config: nullcontext())
     wrapper = WorkerWrapperBase.__new__(WorkerWrapperBase)
     wrapper.worker = TinyWorker()

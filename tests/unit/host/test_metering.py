@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 
 from ksteer_vllm.admission.refusals import reason_of
-from ksteer_vllm.admission.usage import Tally, tally
+from ksteer_vllm.admission.tally import Tally, tally
 from ksteer_vllm.host.metering import Meter, is_sampled
 from ksteer_vllm.spec.admitted import AdmittedEdit
 from ksteer_vllm.telemetry import events, metrics

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from packaging.version import Version
 
 from ksteer_vllm import HostVersionError
-from ksteer_vllm.host import ledger
+from ksteer_vllm.host import ledger, runner_v2
 from ksteer_vllm.host.ledger import Patch, apply, missing
-from ksteer_vllm.host.version import OLDEST, TESTED_RANGE, check_version, vllm_version
+from ksteer_vllm.host.version import OLDEST, TESTED_RANGE, check_version, require_methods, vllm_version
 
 
 @pytest.mark.parametrize("version", ["0.25.0", "0.25.9+cpu", "0.9.2", "0.26.0rc1.dev5"])
@@ -157,6 +158,31 @@ def test_a_vllm_without_a_seam_stops_the_plugin_by_name(monkeypatch: pytest.Monk
     monkeypatch.delattr(kv_cache_utils, "generate_block_hash_extra_keys")
     with pytest.raises(HostVersionError, match=r"kv_cache_utils:generate_block_hash_extra_keys"):
         register()
+
+
+def test_a_class_without_a_method_that_is_overridden_is_refused() -> None:
+    """An override of a method vLLM no longer calls would leave requests unsteered without a word."""
+
+    class ModelState:
+        def add_request(self) -> None: ...
+
+    require_methods(ModelState, ["add_request"])
+    with pytest.raises(HostVersionError, match=r"ModelState lacks prepare_inputs, remove_request; tested"):
+        require_methods(ModelState, ["add_request", "prepare_inputs", "remove_request"])
+
+
+@pytest.mark.parametrize("name", ["add_request", "remove_request", "prepare_inputs", "prepare_dummy_inputs"])
+def test_the_v2_runners_state_has_what_is_overridden(name: str) -> None:
+    class Complete:
+        def add_request(self) -> None: ...
+        def remove_request(self) -> None: ...
+        def prepare_inputs(self) -> None: ...
+        def prepare_dummy_inputs(self) -> None: ...
+
+    lacking = type("Lacking", (), {k: v for k, v in vars(Complete).items() if k != name and k[0] != "_"})
+    runner_v2.hook(SimpleNamespace(model_state=Complete()), Mock())
+    with pytest.raises(HostVersionError, match=f"Lacking lacks {name}"):
+        runner_v2.hook(SimpleNamespace(model_state=lacking()), Mock())
 
 
 def test_registering_twice_wraps_once() -> None:

@@ -69,3 +69,9 @@ def test_variants_are_those_whose_probe_is_there() -> None:
 
 
 STANDARD_PROBES = {variant.probe for variant in STANDARD}
+
+
+def test_whatever_is_fitted_can_be_calibrated_and_compared() -> None:
+    """A fit without a variant would be left out of every comparison without a word."""
+    fitted = {name for family in FAMILIES.values() for name in family.fits}
+    assert {variant.probe for variant in STANDARD} | {"random"} >= fitted

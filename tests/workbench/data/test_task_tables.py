@@ -47,6 +47,23 @@ def test_one_column_per_label(true: Any, false: Any) -> None:
     assert TaskDataset.from_pandas(frame, labels=["warm", "dry"]).labels == ("warm", "dry")
 
 
+@pytest.mark.parametrize("name", ["reply", "response", "completion", "answer", "output"])
+def test_replies_go_by_several_names(name: str) -> None:
+    """A reply that is there must not be written again by the model."""
+    frame = pd.DataFrame({"prompt": ["How?", "Why?"], name: ["So.", "Dear!"], "label": ["dry", "warm"]})
+    said = _said(TaskDataset.from_pandas(frame))
+    assert said == [("How?", "So.", ("dry",)), ("Why?", "Dear!", ("warm",))]
+
+
+def test_two_columns_that_may_be_the_replies() -> None:
+    columns = {
+        "prompt": ["How?", "Why?"], "label": ["dry", "warm"], "answer": ["A", "B"], "output": ["C", "D"],
+    }  # fmt: skip
+    _refused(r"columns answer, output may each hold the replies; .*--reply-column", **columns)
+    chosen = TaskDataset.from_pandas(pd.DataFrame(columns), reply="output")
+    assert [row.reply for row in chosen.rows] == ["C", "D"]
+
+
 def test_a_label_column_may_hold_the_replies_that_show_the_label() -> None:
     frame = pd.DataFrame(
         {"Q": ["How?", "Why?"], "warm": ["Dear!", "Oh!"], "dry": ["So.", "Thus."], "id": [7, 8]}

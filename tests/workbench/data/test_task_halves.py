@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from ksteer_vllm.data.dataset import TaskDataset
-from ksteer_vllm.data.partition import Partition
+from ksteer_vllm.data.halves import Partition
 from ksteer_vllm.data.rows import LabelledRow, Message
 from ksteer_vllm.data.split import MIN_ROWS, prompt_key
 from ksteer_vllm.errors import DataError
