@@ -59,9 +59,11 @@ def main(
     layers: Annotated[int, typer.Option(help="how many")] = 4,
     prompts: Annotated[int, typer.Option(help="how many")] = 50,
     tokens: Annotated[int, typer.Option(help="generated tokens of every call")] = 32,
-    rounds: Annotated[int, typer.Option(help="rounds, of the engine's call and of a part of the loop")] = 4,
-    calls: Annotated[int, typer.Option(help="single calls in a round; 0: its share of all")] = 0,
-    threads: Annotated[int, typer.Option(help="torch threads, of both")] = 1,
+    rounds: Annotated[
+        int, typer.Option(help="rounds; each times the engine's call and a part of the loop")
+    ] = 4,
+    calls: Annotated[int, typer.Option(help="single calls per round; 0: an equal share of all calls")] = 0,
+    threads: Annotated[int, typer.Option(help="torch threads, for both programs")] = 1,
 ) -> None:
     harness.run_in_process()
     torch.set_num_threads(threads)  # vLLM lets nobody change it later

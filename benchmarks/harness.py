@@ -38,7 +38,7 @@ SHAPES: dict[str, dict[str, int]] = {
 
 
 def run_in_process() -> None:
-    """Settings for engines in this process; to be called before vLLM is imported."""
+    """Set the environment for engines in this process; call it before vLLM is imported."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 

@@ -27,7 +27,7 @@ class Section:
     undo: Callable[[], None] = lambda: None
 
     def install(self) -> bool:
-        """Put a timer around the function, which `undo` takes away; False if there is none of that name."""
+        """Put a timer around the function, which `undo` removes; False if no function has that name."""
         module, _, path = self.target.partition(":")
         *owners, name = path.split(".")
         try:

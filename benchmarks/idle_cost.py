@@ -1,4 +1,4 @@
-"""What does an engine with steering enabled cost while nobody uses it, against the same engine without the
+"""What does steering cost while it is enabled but unused, compared with the same engine without the
 plugin? Plain and idle engines in alternating processes, and the plugin's own time from its counters.
 
     python -m benchmarks.idle_cost --pairs 6 --runs 10
@@ -51,7 +51,7 @@ def main(
         "host_share_of_step_time": ours / total, "processes": processes,
     }  # fmt: skip
     table = Table(
-        f"{shape}, decode batch {batch}, enabled and used by nobody",
+        f"{shape}, decode batch {batch}: idle cost, enabled but unused",
         (
             "throughput vs plain engine",
             "95 % interval of the median",

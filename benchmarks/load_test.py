@@ -41,8 +41,10 @@ def main(
     concurrency: Annotated[int, typer.Option(help="requests at once; the engine runs 16")] = 24,
     specs: Annotated[int, typer.Option(help="steered requests with a known answer")] = 200,
     change_every: Annotated[float, typer.Option(help="seconds between changes of probes and presets")] = 1.0,
-    seed: Annotated[int, typer.Option(help="of the requests drawn")] = 0,
-    out: Annotated[str, typer.Option(help="stem of the files below results/; empty: none")] = "load_test",
+    seed: Annotated[int, typer.Option(help="seed of the requests")] = 0,
+    out: Annotated[
+        str, typer.Option(help="name of the files in results/, without suffix; empty: write none")
+    ] = "load_test",
 ) -> None:
     console = wide_console()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

@@ -42,8 +42,10 @@ FEWEST = FEWEST_SAMPLES * SAMPLE_EVERY * BATCH
 
 def main(
     requests: Annotated[int, typer.Option(min=FEWEST, help="requests each engine answers")] = 40_000,
-    seed: Annotated[int, typer.Option(help="of prompts and specs")] = 0,
-    out: Annotated[str, typer.Option(help="stem of the files below results/; empty: none")] = "memory_growth",
+    seed: Annotated[int, typer.Option(help="seed of prompts and specs")] = 0,
+    out: Annotated[
+        str, typer.Option(help="name of the files in results/, without suffix; empty: write none")
+    ] = "memory_growth",
     worker: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     if worker:

@@ -64,7 +64,7 @@ def main(
     alone: Annotated[
         bool, typer.Option(help="fit every method to examples that show one behaviour only")
     ] = False,
-    seed: Annotated[int, typer.Option(help="of the pairs and examples")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the pairs and examples")] = 0,
 ) -> None:
     run_in_process()
     console = record.wide_console()

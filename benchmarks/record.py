@@ -1,4 +1,4 @@
-"""Statistics, tables and result files. Needs nothing but the standard library and torch."""
+"""Statistics, tables and result files. Needs only the standard library and torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a machine's benchmarks one after the other, and set every result in one page per machine.
+"""Run a machine's benchmarks one after the other, and write one page of results per machine.
 
 python -m benchmarks.run_all --plan cpu     # about 20 minutes on 2 cores with nothing else running
 python -m benchmarks.run_all                # only the pages results/MACHINE.md

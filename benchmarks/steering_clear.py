@@ -1,4 +1,4 @@
-"""Every steering method in a toy environment where what a network is to say can be read off exactly.
+"""Every steering method in a toy environment where a network's output can be read off exactly.
 
     python -m benchmarks.steering_clear
     python -m benchmarks.steering_clear --redraw steering_clear
@@ -41,9 +41,11 @@ def main(
     seeds: Annotated[int, typer.Option(help="environments, each with its own classifier and targets")] = 5,
     examples: Annotated[str, typer.Option(help="contrast pairs per value")] = "4,16,64,256,1024,4096",
     sizes: Annotated[str, typer.Option(help="attributes steered at once")] = "1,2,3,4,5,6,7,8",
-    hidden_size: Annotated[int, typer.Option(help="of the residual stream; inputs have 64 numbers")] = 24,
+    hidden_size: Annotated[
+        int, typer.Option(help="size of the residual stream; inputs have 64 numbers")
+    ] = 24,
     workers: Annotated[int, typer.Option(help="processes of one thread each; 0: one per core")] = 0,
-    name: Annotated[str, typer.Option(help="of the result and the figure")] = "steering_clear",
+    name: Annotated[str, typer.Option(help="name of the result and the figure")] = "steering_clear",
     redraw: Annotated[str, typer.Option(help="run nothing; show this result again")] = "",
 ) -> None:
     """Run all cells, print the tables and what they say, write results/NAME.json, .md and .png."""

@@ -105,7 +105,7 @@ async def _counted(
 
 
 async def clear_up(client: httpx.AsyncClient) -> None:
-    """Take away what was loaded and named, once no other change is under way."""
+    """Remove the loaded probe and the preset, once no other change is under way."""
     for route in (f"/v1/ksteer/presets/{MOVING}", f"/v1/ksteer/probes/{CHURN}"):
         while (await client.delete(route)).status_code == 503:
             await asyncio.sleep(0.2)

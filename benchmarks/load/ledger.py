@@ -16,7 +16,7 @@ MAX_EXAMPLES = 20
 
 @dataclass
 class Ledger:
-    """Counts by kind of request. failures: what should not have been, the first MAX_EXAMPLES in words."""
+    """Counts by kind of request. failures: what went wrong, the first MAX_EXAMPLES in words."""
 
     counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -40,7 +40,7 @@ class Ledger:
             self.seconds[kind].append(seconds)
 
     def failed(self, kind: str, why: str) -> None:
-        """An outcome that is none: a wrong status, a broken answer, a lost connection."""
+        """Anything that is not a valid outcome: a wrong status, a broken answer, a lost connection."""
         self.counts[kind]["failed"] += 1
         self._note(f"{kind}: {why}")
 

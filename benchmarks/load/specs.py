@@ -111,7 +111,7 @@ BAD: dict[str, Bad] = {
     "stack too high": Bad("/v1/completions", {"ksteer": {"stack": [GOOD] * 9}}, 400, "ksteer.stack"),
     "too many bytes": _steered("ksteer", padding="x" * 70_000),
     "nested deeply": _steered("ksteer", target=_deep(300)),
-    "no object": Bad("/v1/completions", {"ksteer": [1]}, 400, "ksteer"),
+    "not an object": Bad("/v1/completions", {"ksteer": [1]}, 400, "ksteer"),
     "path for a probe": _steered("ksteer.probe", probe="../../etc/passwd"),
     "chat, unknown probe": Bad(
         "/v1/chat/completions", {"ksteer": {**GOOD, "probe": "x"}}, 400, "ksteer.probe"
@@ -121,7 +121,7 @@ BAD: dict[str, Bad] = {
     ),
     "unknown preset": Bad("/v1/completions", {"ksteer": {"preset": "nobody"}}, 400, "ksteer.preset"),
     "unknown preset as a model": Bad("/v1/completions", {"model": "tiny:nobody"}, 404),
-    "spec in xargs is no JSON": Bad("/v1/completions", {"vllm_xargs": {"ksteer": "{"}}, 400, "ksteer"),
+    "spec in xargs is not JSON": Bad("/v1/completions", {"vllm_xargs": {"ksteer": "{"}}, 400, "ksteer"),
     "spec on a route that loses it": Bad("/tokenize", {"ksteer": GOOD}, 400, "ksteer"),
     "beam search": Bad(
         "/v1/completions", {"use_beam_search": True, "n": 2, "logprobs": None, "ksteer": GOOD}, 400, "ksteer"
@@ -131,7 +131,7 @@ BAD: dict[str, Bad] = {
         '{"model": "tiny", "prompt": [1, 5], "max_tokens": 2, '
         '"ksteer": {"probe": "mlp", "target": ["warm"], "alpha": NaN}}',
     ),
-    "no JSON": Bad("/v1/completions", {}, 400, raw='{"model": ', by_us=False),
+    "not JSON": Bad("/v1/completions", {}, 400, raw='{"model": ', by_us=False),
     "unknown model": Bad("/v1/completions", {"model": "nobody"}, 404, by_us=False),
     "prompt too long": Bad("/v1/completions", {"prompt": [5] * 300}, 400, by_us=False),
     "no tokens wanted": Bad("/v1/completions", {"max_tokens": -1}, 400, by_us=False),

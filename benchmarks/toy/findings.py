@@ -1,4 +1,4 @@
-"""What the rows of `benchmarks.steering_clear` say of the shape that is known, in sentences with figures."""
+"""What the rows of `benchmarks.steering_clear` show, in sentences with figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["findings"]
 
 
 def findings(rows: pd.DataFrame) -> list[str]:
-    """Computed, whichever way they come out; shares are means over environments."""
+    """The findings, computed whichever way they come out; shares are means over environments."""
     few, most = rows["examples"].min(), rows["examples"].max()
     largest = rows["size"].max()
     several = max((size for size in rows["size"].unique() if size < largest), default=largest)

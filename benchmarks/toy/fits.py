@@ -28,7 +28,7 @@ _EDIT: dict[str, Any] = {"epochs": 300, "patience": 300, "batch_size": 64, "lear
 
 
 class Plans(BaseModel):
-    """How the fitted methods are fitted; what is not named here is as `ksteer fit` has it."""
+    """How the fitted methods are fitted; everything else is as in `ksteer fit`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

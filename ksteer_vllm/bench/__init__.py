@@ -1,1 +1,1 @@
-"""Experiments with steering: many requests in one batch, kept as they come in, shown in a folder."""
+"""Experiments with steering: many requests in one batch, kept as they come in, written up in a folder."""

@@ -57,8 +57,10 @@ def repetition(text: str) -> float:
 class CoherenceRule(BaseModel):
     """Thresholds, see RULE, and the coherence budget.
 
-    unsteered: share of the unsteered replies that the rule finds coherent. budget: a strength is within it if
-    the share of its replies that are coherent is at least budget x unsteered.
+    Attributes:
+        unsteered: Share of the unsteered replies that the rule finds coherent.
+        budget: A strength is within the budget if the share of its replies that are coherent is at least
+            budget x unsteered.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,7 +77,12 @@ class CoherenceRule(BaseModel):
     def of(cls, unsteered: Sequence[Reply], *, budget: float = 0.9) -> CoherenceRule:
         """The rule from scored unsteered replies to the prompts that will be steered.
 
-        Raises UsageError if none of them has text and a score.
+        Args:
+            unsteered: The replies.
+            budget: The coherence budget, above 0 and at most 1.
+
+        Raises:
+            UsageError: If none of the replies has text and a score.
         """
         import numpy as np
 
@@ -106,7 +113,7 @@ class CoherenceRule(BaseModel):
         return self.budget * self.unsteered
 
     def coherent(self, reply: Reply) -> bool:
-        """Raises ValueError for a reply that was not scored."""
+        """Whether the reply is coherent. Raises ValueError for one that was not scored."""
         if not reply.tokens:
             return False
         if reply.nll is None:
@@ -120,7 +127,7 @@ class CoherenceRule(BaseModel):
         )
 
     def share(self, replies: Sequence[Reply]) -> float:
-        """Share of replies that are coherent; NaN of none."""
+        """Share of replies that are coherent; NaN if there are no replies."""
         return sum(map(self.coherent, replies)) / len(replies) if replies else math.nan
 
     def within_budget(self, share: float) -> bool:

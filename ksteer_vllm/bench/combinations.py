@@ -34,7 +34,7 @@ def avoided(labels: Sequence[str], target: Collection[str], avoid: Avoid = "rest
 
 
 def name_of(target: Sequence[str]) -> str:
-    """A combination in tables: `expert + casual`; nothing asked for: `-`."""
+    """A combination in tables: `expert + casual`, or `-` if no label is asked for."""
     return " + ".join(target) or "-"
 
 

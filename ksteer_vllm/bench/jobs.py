@@ -13,7 +13,7 @@ from ksteer_vllm.data.rows import Message
 __all__ = ["MAX_TOKENS", "Job", "Reply"]
 
 MAX_TOKENS: Final = 96
-"""Of a reply, unless a plan says otherwise."""
+"""Most tokens of a reply, unless a plan says otherwise."""
 
 
 @dataclass(frozen=True)

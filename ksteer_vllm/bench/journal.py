@@ -1,4 +1,4 @@
-"""What an experiment has got so far, on disk, so that it resumes after an interruption."""
+"""An experiment's results so far, on disk, so that it resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Journal:
     Use as a context manager.
 
     Args:
-        path: Of the file; what it already holds can be read at once.
-        identity: What the values depend on beside their keys (model, probe digests, sampling).
+        path: The file; what it already holds can be read at once.
+        identity: What the values depend on besides their keys (model, probe digests, sampling).
 
     Raises:
         UsageError: If the file was written under another identity, naming the field that differs.

@@ -19,4 +19,4 @@ class Sampling(BaseModel):
     temperature: Annotated[
         float, Field(ge=0, description="Sampling temperature of the replies; 0 is greedy.")
     ] = 1.0
-    max_tokens: Annotated[int, Field(ge=1, description="Maximum number of tokens in a reply.")] = MAX_TOKENS
+    max_tokens: Annotated[int, Field(ge=1, description="Maximum number of tokens per reply.")] = MAX_TOKENS

@@ -15,10 +15,10 @@ __all__ = ["Scorer"]
 
 
 class Scorer:
-    """Scores replies on the engine that made them, one unsteered request each.
+    """Scores replies on the engine that generated them, by one unsteered request each.
 
-    temperature: of the replies it runs among. Where those are seeded its requests are, too: a CPU sampler of
-    older vLLM takes no seed of a batch in which one request has none.
+    temperature: that of the replies in the same batch. Where those are seeded, scoring requests are, too:
+    older vLLM's CPU sampler ignores the seeds of a batch in which any request has none.
     """
 
     def __init__(self, llm: Any, reader: Probe | None, *, temperature: float = 0.0) -> None:
@@ -54,7 +54,7 @@ class Scorer:
         return found
 
     def forget(self) -> None:
-        """Drop what aborted requests have captured."""
+        """Drop captures left by aborted requests."""
         if self._probe is not None:
             take_captures(self._llm)
 

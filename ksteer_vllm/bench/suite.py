@@ -29,10 +29,13 @@ EVALUATION = "evaluation"
 class SuiteFile(BaseModel):
     """The contents of `suite.json`.
 
-    model: as it was given to the fit. seed: of the halves. task: a predefined task's name, or the data's file
-    name. judge: the judge that suits the data, see `ksteer_vllm.bench.judges`. prompts: `calibration` and
-    `evaluation`, whose conversations no probe was fitted to, without the instructions that asked for
-    labels.
+    Attributes:
+        model: As it was given to the fit.
+        task: A predefined task's name, or the data's file name.
+        judge: The judge that suits the data, see `ksteer_vllm.bench.judges`.
+        seed: Seed of the split into halves.
+        prompts: `calibration` and `evaluation` prompts, from conversations that no probe was fitted to,
+            without the instructions that asked for labels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,7 +60,14 @@ class Suite:
 
     @classmethod
     def open(cls, folder: str | Path) -> Suite:
-        """Raises UsageError if there is no readable suite.json."""
+        """Read a suite folder.
+
+        Args:
+            folder: The folder that holds suite.json.
+
+        Raises:
+            UsageError: If there is no readable suite.json.
+        """
         path = Path(folder) / SUITE_FILE
         try:
             return cls(Path(folder), SuiteFile.model_validate_json(path.read_text(encoding="utf-8")))
@@ -74,7 +84,7 @@ class Suite:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """Name -> folder of every probe there is, the evaluation probe apart."""
+        """Name -> folder of every probe except the evaluation probe."""
         found = sorted(path.parent for path in self.folder.glob(f"*/{METADATA_FILE}"))
         return {path.name: path for path in found if path.name != EVALUATION}
 

@@ -1,4 +1,4 @@
-"""The unsteered model on the prompts of an experiment: what every way to steer is held against."""
+"""The unsteered model on the prompts of an experiment: what every way to steer is compared with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["UNSTEERED_REPLIES", "rule_from", "unsteered_jobs", "unsteered_rule"]
 
 UNSTEERED_REPLIES = 100
-"""At least so many set the coherence rule, where the prompts give fewer with several seeds each."""
+"""Least number of replies that set the coherence rule; fewer prompts are asked with several seeds each."""
 
 _SEEDS_APART = 10_000
 

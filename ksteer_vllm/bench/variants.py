@@ -1,4 +1,4 @@
-"""What is compared: a probe of a suite, and how a request uses it."""
+"""What experiments compare: a probe of a suite, and how a request uses it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ __all__ = ["Verdicts"]
 
 @dataclass
 class Verdicts:
-    """What a judge said, if there is one.
+    """The verdicts of a judge, if there is one.
 
     The same text for the same prompt is judged once, and a reply the rule finds incoherent not at all: it
     cannot be on target.
@@ -27,7 +27,7 @@ class Verdicts:
     _known: dict[tuple[object, ...], Verdict] = field(default_factory=dict)
 
     def coherent(self, rule: CoherenceRule, replies: Sequence[Reply]) -> list[bool]:
-        """Whether each is coherent by the rule and, if the judge has a word on it, by that."""
+        """Whether each is coherent by the rule and, if the judge says anything about it, by the judge."""
         by_rule = [rule.coherent(reply) for reply in replies]
         if self.judge is None:
             return by_rule
@@ -43,7 +43,7 @@ class Verdicts:
         ]
 
     def of(self, reply: Reply) -> Verdict | None:
-        """What was said of a reply that `coherent` has seen; None if nothing."""
+        """The verdict on a reply that `coherent` has seen; None if it was not judged."""
         return self._known.get(_text_of(reply))
 
 

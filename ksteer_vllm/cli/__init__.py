@@ -1,4 +1,4 @@
-"""The `ksteer` command, one file a subcommand.
+"""The `ksteer` command, one file per subcommand.
 
 Importing it imports neither torch nor vLLM: a command imports what it runs when it runs.
 """
@@ -48,7 +48,7 @@ def main(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Steering in vLLM: fit, calibrate and evaluate probes and vectors, and look after running servers."""
+    """Activation steering in vLLM: fit, calibrate and evaluate probes, manage them on running servers."""
 
 
 app.command()(fit)

@@ -1,4 +1,4 @@
-"""`ksteer calibrate`: how strongly each method may steer."""
+"""`ksteer calibrate`: how strongly each method can steer."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ Plan = Annotated[
 
 @command
 def calibrate(
-    folder: Annotated[Path, typer.Argument(help="A suite; or a probe folder, together with --data.")],
+    folder: Annotated[Path, typer.Argument(help="A suite folder; or a probe folder, together with --data.")],
     plan: Plan,
     judge: Judge,
     engine: Engine,
     data: Annotated[
         str,
-        typer.Option(help="For a probe folder: a task with a judge (demo), or any data with --judge openai."),
+        typer.Option(
+            help="With a probe folder: the data to take prompts from; demo, which has its own judge, or any "
+            "data together with --judge openai."
+        ),
     ] = "",
     model: Annotated[
-        str, typer.Option(help="For a probe folder: the model; default: the one it was fitted on.")
+        str, typer.Option(help="With a probe folder: the model; default: the one it was fitted on.")
     ] = "",
     write: Annotated[
-        bool, typer.Option("--write/--no-write", help="Write the strengths into the probes.")
+        bool, typer.Option("--write/--no-write", help="Make the strengths the probes' defaults.")
     ] = True,
 ) -> None:
-    """Find how strongly each method may steer.
+    """Find how strongly each method can steer.
 
-    For every variant and number of labels, these are the best strength and the largest coherent one. A run
-    that was interrupted resumes with the replies it has.
+    For every variant and number of labels, it finds the best strength and the largest one at which replies
+    stay coherent. An interrupted run resumes with the replies it already has.
     """
     quiet_vllm()
     one_process()

@@ -1,4 +1,4 @@
-"""`ksteer condition`: the threshold of a condition."""
+"""`ksteer condition`: choose the threshold of a condition."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ def condition(
     model: Model,
     data: Data,
     folder: Annotated[Path, typer.Argument(help="A probe folder of family mlp, linear or vectors.")],
-    label: Annotated[str, typer.Option(help="The label of the probe that the condition reads.")],
+    label: Annotated[str, typer.Option(help="The probe's label whose score the condition tests.")],
     source: Annotated[DataOptions, From(DataOptions, leave_out=("questions", "max_questions", "chat"))],
     engine: Engine,
     steer: Annotated[
-        str, typer.Option(help="The label of the rows that should be steered; default: the same.")
+        str, typer.Option(help="The label of the rows that should be steered; default: that of --label.")
     ] = "",
-    name: Annotated[str, typer.Option(help="The probe's name in requests; default: the folder's.")] = "",
+    name: Annotated[str, typer.Option(help="The probe's name in requests; default: the folder's name.")] = "",
 ) -> None:
-    """Choose the threshold of a condition on labelled text.
+    """Choose the threshold of a condition from labelled text.
 
-    The condition (CAST) is printed as it goes into a spec, after its precision and recall on held-out rows.
+    A condition (CAST) steers only where a score says so. Its precision and recall on held-out rows are
+    printed, and then the condition itself, in the form a spec takes.
     """
     quiet_vllm()
     one_process()

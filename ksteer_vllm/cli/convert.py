@@ -1,4 +1,4 @@
-"""`ksteer convert`: what another package saved, as a probe."""
+"""`ksteer convert`: turn what another package saved into a probe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Format", "convert"]
 
 
 class Format(StrEnum):
-    """A source, or `auto` to tell from the contents."""
+    """A source format, or `auto` to detect it from the contents."""
 
     AUTO = "auto"
     K_STEERING = "k-steering"
@@ -32,25 +32,27 @@ class Format(StrEnum):
 
 @command
 def convert(
-    source: Annotated[Path, typer.Argument(help="A file or folder that another steering package saved.")],
+    source: Annotated[Path, typer.Argument(help="A file or folder saved by another steering package.")],
     out: Annotated[Path, typer.Option(help="The probe folder to write.")],
     format: Annotated[
-        Format, typer.Option(help="What SOURCE is; auto tells from its contents.")
+        Format, typer.Option(help="Format of SOURCE; auto detects it from the contents.")
     ] = Format.AUTO,
-    model: Annotated[str, typer.Option(help="The model it is for: a folder, or a name on the hub.")] = "",
+    model: Annotated[
+        str, typer.Option(help="The model the probe is for: a folder, or a name on the hub.")
+    ] = "",
     model_type: Annotated[
-        str, typer.Option(help="Instead of --model, with the two options that follow: its model_type.")
+        str, typer.Option(help="Instead of --model, with --hidden-size and --num-layers: its model_type.")
     ] = "",
     hidden_size: Annotated[
-        int | None, typer.Option(min=1, help="Instead of --model: its hidden size.")
+        int | None, typer.Option(min=1, help="Instead of --model: the model's hidden size.")
     ] = None,
     num_layers: Annotated[
-        int | None, typer.Option(min=1, help="Instead of --model: its number of decoder blocks.")
+        int | None, typer.Option(min=1, help="Instead of --model: the model's number of decoder blocks.")
     ] = None,
     layer: Annotated[
         int | None,
         typer.Option(
-            min=0, help="The decoder block, if SOURCE does not say; else the probe's default layer."
+            min=0, help="The decoder block, if SOURCE does not name it; otherwise the probe's default layer."
         ),
     ] = None,
     layers: Annotated[
@@ -60,16 +62,16 @@ def convert(
     labels: Annotated[
         str,
         typer.Option(
-            metavar="NAME,...", help="Names of the labels; default: as in SOURCE, or its file name."
+            metavar="NAME,...", help="Names of the labels; default: those in SOURCE, or its file name."
         ),
     ] = "",
     features: Annotated[
-        str, typer.Option(metavar="RANGE,...", help="Features of an SAE to keep, such as 12,57.")
+        str, typer.Option(metavar="RANGE,...", help="For saelens: the features to keep, such as 12,57.")
     ] = "",
 ) -> None:
-    """Convert what another steering package saved to a probe.
+    """Convert a file or folder of another steering package to a probe.
 
-    No code in it is run.
+    No code in the source is run.
     """
     from ksteer_vllm.convert import Options
     from ksteer_vllm.convert import convert as convert_source
@@ -99,12 +101,14 @@ def _summary(probe: Probe, out: Path) -> str:
 
 
 def _identity(model: str, model_type: str, hidden_size: int | None, num_layers: int | None) -> ModelIdentity:
-    """The model named, as vLLM reads its configuration, or the one described. Raises UsageError."""
+    """The model that was named, as vLLM reads its configuration, or described. Raises UsageError."""
     from ksteer_vllm.models import ModelIdentity
 
     described = (model_type, hidden_size, num_layers)
     if model and any(described):
-        raise UsageError("--model: give it alone, or --model-type, --hidden-size and --num-layers instead")
+        raise UsageError(
+            "--model: give either --model alone, or --model-type, --hidden-size and --num-layers"
+        )
     if not model:
         if not model_type or hidden_size is None or num_layers is None:
             raise UsageError("--model: required, or all of --model-type, --hidden-size and --num-layers")
@@ -134,6 +138,6 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
             raise UsageError(f"{option}: {part[:80]!r}; expected numbers and ranges, such as 10-14,20")
         low, high = int(first), int(last or first)
         if not low <= high <= low + 10_000:
-            raise UsageError(f"{option}: {part!r}: a range goes up, by at most 10000")
+            raise UsageError(f"{option}: {part!r}: a range must go up, by at most 10000")
         numbers.extend(range(low, high + 1))
     return tuple(numbers)

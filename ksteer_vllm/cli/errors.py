@@ -24,7 +24,7 @@ REMEDIES = {"torch": "install vLLM or torch", "vllm": "install vLLM"} | dict.fro
 )
 
 _ParserError: type[Exception] = typer.BadParameter.__mro__[1]
-"""UsageError of click, which some versions of typer bring along."""
+"""The UsageError of click, of which some versions of typer bring their own copy."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def clean_errors() -> Iterator[None]:
 
 
 class OneLineErrors(TyperGroup):
-    """A group of commands whose wrong options and arguments are one line too."""
+    """A group of commands that reports wrong options and arguments in one line, too."""
 
     def invoke(self, ctx: Any) -> Any:
         with clean_errors():

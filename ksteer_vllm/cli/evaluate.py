@@ -1,4 +1,4 @@
-"""`ksteer eval`: what steering did, and who does it better."""
+"""`ksteer eval`: what steering did, and which method does it better."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def evaluate(
 ) -> None:
     """Evaluate the methods of a calibrated suite.
 
-    Every variant runs at its calibrated strength, over combinations of labels. Sampling is as in the
-    calibration, which the strengths and the coherence rule are for. A run that was interrupted resumes with
-    the replies it has.
+    Every variant runs at its calibrated strength, over combinations of labels. Replies are sampled as they
+    were in the calibration, because its strengths and coherence rule hold for that sampling only. An
+    interrupted run resumes with the replies it already has.
     """
     quiet_vllm()
     one_process()

@@ -60,7 +60,7 @@ def as_text(value: Any) -> str | None:
 
 
 def from_text(info: FieldInfo, value: Any) -> Any:
-    """What the model is given for what was typed: a list for a,b,c, else as it is."""
+    """The value the model is given for what was typed: a list for a,b,c, otherwise the text as it is."""
     if get_origin(_plain(info.annotation)) is tuple and isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value

@@ -34,13 +34,15 @@ OfActAdd = Annotated[dict[str, Any], From(ActAddPlan, only=("first",), prefix="F
 def fit(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="The folder to write: a probe, or with several methods a suite.")],
+    out: Annotated[
+        Path, typer.Option(help="The folder to write: a probe, or a suite if several methods are fitted.")
+    ],
     *,
     method: Annotated[
         str,
         typer.Option(
             metavar="NAME,...",
-            help=f"One of {', '.join(fits())}; or, for a suite, several of them, or all.",
+            help=f"One of {', '.join(fits())}; or several of them, or all, for a suite.",
         ),
     ] = "mlp",
     fields: Fields,
@@ -53,7 +55,7 @@ def fit(
 ) -> None:
     """Fit a probe, or a suite of several methods, to labelled text.
 
-    Activations are those of the vLLM engine itself. A run that was interrupted resumes with what it has
+    Activations are recorded in the vLLM engine itself. An interrupted run resumes with what it has already
     recorded and fitted.
     """
     quiet_vllm()

@@ -4,8 +4,8 @@
     def calibrate(folder: Folder, plan: Annotated[CalibrationPlan, From(CalibrationPlan)]) -> None:
 
 has an argument FOLDER and an option for every field of CalibrationPlan, and is called with the validated
-model. A parameter annotated as a dict is given the fields that were on the command line, by name, for plans
-that someone else completes. What is not a `From` is an ordinary parameter of typer.
+model. A parameter annotated as a dict is given only the fields that were on the command line, by name, for
+plans that are completed elsewhere. Anything that is not a `From` is an ordinary parameter of typer.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class From:
 
     Args:
         model: the pydantic model.
-        only: the fields that are options; none: all but `leave_out`.
-        leave_out: fields that are no options.
+        only: the fields that are options; empty: all but `leave_out`.
+        leave_out: fields that do not become options.
         names: field -> option, where it is not the field's name with dashes.
-        repeated: fields whose option is given once for every value, not as a list a,b,c.
-        open: fields whose default is not shown, because something else decides where they are not given.
+        repeated: fields whose option is repeated for every value, instead of taking a list a,b,c.
+        open: fields whose default is not shown, because it is decided elsewhere.
         prefix: put before every help text, such as `mlp: `.
     """
 
@@ -96,7 +96,7 @@ class From:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A function that typer makes a command of: models expanded to options, errors shown in one line."""
+    """Make a function a command for typer: models become options, and errors are shown in one line."""
     hints = get_type_hints(function, include_extras=True)
     parameters, groups = [_keyword("context", typer.Context)], dict[str, From]()
     for parameter in inspect.signature(function).parameters.values():

@@ -18,22 +18,21 @@ Repository = Annotated[str, typer.Argument(help="The repository's name on the hu
 def push(
     folder: Annotated[Path, typer.Argument(help="A probe folder, or a suite.")],
     repository: Repository,
-    public: Annotated[
-        bool, typer.Option("--public", help="Make the repository public, if it is created now.")
-    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a newly created repository public.")] = False,
     revision: Annotated[
-        str | None, typer.Option(help="The branch to push to, created if need be; default: main.")
+        str | None, typer.Option(help="The branch to push to, created if necessary; default: main.")
     ] = None,
     message: Annotated[
-        str | None, typer.Option(help="The commit's message; default: the names of the probes.")
+        str | None, typer.Option(help="The commit message; default: the names of the probes.")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="The model's name on the hub, if the folder has a local path.")
+        str | None,
+        typer.Option(help="The model's name on the hub, if the probes were fitted on a local folder."),
     ] = None,
 ) -> None:
     """Upload a probe folder or a suite to the hub.
 
-    It gets a model card. A repository that is created now is private unless told otherwise.
+    A model card is added. A newly created repository is private, unless --public is given.
     """
     from ksteer_vllm.hub import transfer
 
@@ -53,11 +52,11 @@ def pull(
     repository: Repository,
     out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit; default: main.")] = None,
-    digest: Annotated[str | None, typer.Option(help="The digest that the probe must have.")] = None,
+    digest: Annotated[str | None, typer.Option(help="The digest the probe must have.")] = None,
 ) -> None:
     """Download a probe folder or a suite from the hub.
 
-    The digests are checked. Files of other kinds are not fetched.
+    Digests are checked. Only files that belong to probes and suites are downloaded.
     """
     from ksteer_vllm.hub import transfer
 

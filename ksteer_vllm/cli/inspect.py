@@ -1,4 +1,4 @@
-"""`ksteer inspect`: what a probe is."""
+"""`ksteer inspect`: show what is in a probe folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["inspect"]
 
 @command
 def inspect(folder: Annotated[Path, typer.Argument(help="A probe folder.")]) -> None:
-    """Show what a probe was fitted on, how it reads, and its norms.
+    """Show a probe's origin, held-out metrics and norms.
 
-    The digest is verified. Neither torch nor vLLM is needed.
+    The digest is verified. Needs neither torch nor vLLM.
     """
     from ksteer_vllm.fit.describe import describe
 

@@ -18,15 +18,15 @@ __all__ = ["layers"]
 def layers(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="The suite folder; the write-up goes to OUT/layers.")],
+    out: Annotated[Path, typer.Option(help="A suite folder, old or new; the write-up goes to OUT/layers.")],
     plan: Annotated[LayerPlan, From(LayerPlan, leave_out=("options", "temperature"))],
     source: Source,
     engine: Engine,
 ) -> None:
-    """Read and steer every layer, and recommend one.
+    """Compare layers for reading and steering, and recommend one.
 
-    The layer at 60 % of the depth is shown beside it. A run that was interrupted resumes with what it has
-    recorded, fitted and generated.
+    The layer at 60 % of the depth is shown for comparison. An interrupted run resumes with what it has
+    already recorded, fitted and generated.
     """
     quiet_vllm()
     one_process()

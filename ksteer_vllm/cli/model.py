@@ -1,4 +1,4 @@
-"""`ksteer model`: a GGUF language model as a folder to fit on and to serve."""
+"""`ksteer model`: convert a GGUF language model to a folder to fit on and to serve."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def model(
     ],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
     dtype: Annotated[
-        Literal["bfloat16", "float32"], typer.Option(help="The type of the weights that are saved.")
+        Literal["bfloat16", "float32"], typer.Option(help="Data type of the saved weights.")
     ] = "bfloat16",
 ) -> None:
-    """Turn a GGUF language model into a model folder.
+    """Convert a GGUF language model to a model folder.
 
-    Hugging Face and vLLM load the folder. Weights are dequantised.
+    Hugging Face and vLLM can load the folder. Quantised weights are dequantised.
     """
     from ksteer_vllm.convert.model import PACKAGED, fetch, write_model
 

@@ -42,16 +42,16 @@ def wide_console() -> Console:
 
 
 def quiet_vllm() -> None:
-    """Errors only, unless the caller has chosen a level. Before vLLM is imported."""
+    """Have vLLM log errors only, unless the caller has chosen a level. Call it before vLLM is imported."""
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(level)  # vLLM logs before it reads the variable
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
 
 
 def one_process() -> None:
-    """Engines run in this process and end with it, unless the caller has chosen otherwise.
+    """Run engines in this process, so that they end with it, unless the caller has chosen otherwise.
 
-    Before an engine starts.
+    Call it before an engine starts.
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
@@ -61,18 +61,19 @@ class _Group(BaseModel):
 
 
 class EngineOptions(_Group):
-    """Of the engine a command starts."""
+    """Options of the engine that a command starts."""
 
-    dtype: Annotated[str, Field(description="The engine's data type, as in vLLM.")] = "auto"
+    dtype: Annotated[str, Field(description="Data type of the model, as in vLLM.")] = "auto"
     max_model_len: Annotated[
-        int | None, Field(ge=1, description="The engine's longest sequence, in tokens, as in vLLM.")
+        int | None, Field(ge=1, description="Maximum sequence length in tokens, as in vLLM.")
     ] = None
     gpu_memory_utilization: Annotated[
-        float | None, Field(ge=0, le=1, description="Share of the device's memory to use, as in vLLM.")
+        float | None,
+        Field(ge=0, le=1, description="Share of the device's memory the engine may use, as in vLLM."),
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """Those of vllm.LLM that were asked for."""
+        """The arguments of vllm.LLM that were given on the command line."""
         found = self.model_dump(exclude_none=True)
         return {name: value for name, value in found.items() if (name, value) != ("dtype", "auto")}
 
@@ -83,32 +84,45 @@ class DataOptions(_Group):
     questions: Annotated[
         Path | None,
         Field(
-            description="For tones and debates: a local file with a column `text`, instead of the questions "
-            "on the hub."
+            description="For tones and debates: a local file with a column `text`, to use instead of the "
+            "questions on the hub."
         ),
     ] = None
     max_questions: Annotated[
-        int | None, Field(ge=1, description="For tones and debates: how many of the questions to take.")
+        int | None, Field(ge=1, description="For tones and debates: maximum number of questions to use.")
     ] = None
     chat: Annotated[
-        bool, Field(description="Treat prompts that are texts as a user's message: use the chat template.")
+        bool,
+        Field(description="Treat plain-text prompts as user messages, through the model's chat template."),
     ] = False
     prompt_column: Annotated[
-        str | None, Field(description="The table's column of prompts; default: prompt or text.")
+        str | None, Field(description="Name of the table's prompt column; default: prompt or text.")
     ] = None
     label_column: Annotated[
-        str | None, Field(description="The table's column of labels; default: label, if there is one.")
+        str | None, Field(description="Name of the table's label column; default: label, if there is one.")
     ] = None
     reply_column: Annotated[
         str | None,
-        Field(description="The table's replies; default: reply, response, completion, answer or output."),
+        Field(
+            description="Name of the table's reply column; default: reply, response, completion, answer or "
+            "output, if there is one."
+        ),
     ] = None
     split: Annotated[
-        str | None, Field(description="Which split of hub:owner/name to take; default: train.")
+        str | None, Field(description="Which split of hub:owner/name to use; default: train.")
     ] = None
 
     def open(self, data: str, labels: tuple[str, ...] = ()) -> TaskDataset:
-        """The task that DATA names. Raises DataError, UsageError."""
+        """Open the labelled text that DATA names.
+
+        Args:
+            data: A file, a predefined task, or hub:owner/name.
+            labels: The labels to use; empty: all of them.
+
+        Raises:
+            DataError: For data that cannot be read.
+            UsageError: For an option that does not go with the data.
+        """
         from ksteer_vllm.data.opening import open_task
         from ksteer_vllm.data.tables import Columns
 
@@ -125,27 +139,30 @@ class DataOptions(_Group):
 
 
 class JudgeOptions(_Group):
-    """Who reads the replies."""
+    """Who judges the replies."""
 
     judge: Annotated[
         str | None,
-        Field(description="The judge: reader, probe or openai; default: the one that suits the data."),
+        Field(
+            description="Who judges the replies: reader (exact rules; demo only), probe (the suite's "
+            "evaluation probe) or openai (a model behind an endpoint); default: the one that suits the data."
+        ),
     ] = None
     judge_url: Annotated[
-        str | None, Field(description="For openai: the endpoint, such as http://localhost:8000/v1.")
+        str | None, Field(description="For openai: the endpoint's URL, such as http://localhost:8000/v1.")
     ] = None
     judge_model: Annotated[str | None, Field(description="For openai: the model's name at the endpoint.")] = (
         None
     )
     judge_concurrency: Annotated[
-        int | None, Field(ge=1, description="For openai: how many requests to run at a time.")
+        int | None, Field(ge=1, description="For openai: maximum number of requests at a time.")
     ] = None
     judge_timeout: Annotated[
-        float | None, Field(ge=0.1, description="For openai: how many seconds a request may take.")
+        float | None, Field(ge=0.1, description="For openai: time limit of a request, in seconds.")
     ] = None
 
     def of_endpoint(self) -> dict[str, Any]:
-        """What was said of an endpoint, by the names `bench.judges` knows."""
+        """The options of the endpoint that were given, by the names `bench.judges` uses."""
         named = self.model_dump(exclude={"judge"}, exclude_none=True)
         return {name.removeprefix("judge_"): value for name, value in named.items()}
 
@@ -154,8 +171,8 @@ Model = Annotated[str, typer.Argument(help="A model folder, or a model's name on
 Data = Annotated[
     str,
     typer.Argument(
-        help="A .jsonl, .json or .csv file of labelled text; one of tones, debates and demo; or "
-        "hub:owner/name."
+        help="Labelled text: a .jsonl, .json or .csv file; a predefined task (tones, debates or demo); or "
+        "hub:owner/name, a dataset on the hub."
     ),
 ]
 Engine = Annotated[EngineOptions, From(EngineOptions)]

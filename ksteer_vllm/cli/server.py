@@ -1,4 +1,4 @@
-"""`ksteer server`: the probes of running servers, the same on every replica of a deployment."""
+"""`ksteer server`: manage the probes of running servers, alike on every replica of a deployment."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ Urls = Annotated[
     typer.Option("--url", help="The address of a replica, such as http://replica-0:8000; may be repeated."),
 ]
 AllAddresses = Annotated[
-    bool, typer.Option("--all-addresses", help="Let each --url stand for every address its name has.")
+    bool,
+    typer.Option("--all-addresses", help="Use every address that the host name of each --url resolves to."),
 ]
-ApiKeyFile = Annotated[Path | None, typer.Option(help="The file that holds vLLM's --api-key.")]
+ApiKeyFile = Annotated[Path | None, typer.Option(help="A file that holds the servers' --api-key.")]
 AdminKeyFile = Annotated[
-    Path | None, typer.Option(help="The file that holds the key of --ksteer-admin-key-file.")
+    Path | None, typer.Option(help="A file that holds the servers' admin key (--ksteer-admin-key-file).")
 ]
-Name = Annotated[str, typer.Argument(help="What requests call the probe.")]
+Name = Annotated[str, typer.Argument(help="The probe's name in requests.")]
 
 
 @server.command("list")
@@ -46,7 +47,7 @@ def list_probes(
 ) -> None:
     """Show which probes each replica has.
 
-    The exit status is 1 if the replicas differ or one does not answer.
+    The exit status is 1 if the replicas differ or any does not answer.
     """
     from ksteer_vllm.server import replicas
 
@@ -68,17 +69,19 @@ def list_probes(
 @command
 def load(
     name: Name,
-    folder: Annotated[str, typer.Argument(help="A folder of the servers' --ksteer-probe-dir, by name.")],
+    folder: Annotated[str, typer.Argument(help="Name of a folder in the servers' --ksteer-probe-dir.")],
     url: Urls,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a probe of this name.")] = False,
-    digest: Annotated[str | None, typer.Option(help="The digest that the folder's probe must have.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the loaded probe of this name.")
+    ] = False,
+    digest: Annotated[str | None, typer.Option(help="The digest the folder's probe must have.")] = None,
     all_addresses: AllAddresses = False,
     api_key_file: ApiKeyFile = None,
     admin_key_file: AdminKeyFile = None,
 ) -> None:
     """Load a probe on every replica.
 
-    Unless all loaded it, the exit status is 1 and a table says which did not.
+    If any replica fails to load it, the exit status is 1; a table shows the outcome of each.
     """
     from ksteer_vllm.server import replicas
 
@@ -97,7 +100,7 @@ def retire(
 ) -> None:
     """Retire a probe on every replica.
 
-    Unless all retired it, the exit status is 1 and a table says which did not.
+    If any replica fails to retire it, the exit status is 1; a table shows the outcome of each.
     """
     from ksteer_vllm.server import replicas
 
@@ -133,7 +136,7 @@ def _key(path: Path) -> str:
 
 
 def _finish(outcomes: Sequence[Outcome]) -> None:
-    """Show what became of each, and end with status 1 unless all are done."""
+    """Show the outcome of each replica, and exit with status 1 unless all succeeded."""
     _show([(outcome, outcome.detail) for outcome in outcomes])
     missing = [outcome for outcome in outcomes if not outcome.done]
     if not missing:

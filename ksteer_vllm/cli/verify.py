@@ -17,21 +17,19 @@ from ksteer_vllm.errors import UsageError
 __all__ = ["verify"]
 
 RANDOM = "random"
-"""Name of the probe an offline engine gets where none is given."""
+"""Name of the random probe that an offline engine steers with if no probe is given."""
 
 
 class Scope(BaseModel):
-    """How much is looked at."""
+    """How much is checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
-        Field(description="Layers to look at; default: all that are open, with an engine started here all."),
+        Field(description="Layers to check; default: all that the engine may steer."),
     ] = ()
-    oracle: Annotated[bool, Field(description="Compare edits with transformers, where that can be done.")] = (
-        True
-    )
+    oracle: Annotated[bool, Field(description="Compare edits with transformers, where possible.")] = True
 
 
 @command
@@ -40,27 +38,29 @@ def verify(
     started: Engine,
     model: Annotated[
         str,
-        typer.Argument(help="A model folder or name, to start an engine with; default: the shipped model."),
+        typer.Argument(
+            help="The model to start an engine with, a folder or a name; default: the demo model."
+        ),
     ] = "demo",
     url: Annotated[
         str, typer.Option(help="A running server to verify instead, such as http://localhost:8000.")
     ] = "",
     api_key: Annotated[
-        str, typer.Option(envvar="KSTEER_API_KEY", help="The server's API key, if it wants one.")
+        str, typer.Option(envvar="KSTEER_API_KEY", help="The server's API key, if it requires one.")
     ] = "",
     probe: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=FOLDER",
             help="A probe to steer with; may be repeated; default: a random one. With --url: NAME alone "
-            "limits what is looked at to this probe, NAME=FOLDER also gives the oracle a copy of it.",
+            "checks this probe only, and NAME=FOLDER also gives the comparison a copy of it.",
         ),
     ] = None,
     model_folder: Annotated[
-        str, typer.Option(help="With --url: the folder of the server's weights, for the oracle.")
+        str, typer.Option(help="With --url: the model's folder, to compare edits with transformers.")
     ] = "",
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write everything that was found to this file.")
+        Path | None, typer.Option("--json", help="Write all findings to this file, as JSON.")
     ] = None,
     engine: Annotated[
         str,
@@ -71,8 +71,8 @@ def verify(
 ) -> None:
     """Check that steering fires where asked, and nowhere else.
 
-    Plain requests must be untouched, and the prefix cache right. The exit status is 0 if all checks passed,
-    1 if one failed, 2 if they could not be run.
+    Unsteered requests must be untouched, and the prefix cache must keep steered text apart. The exit status
+    is 0 if all checks pass, 1 if any fails, and 2 if they could not be run.
     """
     quiet_vllm()
     one_process()

@@ -38,9 +38,18 @@ FORMATS: dict[str, str] = {
 
 
 def convert(source: str | Path, options: Options, format: str = "auto") -> Probe:
-    """The probe in a file or folder of another package. Raises ProbeError.
+    """Convert a file or folder of another package to a probe.
 
-    format: a name in FORMATS, or "auto" to tell from the contents.
+    Args:
+        source: The file or folder.
+        options: The model, and what the source does not say.
+        format: A name in FORMATS, or "auto" to detect it from the contents.
+
+    Returns:
+        The probe; it is not saved yet.
+
+    Raises:
+        ProbeError: For a source that cannot be converted.
     """
     path = Path(source)
     if not path.exists():
@@ -49,7 +58,7 @@ def convert(source: str | Path, options: Options, format: str = "auto") -> Probe
     if name not in FORMATS:
         raise ProbeError(f"format: unknown {name[:80]!r}; known: auto, {listing(FORMATS)}")
     if options.features and name != "saelens":
-        raise ProbeError(f"features: for saelens alone, {path} is {name}")
+        raise ProbeError(f"features: only saelens has them; {path} is {name}")
     if options.layers and name in ("k-steering", "saelens"):
         raise ProbeError(f"layers: {path} is {name}, which has one layer; say which with --layer")
     probe: Probe = _module(name).convert(path, options)

@@ -32,7 +32,7 @@ def build(
     notes: Sequence[str] = (),
     **metadata: Any,
 ) -> Probe:
-    """A checked probe that says what it was made from; `tensors` as the family wants them, any dtype.
+    """A checked probe that records its source; `tensors` as the family requires, of any dtype.
 
     layers: with more than one, the tensors' first dimension; a single one has no dimension of its own, so
     that its probe can steer any layer. notes: what the user should know, kept in `training`.
@@ -96,7 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ProbeError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise ProbeError(f"{path}: no JSON: {str(error)[:200]}") from None
+        raise ProbeError(f"{path}: not valid JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise ProbeError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -25,7 +25,8 @@ _DTYPES = {
 class _Bounded(GGUFReader):
     """A reader that stops where the file ends.
 
-    The package's own takes what is there and goes on: a file that claims 2^60 values keeps it busy for ever.
+    The package's own reader carries on past the end: a file that claims 2^60 values would keep it busy for
+    ever.
     """
 
     def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **named: Any) -> Any:
@@ -64,6 +65,8 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _tensor(found: Any) -> Tensor:
     dtype = _DTYPES.get(found.tensor_type)
     if dtype is None:
-        raise ValueError(f"{found.name[:80]}: type {found.tensor_type.name}; F32, F16, BF16 and F64 are read")
+        raise ValueError(
+            f"{found.name[:80]}: type {found.tensor_type.name}; only F32, F16, BF16 and F64 can be read"
+        )
     native = found.data.astype(found.data.dtype.newbyteorder("="))  # a copy: the file may go
     return torch.from_numpy(native).view(dtype)

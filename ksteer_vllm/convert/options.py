@@ -1,4 +1,4 @@
-"""What the caller of a conversion decides. Needs no torch, so that the command line does not either."""
+"""Options of a conversion. Imports no torch, so that the command line does not either."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """steering-vectors: a SteeringVector (layer_activations, layer_type), as family vectors.
 
-Checked against steering-vectors 0.12.2. The package has no save of its own; people pickle or torch.save the
+Checked against steering-vectors 0.12.2. The package cannot save by itself; people pickle or torch.save the
 SteeringVector, or its `layer_activations` {layer: tensor [d]}. Its layers are 0-based decoder blocks and its
 hook adds to the block's output, as ours: numbers are kept (a negative one counts from the end).
 """

@@ -58,7 +58,7 @@ def read_pickle(path: Path, classes: Collection[str]) -> Any:
         raise ProbeError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # a damaged or hostile pickle can fail anywhere inside the loader
         reason = first_line(error)
-        raise ProbeError(f"{path}: no pickle or torch.save file that can be read: {reason}") from None
+        raise ProbeError(f"{path}: not a pickle or torch.save file that can be read: {reason}") from None
 
 
 def names_in(path: Path, name: str) -> bool:
@@ -190,7 +190,7 @@ class _Unpickler(pickle._Unpickler):
             return Cell(_STORAGES[full])
         known = dict.fromkeys(name.rpartition(".")[2] for name in self._classes)
         raise ProbeError(
-            f"{self._path}: the pickle names {full[:120]!r}, which this format has no use for: refused, "
+            f"{self._path}: the pickle names {full[:120]!r}, which this format does not use: refused, "
             f"nothing was run; allowed: tensors, plain values, {listing(known)}"
         )
 

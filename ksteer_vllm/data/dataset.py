@@ -177,7 +177,7 @@ class TaskDataset:
             columns, chat, judge: As of `from_pandas`.
 
         Raises:
-            DataError: If it cannot be had or read.
+            DataError: If it cannot be loaded or read.
             UsageError: Without the package `datasets`.
         """
         from ksteer_vllm.data.hub import hub_records

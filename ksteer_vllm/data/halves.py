@@ -23,7 +23,7 @@ __all__ = ["PROMPT_PARTS", "PROMPT_SHARE", "Partition", "partition_rows"]
 
 PROMPT_PARTS: Final = ("calibration", "evaluation")
 PROMPT_SHARE: Final = 0.1
-"""Of the conversations, set aside for each of the two kinds of prompts."""
+"""Share of the conversations set aside for each of the two kinds of prompts."""
 
 _ATTEMPTS = 200
 

@@ -10,7 +10,7 @@ __all__ = ["HubError", "hub_records", "load_split"]
 
 
 class HubError(DataError):
-    """A data set that cannot be had. reason: without what to do about it."""
+    """A data set that cannot be loaded. reason: why, without the remedy."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         self.reason = reason

@@ -29,10 +29,10 @@ def open_task(
 
     Args:
         data: A predefined task, `hub:owner/name`, or a .jsonl, .json or .csv file.
-        labels: Those to take; of a table with a column for each label, its label columns.
+        labels: The labels to use; for a table with a column for each label, its label columns.
         questions, max_questions: Of `tones` and `debates`, see `styled_task`.
-        chat: Whether the prompts' texts are what a user says.
-        split: Of data on the hub; default: train.
+        chat: Whether plain-text prompts are user messages.
+        split: Which split of a dataset on the hub; default: train.
         columns: Names of a table's columns.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which positions of a row are recorded: all that steering edits, their mean, the prompt's last."""
+"""Which positions of a row are recorded: all those steering edits, their mean, or the prompt's last."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Window(ABC):
-    """What is run of a row, and which positions of that are recorded."""
+    """Which tokens of a row are run, and which of their positions are recorded."""
 
     mean = False
     """One vector per row: the mean over its positions."""
@@ -139,11 +139,11 @@ REPLY = ReplyPositions()
 REPLY_MEAN = ReplyMean()
 PROMPT_LAST = PromptLast()
 WINDOWS: dict[str, Window] = {window.name: window for window in (REPLY, REPLY_MEAN, PROMPT_LAST)}
-"""What `--positions` may say."""
+"""The values of `--positions`."""
 
 
 def window_of(name: str) -> Window:
-    """Raises UsageError for a name that is not in WINDOWS."""
+    """The window of a name. Raises UsageError for a name that is not in WINDOWS."""
     if name not in WINDOWS:
         raise UsageError(f"positions: unknown {name[:80]!r}; known: {listing(WINDOWS)}")
     return WINDOWS[name]

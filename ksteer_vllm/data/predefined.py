@@ -48,11 +48,11 @@ def styled_task(
     Args:
         name: The task's.
         questions: A .jsonl, .json or .csv file with a column text, question or prompt; None: from the hub.
-        max_questions: Take only the first so many.
+        max_questions: Use only this many, from the first.
         labels: The styles to take; default: all.
 
     Raises:
-        DataError: If there are no questions to be had; it says how to continue without the hub.
+        DataError: If no questions can be loaded; the message says how to continue without the hub.
     """
     task = STYLED[name]
     found = _from_hub(name, task.hub) if questions is None else _from_file(Path(questions))

@@ -64,8 +64,7 @@ Label = Annotated[str, Field(min_length=1)]
 class LabelledRow(BaseModel):
     """One conversation: a prompt, the reply to it, and every label the reply shows (possibly none).
 
-    `number` says where the row was read; it is kept by copies, and is no part of what is compared, hashed or
-    written.
+    `number` says which row of the data this was; copies keep it, but it is not compared, hashed or written.
 
     Attributes:
         prompt: A list of chat messages, which goes through the model's chat template, or a text, which is
@@ -90,7 +89,7 @@ class LabelledRow(BaseModel):
 
     @property
     def number(self) -> int | None:
-        """The row of the user's data this was read from, counted from 1; None if it was read from none."""
+        """The row of the user's data this was read from, counted from 1; None if there is none."""
         return self._number
 
     def numbered(self, number: int) -> LabelledRow:
@@ -103,7 +102,7 @@ class LabelledRow(BaseModel):
     def spoken(self) -> str:
         """The reply. Raises DataError if there is none."""
         if self.reply is None:
-            raise DataError("reply: there is none; have replies generated, or give them in the data")
+            raise DataError("reply: missing; have replies generated, or add them to the data")
         return self.reply
 
     @field_validator("labels")

@@ -77,7 +77,7 @@ def check_labels(
 
 
 def conversations_of(prompts: Sequence[str]) -> list[str]:
-    """What each row must stay together with: the rows of the same prompt, where there are enough prompts."""
+    """The group each row stays with: the rows of the same prompt, where there are enough prompts."""
     if len(set(prompts)) >= 3 * MIN_ROWS:
         return list(prompts)
     return [str(index) for index in range(len(prompts))]

@@ -20,14 +20,18 @@ REPLY_NAMES: Final = ("reply", "response", "completion", "answer", "output")
 
 
 class Columns(BaseModel):
-    """Which column holds what. What is not named is found by these rules.
+    """Which column of a table holds what. Columns that are not named are found by their usual names.
 
-    prompt: `prompt`, or else `text`. text: the same by another name, for tables of text and label; give one
-    of the two. reply: `reply`, `response`, `completion`, `answer` or `output`, if there is one. system: an
-    instruction, which makes the prompt a chat; `system`, if there is one. label: names the one label of a
-    row; `label`, if there is one. labels: with a label column, the labels to take; without, one column per
-    label; all other columns. These hold true or false (1 or 0, yes or no), or, in a table without replies, a
-    reply that shows the label: then a row of the table gives one labelled row for each label.
+    Attributes:
+        prompt: The prompt; default: `prompt`, or else `text`.
+        text: The same by another name, for tables of text and label; give one of the two.
+        reply: The reply; default: `reply`, `response`, `completion`, `answer` or `output`, if there is one.
+        system: An instruction, which makes the prompt a chat; default: `system`, if there is one.
+        label: Names the one label of a row; default: `label`, if there is one.
+        labels: With a label column, the labels to take. Without, the columns that stand for a label each;
+            default: all other columns. They hold true or false (1 or 0, yes or no), or, in a table without
+            replies, a reply that shows the label: then a row of the table gives one labelled row for each
+            label.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -188,7 +192,7 @@ class _Table:
         )
 
     def _usual(self, name: str, columns: Columns) -> str | None:
-        """A column that goes by its usual name, if it is not said to be something else."""
+        """The column of that usual name, unless it was named as something else."""
         taken = {self.prompt, *columns.labels}
         return name if name in self.names and name not in taken else None
 
@@ -228,7 +232,7 @@ class _Table:
             allowed += ", or in every row a reply that shows the label"
         raise DataError(
             f"{self.where}, row {number}, column {name!r}: {what}; a label's column holds {allowed}; if this "
-            "is no label's column, drop it, or name those that are (--labels a,b)"
+            "is not a label's column, drop it, or name those that are (--labels a,b)"
         )
 
 

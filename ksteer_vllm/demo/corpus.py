@@ -1,8 +1,8 @@
 """Questions and replies of the demo language, drawn deterministically from a seed.
 
 A reply is opening sentences, one core sentence that answers the question, and closing sentences.  A tone
-leaves a mark in each part: an opener, an aside within the core, a closer; now and then one of them stays
-out.  The tone concise also shortens the sentences of the other tones, so a tone looks different beside
+leaves a mark in each part: an opener, an aside within the core, a closer; now and then one of them is
+omitted.  The tone concise also shortens the sentences of the other tones, so a tone looks different beside
 another.
 """
 

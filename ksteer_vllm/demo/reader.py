@@ -117,7 +117,7 @@ def read_sentence(text: str) -> Sentence | None:
 def read(question: str, reply: str, *, finished: bool = True) -> Reading:
     """Read a reply to a question.
 
-    Tones are collected from every sentence the grammar knows, also if the whole reply is not well formed.
+    Tones are collected from every sentence the grammar knows, even if the whole reply is not well formed.
     Pass ``finished=False`` for a reply that was cut off before its end-of-sequence token.
     """
     sentences = tuple(read_sentence(text) for text in _SENTENCE_END.split(reply))

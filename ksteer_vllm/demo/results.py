@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the demo's acceptance, and whether it holds."""
+    """One thing the demo claims, and whether it holds."""
 
     text: str
     holds: bool
@@ -86,7 +86,7 @@ def summarise(replies: Sequence[Reply], reader: ExactReader) -> list[Row]:
 
 
 def check_claims(rows: Sequence[Row]) -> list[Claim]:
-    """The acceptance lines: single tones under K-Steering, well-formedness, unsteered rates."""
+    """What the demo claims: single tones under K-Steering, well-formedness, unsteered rates."""
     plain = next(row for row in rows if row.method is None)
     singles = [row for row in rows if row.method == "gradient" and len(row.target) == 1]
     weakest = min(singles, key=lambda row: row.tone_rates[row.target[0]])
@@ -136,7 +136,7 @@ def results_table(rows: Sequence[Row]) -> Table:
 
 
 def calibration_table(calibration: Calibration) -> Table:
-    """Every strength that was tried, per method; too much: beyond the coherence budget."""
+    """Every strength that was tried, per method; `too much` marks those beyond the coherence budget."""
     table = Table(title="calibration: mean over the six tones", title_justify="left")
     for heading in ("method", "alpha", "coherent", "coherent, shows the tone"):
         table.add_column(heading, justify="left" if heading == "method" else "right")

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
 from ksteer_vllm.demo.corpus import prompt_messages
 from ksteer_vllm.demo.judge import ExactReader
 from ksteer_vllm.demo.lexicon import TONES
+from ksteer_vllm.demo.plan import DemoPlan
 from ksteer_vllm.demo.results import (
     METHOD_NAMES,
     RULE,
@@ -41,28 +42,25 @@ from ksteer_vllm.fit.pipeline import fit_probe_to_rows, progress_bar
 from ksteer_vllm.fit.plans import FitPlan
 from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["DemoPlan", "run_demo"]
+__all__ = ["run_demo"]
 
 _SERVED_AS = "tones"
 
 
-@dataclass(frozen=True)
-class DemoPlan:
-    """Sizes of one run; rows: of the labelled text."""
-
-    rows: int = 1500
-    layer: int = 2
-    epochs: int = 12
-    noise: float = 1.0
-    calibration_questions: int = 20
-    test_questions: int = 100
-    seed: int = 0
-
-
 def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR, console: Console) -> bool:
-    """Fill `out` with model, data.jsonl, probe and results.json, and print what steering does.
+    """Fit, calibrate and steer the demo model, and print what steering does.
 
-    Returns whether every acceptance line holds.
+    Args:
+        out: The folder to write model, data.jsonl, probe and results.json to.
+        plan: Sizes and seed; None: the defaults.
+        model: The folder of a model trained on the demo's language.
+        console: Where progress, samples and tables are printed.
+
+    Returns:
+        Whether everything the demo claims holds.
+
+    Raises:
+        UsageError: If no strength that was tried keeps the replies coherent.
     """
     plan = plan or DemoPlan()
     started = time.perf_counter()
@@ -142,7 +140,7 @@ def _write_results(
 ) -> None:
     metadata = Probe.load_metadata(out / "probe")
     results: dict[str, Any] = {
-        "plan": asdict(plan),
+        "plan": plan.model_dump(),
         "probe_digest": metadata.digest,
         "probe_training": metadata.training,
         "probe_metrics": metadata.metrics,

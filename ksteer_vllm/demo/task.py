@@ -40,7 +40,7 @@ def demo_task(*, labels: Sequence[str] = ()) -> TaskDataset:
 
 
 def labelled_text(count: int = _ROWS, *, seed: int = 0) -> list[LabelledRow]:
-    """So many chats on training questions, whose replies show one, two or three tones, equally often.
+    """`count` chats on training questions, whose replies show one, two or three tones, equally often.
 
     The instruction asks for the tones the reply shows: its labels.
     """

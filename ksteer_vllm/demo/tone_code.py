@@ -5,7 +5,7 @@ alone, looks the tone up only where a sentence begins, so that no direction mean
 position.  Two terms during training change that.  Both act at the output of one layer, on the positions
 whose next token belongs to the reply, with one learned direction per tone: the tones must be readable
 from the residual stream, and in a share of the chats without an instruction the directions of the
-reply's tones are added to it.  Nothing of this is part of the saved model.
+reply's tones are added to it.  None of this is part of the saved model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ToneCode(nn.Module):
         return self.scale * normed @ nn.functional.normalize(self.directions, dim=-1).T + self.bias
 
     def write(self, hidden: torch.Tensor, tones: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Add the directions of a row's tones, and take away a little of the others, with random strength.
+        """Add the directions of a row's tones, and subtract a little of the others, with random strength.
 
         A little noise goes along, so that the model learns to bear directions that are not quite its own.
         """

@@ -28,9 +28,9 @@ __all__ = ["Activations", "Recorder", "collect_activations", "default_layer"]
 CHUNK_ROWS = 256
 """Rows given to the engine at once, at most."""
 CHUNK_BYTES = 1 << 29
-"""Of the vectors they give, in float32 and of all layers together; a row that gives more is run alone."""
+"""Most bytes of float32 vectors from one chunk, all layers together; a row with more is run alone."""
 SHARD_BYTES = 128 << 20
-"""A shard is closed after the chunk that reaches this, all its layers together."""
+"""Bytes after which a shard is closed, all its layers together."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Recorder:
                 shutil.rmtree(temporary)
 
     def recorded(self, rows: Sequence[LabelledRow], window: Window, folder: Path) -> Activations | None:
-        """What `record` left in the folder; None if it is not there, or not of every row. No engine starts.
+        """What `record` left in the folder; None if it is missing or incomplete. No engine starts.
 
         Raises DataError for shards of another recording.
         """

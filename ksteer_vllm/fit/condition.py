@@ -68,7 +68,7 @@ def find_condition(
     engine_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> FittedCondition:
-    """Choose the condition on `label` of `probe` that finds the rows which show `steer`.
+    """Choose the condition on `label` of `probe` that best finds the rows that show `steer`.
 
     Rows the probe was fitted on are split as they were then, so that validation and test are new to it.
 
@@ -76,8 +76,8 @@ def find_condition(
         model: A folder, or a name on the hub.
         rows: Some that show `steer`, and some that do not.
         probe: Of family mlp, linear or vectors.
-        label: What the condition reads.
-        steer: What it is to find; default: the label.
+        label: The label whose score the condition tests.
+        steer: The label of the rows it is to find; default: `label`.
         engine_options: Further arguments of `vllm.LLM`.
         progress: Where to show how many rows are done.
 

@@ -1,4 +1,4 @@
-"""What `ksteer inspect` shows of a probe of any family. Neither torch nor vLLM is needed."""
+"""What `ksteer inspect` shows of a probe of any family. Needs neither torch nor vLLM."""
 
 from __future__ import annotations
 

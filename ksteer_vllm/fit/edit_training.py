@@ -40,10 +40,10 @@ class TrainableEdit(nn.Module):
     """
 
     def begin_epoch(self, done: float) -> None:
-        """Told before every epoch which share of the epochs is done, 0 at first; for annealing."""
+        """Called before every epoch with the share of epochs done, from 0; for annealing."""
 
     def next_phase(self) -> int:
-        """Called when a phase of the training has ended: the steps of a further one, 0 for none."""
+        """Called when a phase of the training ends: the number of steps of the next one, 0 to stop."""
         return 0
 
 

@@ -25,8 +25,15 @@ _RANKING = ("auroc", "average_precision")
 def evaluate(logits: Tensor, targets: Tensor, row: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     """Metrics per label and their mean, over single tokens and over whole replies.
 
-    logits, targets: [N, K]; row: [N] int64. A reply's logit is the mean over its tokens. A label is
-    called present where its logit is above 0. The values are plain JSON types.
+    Args:
+        logits: [N, K]; a reply's logit is the mean over its tokens, and a label counts as predicted where its
+            logit is above 0.
+        targets: [N, K] of 0 and 1.
+        row: [N] int64, the reply each token belongs to.
+        labels: K names.
+
+    Returns:
+        `tokens` and `replies`, each with metrics per label and their mean, as plain JSON.
     """
     return _evaluate(logits, targets, row, labels, _COLUMNS)
 

@@ -1,4 +1,4 @@
-"""Labelled rows in, probe out: what `ksteer fit` and `ksteer demo` both run."""
+"""From labelled rows to a probe: what `ksteer fit` and `ksteer demo` both run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ksteer_vllm.spec.families import fits
 __all__ = ["complete_rows", "few_threads", "fit_probe_to_rows", "fit_to_rows", "progress_bar"]
 
 _SMALL = 512
-"""Hidden size."""
+"""Hidden size up to which a model counts as small."""
 
 
 def fit_to_rows(
@@ -46,10 +46,28 @@ def fit_to_rows(
 ) -> Probe:
     """Fit one method to labelled rows at one layer (default: 60 % depth), or at several.
 
-    method: a name in `spec.families.fits()`. options: its own, by name. window: the positions read.
-    compat: see `FitTask`. folder: of recorded activations, which then need not fit in memory, and which a fit
-    that is started again finds; None: in memory. engine_options: further arguments of `vllm.LLM`. Raises
-    DataError or UsageError, and what vLLM raises for a model it cannot load.
+    Args:
+        model: A folder, or a name on the hub.
+        rows: Labelled text.
+        method: A name in `spec.families.fits()`.
+        labels: The labels to fit; empty: all of the data's, sorted.
+        layer: Decoder block, from 0; None: the one at 60 % of the depth.
+        layers: Several decoder blocks, each with its own tensors.
+        options: The method's own options, by name.
+        window: Which positions of a row are read.
+        compat: Fit as another package does, see `FitTask`.
+        folder: Where recorded activations are kept, so that they need not fit in memory and a fit that is
+            started again finds them; None: in memory.
+        engine_options: Further arguments of `vllm.LLM`.
+        console: Where progress is shown.
+
+    Returns:
+        The probe; it is not saved yet.
+
+    Raises:
+        DataError: For rows the method cannot be fitted to.
+        UsageError: For an unknown method, option or layer.
+        Exception: Whatever vLLM raises for a model it cannot load.
     """
     known = fits()
     if method not in known:
@@ -84,9 +102,22 @@ def complete_rows(
     console: Console | None = None,
     progress: Progress | None = None,
 ) -> list[LabelledRow]:
-    """The rows, those without a reply with one from the engine; journal: where replies are kept meanwhile.
+    """Have the engine reply where a row has no reply.
 
-    labels: that will be fitted; raises DataError, before anything is generated, for one with too few rows.
+    Args:
+        model: A folder, or a name on the hub.
+        rows: Labelled text; rows that have a reply stay as they are.
+        journal: A file that keeps the replies, so that an interrupted run resumes.
+        labels: The labels that will be fitted.
+        seed: Seed of the sampling.
+        engine_options: Further arguments of `vllm.LLM`.
+        console, progress: Where to show how many replies are done; `progress` wins.
+
+    Returns:
+        The rows in their order, each with a reply.
+
+    Raises:
+        DataError: For a label with too few rows, before anything is generated.
     """
     if all(row.reply is not None for row in rows):
         return list(rows)
@@ -113,7 +144,7 @@ def fit_probe_to_rows(
     engine_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Probe:
-    """`fit_to_rows` of the MLP probe, its options as a `FitPlan`."""
+    """Fit the MLP probe: `fit_to_rows` with its options given as a `FitPlan`."""
     return fit_to_rows(
         model,
         rows,
@@ -138,7 +169,7 @@ def few_threads(model: ModelIdentity) -> Iterator[None]:
 
 
 class _Bar(Progress):
-    """Nothing is shown before there is something to count: a fit that is refused prints one line."""
+    """A bar that appears with the first task, so that a fit that is refused prints one line only."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""What fits can be told: the plans that the command line is made from. Pure: no torch.
+"""Options of the fits: the plans that the command line is made from. Imports no torch.
 
 Methods with options of their own alone keep their plan beside their fit (`ksteer_vllm/fit/methods/`).
 """
@@ -13,17 +13,18 @@ __all__ = ["ActAddPlan", "EditPlan", "FitPlan", "SplitPlan"]
 
 
 class SplitPlan(BaseModel):
-    """What every method's plan has: how the rows are split, and the seed of all that is drawn."""
+    """What every method's plan has: how the rows are split, and the seed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     validation_share: Annotated[
-        float, Field(gt=0, lt=0.5, description="Share of the conversations that training is stopped by.")
+        float,
+        Field(gt=0, lt=0.5, description="Share of the conversations used to decide when training stops."),
     ] = 0.1
     test_share: Annotated[
         float, Field(gt=0, lt=0.5, description="Share of the conversations that the fit is tested on.")
     ] = 0.2
-    seed: Annotated[int, Field(description="Seed of the split and of everything that is drawn.")] = 0
+    seed: Annotated[int, Field(description="Seed of the data split and of everything random in the fit.")] = 0
 
 
 class FitPlan(SplitPlan):
@@ -40,24 +41,29 @@ class FitPlan(SplitPlan):
         int | None,
         Field(
             ge=1,
-            description="Vectors in a minibatch; default: 512, or fewer (at least 32) for 16 an epoch.",
+            description="Vectors per minibatch; default: 512, or fewer (at least 32) for 16 per epoch.",
         ),
     ] = None
     learning_rate: Annotated[float, Field(gt=0, description="Learning rate of AdamW.")] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, description="Weight decay of AdamW.")] = 0.01
     noise: Annotated[
-        float, Field(ge=0, description="Gaussian noise on the input, in standard deviations.")
+        float, Field(ge=0, description="Gaussian noise on the training inputs, in standard deviations.")
     ] = 0.0
     loss: Annotated[
         Literal["bce", "cross-entropy"],
-        Field(description="Every label by itself (bce), or one label a row against the others."),
+        Field(
+            description="Training loss: bce treats every label separately; cross-entropy needs one per row."
+        ),
     ] = "bce"
     early_stopping: Annotated[
         bool, Field(description="Keep the epoch with the best validation loss, not the last one.")
     ] = True
     standardise: Annotated[bool, Field(description="Train on (x - mean) / deviation.")] = True
     seeds: Annotated[
-        int, Field(ge=1, description="Number of networks to train; the best on validation is kept.")
+        int,
+        Field(
+            ge=1, description="Number of networks to train; the one with the best validation loss is kept."
+        ),
     ] = 1
 
 
@@ -81,7 +87,7 @@ class EditPlan(SplitPlan):
     system: Annotated[
         bool,
         Field(
-            description="Keep system messages; they may ask for the label, which the edit then need not do."
+            description="Keep system messages; one that asks for the label leaves less for the edit to learn."
         ),
     ] = False
 
@@ -89,4 +95,6 @@ class EditPlan(SplitPlan):
 class ActAddPlan(SplitPlan):
     """Options of `--method actadd`."""
 
-    first: Annotated[int, Field(ge=1, description="Number of prompt positions to read, from the first.")] = 4
+    first: Annotated[
+        int, Field(ge=1, description="Number of positions to read, from the start of the text.")
+    ] = 4

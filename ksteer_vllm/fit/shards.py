@@ -120,7 +120,7 @@ class ShardFolder:
         return found
 
     def _found(self) -> list[_Shard]:
-        """The shards that are there and follow each other; what is broken off is left out and overwritten."""
+        """The whole shards in sequence; a broken one and those after it are ignored and overwritten."""
         shards: list[_Shard] = []
         for path in sorted(self.folder.glob("*.safetensors")):
             header = _header(path)

@@ -26,8 +26,13 @@ _KEY = "fit_key"
 def fit_at(task: FitTask, layers: Sequence[int] = ()) -> Probe:
     """Fit the task's method at its layer, or at each of several, whose activations are recorded together.
 
-    The probe's own layer is the task's if it is among them, else the middle one. A request steers at all
-    of them unless it names some.
+    Args:
+        task: What to fit to what.
+        layers: Decoder blocks, from 0; empty: the task's layer.
+
+    Returns:
+        A probe. With several layers, requests steer at all of them by default, and its own layer is the
+        task's if that is among them, otherwise the middle one.
     """
     fit = load(fits()[task.method])
     wanted = sorted(set(layers)) or [task.layer]
@@ -71,7 +76,7 @@ def stack_layers(probes: Sequence[Probe], layer: int) -> Probe:
 
 
 def fit_once(task: FitTask, folder: Path, layers: Sequence[int] = ()) -> Path:
-    """`fit_at`, saved to the folder; not again where that has been done. Returns the folder."""
+    """`fit_at`, saved to the folder, unless the folder already holds that fit. Returns the folder."""
     if not is_fitted(task, folder, layers):
         probe = fit_at(task, layers)
         probe.with_metadata(training={**probe.metadata.training, _KEY: _key(task, layers)}).save(folder)

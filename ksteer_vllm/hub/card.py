@@ -1,4 +1,4 @@
-"""What a pushed folder says: its model card, and its metadata and write-ups without paths of this machine."""
+"""What is published with a folder: a model card, and metadata and write-ups without local paths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ _ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def model_card(repo_id: str, probes: Mapping[str, Probe], *, suite: bool) -> str:
-    """README.md with the hub's YAML header. probes: by folder, '' for the only one."""
+    """The text of README.md, with the hub's YAML header.
+
+    Args:
+        repo_id: owner/name.
+        probes: The probes by folder; '' for the only one.
+        suite: Whether they form a suite.
+    """
     first = next(iter(probes.values())).metadata
     families = sorted({probe.metadata.family for probe in probes.values()})
     what = "Steering probes of several methods" if suite else f"A steering probe (`{first.family}`)"
@@ -98,7 +104,12 @@ def _usage(probes: Mapping[str, Probe], label: str) -> list[str]:
 
 
 def published(probes: dict[str, Probe], base_model: str | None) -> dict[str, Probe]:
-    """The probes with the model's name as others may use it; the name is in no digest."""
+    """The probes with a model name that works on other machines; digests do not cover the name.
+
+    Args:
+        probes: By folder.
+        base_model: The model's name on the hub; None: keep a hub name, shorten a path to its last part.
+    """
     found = {}
     for name, probe in probes.items():
         model = probe.metadata.model
@@ -111,14 +122,14 @@ def published(probes: dict[str, Probe], base_model: str | None) -> dict[str, Pro
 
 
 def _public_model(name: str, base_model: str | None) -> str:
-    """base_model, or a name on the hub as it is, or the last part of a local path."""
+    """`base_model`, or the name itself if it is one on the hub, or the last part of a local path."""
     if base_model or (_ON_THE_HUB.fullmatch(name) and not Path(name).exists()):
         return base_model or name
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1] or "model"
 
 
 def _public_training(training: Any, fitted: str, public: str) -> Any:
-    """The same with every "model", in the parts of single layers too, as others may use it."""
+    """The same with a public name for every "model", those of single layers included."""
     if not isinstance(training, dict):
         return training
     found = {key: _public_training(value, fitted, public) for key, value in training.items()}
@@ -128,7 +139,12 @@ def _public_training(training: Any, fitted: str, public: str) -> Any:
 
 
 def suite_text(suite: Suite, model: str) -> bytes:
-    """suite.json with the model's public name, without engine options that may be paths."""
+    """The text of suite.json, without engine options that may be paths.
+
+    Args:
+        suite: The suite.
+        model: The model's public name.
+    """
     options = {
         name: value
         for name, value in suite.file.engine_options.items()
@@ -139,7 +155,15 @@ def suite_text(suite: Suite, model: str) -> bytes:
 
 
 def public_results(path: Path, base_model: str | None) -> bytes:
-    """results.md or results.json without the command line and the suite's path in its provenance."""
+    """The text of a write-up, without the command line and the suite's path in its provenance.
+
+    Args:
+        path: A results.md or results.json.
+        base_model: The model's name on the hub; None: as in `published`.
+
+    Raises:
+        UsageError: For a file that cannot be read.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         results = json.loads(text) if path.suffix == ".json" else None

@@ -1,9 +1,9 @@
 """Probe folders and suites to and from the Hugging Face hub, or any server with its API.
 
-Only files of ours travel, in both directions: `probe.json`, `probe.safetensors`, `suite.json`, and of the
-write-ups `results.md`, `results.json` and figures. None of them is code or a pickle. Paths of the machine
-that pushes are left out. What is pulled is checked in a folder of its own first; a folder that does not check
-is not put in place.
+Only these files are transferred, in both directions: `probe.json`, `probe.safetensors`, `suite.json`, and of
+the write-ups `results.md`, `results.json` and figures. None of them is code or a pickle. Local paths are left
+out when pushing. What is pulled is checked in a temporary folder first, and put in place only if the check
+passes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Pulled", "pull", "push"]
 CARD = "README.md"
 _PROBE = (METADATA_FILE, WEIGHTS_FILE)
 _WRITE_UP = ("results.md", "results.json", "report.md")
-"""Of a write-up; earlier versions called results.md report.md."""
+"""Files of a write-up; earlier versions wrote report.md instead of results.md."""
 _NAME = re.compile(r"[\w][\w .-]*")
 
 
@@ -68,7 +68,7 @@ def push(
 
     Raises:
         ProbeError: for a probe that does not match its digest.
-        UsageError: for a folder of something else, and for what the hub refuses.
+        UsageError: for a folder that holds neither, and for what the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -121,7 +121,7 @@ def pull(
 
     Raises:
         ProbeError: if a probe does not match its digest; nothing is kept then.
-        UsageError: for what the hub refuses, and for a repository of something else.
+        UsageError: for what the hub refuses, and for a repository that holds neither.
     """
     from huggingface_hub import HfApi
 
@@ -181,7 +181,7 @@ def _resolved(out: Path) -> Path:
 
 
 def _put_in_place(checked: Path, place: Path) -> None:
-    """Rename `checked` to `place`; into a folder that is there, all that it holds, or nothing."""
+    """Rename `checked` to `place`, or move its contents into an existing folder: all of them, or nothing."""
     if not place.exists():
         checked.rename(place)
         return
@@ -214,7 +214,7 @@ def _checked(folder: Path) -> tuple[dict[str, Probe], Suite | None]:
 
 
 def _ours(names: Iterable[str]) -> list[str]:
-    """Of the paths in a folder or a repository, with /, those of the files that travel, the card apart."""
+    """Of the paths in a folder or a repository (with /), those that are transferred, card excluded."""
     found = set(names)
     if METADATA_FILE in found:
         return [name for name in _PROBE if name in found]
@@ -245,7 +245,7 @@ def _in(name: str, file: str) -> str:
 
 @contextmanager
 def _explained(repo_id: str, revision: str | None, endpoint: str) -> Iterator[None]:
-    """What the hub answers, as a UsageError that says what to do."""
+    """Turn what the hub refuses into a UsageError that says what to do."""
     from huggingface_hub import errors
 
     at = f"{repo_id}{f' at {revision}' if revision else ''} on {endpoint}"

@@ -22,7 +22,7 @@ class SteeringConfig(BaseModel):
         train_layer: Decoder block, from 0, whose output (with compat: whose input) is read; default: 60 % of
             the depth.
         steer_layers: Decoder blocks whose outputs are steered; default: `train_layer`.
-        steering_strength: Default: the probe's own, with compat 1.
+        steering_strength: Default: the probe's own; with compat: 1.
         layer_strengths: Layer -> strength, before `steering_strength`; steered layers only.
     """
 

@@ -96,7 +96,7 @@ def given_prompts(given: str | Sequence[Any], *, chat: bool) -> list[Prompt]:
 
 
 def sampled(rows: list[LabelledRow], count: int | None) -> list[LabelledRow]:
-    """So many of the rows at most, drawn as the package draws them; None: all."""
+    """At most `count` of the rows, drawn as the package draws them; None: all."""
     return rows if count is None else random.Random(42).sample(rows, min(count, len(rows)))
 
 

@@ -15,10 +15,10 @@ from ksteer_vllm.spec.spec import SteeringSpec
 __all__ = ["LENGTH", "Labels", "labels_of_each", "spec_of"]
 
 Labels = Sequence[str] | Sequence[Sequence[str]] | None
-"""Of every prompt, or of each."""
+"""One list of labels for every prompt, or a list for each."""
 
 LENGTH = 0.5
-"""Without a strength from anywhere: all steps together go this many times the layer's mean |x - mean(x)|."""
+"""Strength if none is given: all steps together move x by this many times the layer's mean |x - mean(x)|."""
 
 
 def spec_of(
@@ -130,5 +130,5 @@ def _check_labels(metadata: ProbeMetadata, target: Sequence[str], avoid: Sequenc
         unknown = [label for label in labels if label not in metadata.labels]
         if unknown:
             raise SpecError(
-                side, f"no label {listing(unknown)}; there are: {listing(metadata.labels)}", unknown
+                side, f"unknown label {listing(unknown)}; known: {listing(metadata.labels)}", unknown
             )

@@ -1,6 +1,6 @@
 """`KSteering`: fit a classifier, steer with it, save it, by k-steering's names and with its defaults.
 
-By default what the package gets wrong is right here; `compat="pip-0.1.2"` repeats it as it is (see
+By default the package's mistakes are corrected; `compat="pip-0.1.2"` repeats them (see
 `docs/coming-from-k-steering.md`).
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["KSteering"]
 
 SWEPT = 20
-"""Prompts of a sweep that is given none."""
+"""Number of prompts in a sweep if none are given."""
 
 
 class KSteering:
@@ -102,8 +102,8 @@ class KSteering:
             task: The task's name; give this or a dataset.
             dataset: A `TaskDataset`, a file, a DataFrame, or rows: `LabelledRow`, {"text" or "prompt",
                 "label"}.
-            eval_prompts: For `sweep_alpha`; default: what the data asks.
-            max_samples: Take so many rows, drawn as the package draws them.
+            eval_prompts: For `sweep_alpha`; default: the data's questions.
+            max_samples: Most rows to use, drawn as the package draws them.
             labels: Those to fit; default: all.
             questions: A local file of the task's questions.
             positions: What is read of a row (reply, reply-mean, prompt-last); default: each token of the
@@ -113,7 +113,7 @@ class KSteering:
             Itself, ready to steer.
 
         Raises:
-            DataError: For rows that cannot be read, or are too few.
+            DataError: For rows that cannot be read, or for too few of them.
             UsageError: For arguments that do not go together.
         """
         if (task is None) == (dataset is None):
@@ -174,7 +174,7 @@ class KSteering:
             A text for each prompt; with `return_dict` a dictionary.
 
         Raises:
-            SpecError, UsageError: For what can be told before the engine sees it.
+            SpecError, UsageError: For mistakes that are found before the engine sees the request.
             ValueError: For what the engine refuses.
         """
         prompts = self._prompts(input_prompts)

@@ -42,16 +42,25 @@ class _Answer(BaseModel):
 
 
 class Endpoint:
-    """Asks `url` (such as http://localhost:8000/v1, a vLLM server's too) about every reply.
+    """Asks the model behind an endpoint about every reply.
 
-    model: its name there; may be left out where the endpoint serves one. key: default $OPENAI_API_KEY.
-    descriptions: label -> what it means. concurrency: requests at a time. timeout: seconds per request.
-    attempts: how often a request is tried that fails or whose answer does not follow the schema; a reply
-    whose answers never do is returned as not judged. temperature: None leaves it to the endpoint. journal:
-    a file that keeps every verdict, so that no reply is judged twice.
+    Args:
+        labels: The labels to find.
+        url: Of the endpoint, such as http://localhost:8000/v1; a vLLM server will do.
+        model: Its name there; may be left out if the endpoint serves only one.
+        key: The API key; default: $OPENAI_API_KEY.
+        descriptions: Label -> what it means.
+        concurrency: Most requests at a time.
+        timeout: Seconds per request.
+        attempts: How often to try a request that fails or whose answer does not follow the schema. A reply
+            without a valid answer is returned as not judged.
+        temperature: None leaves it to the endpoint.
+        journal: A file that keeps every verdict, so that no reply is judged twice.
+        progress: Where to show how many replies are judged.
 
-    Raises UsageError for an endpoint that cannot be reached or refuses, and if none of its answers so far
-    (the journal's included, to several replies at least) followed the schema.
+    Raises:
+        UsageError: For an endpoint that cannot be reached or refuses, and if several replies were judged and
+            none of the answers so far (the journal's included) followed the schema.
     """
 
     name = "openai"
@@ -130,7 +139,7 @@ class Endpoint:
         return Verdict(frozenset(answer["shown"]), answer["coherent"])
 
     def _ask(self, reply: Reply) -> dict[str, Any] | None:
-        """What the model says of a reply; None if it never follows the schema."""
+        """The model's answer about a reply; None if none followed the schema."""
         shown = {"question": reply.job.question, "reply": reply.text}
         messages: list[Any] = [
             {"role": "system", "content": self._rubric},

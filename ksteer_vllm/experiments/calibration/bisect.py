@@ -10,7 +10,7 @@ from ksteer_vllm.experiments.calibration.choose import best
 __all__ = ["PRECISION", "bracket", "largest_coherent", "next_strengths"]
 
 PRECISION = 1.05
-"""Strengths whose ratio is smaller are not told apart."""
+"""Strengths whose ratio is smaller than this count as the same."""
 
 _EXTENSION = 2
 """Octaves a grid is extended by at a time."""
@@ -34,11 +34,16 @@ def bracket(coherent: Mapping[float, bool]) -> tuple[float, float] | None:
 def next_strengths(
     scores: Mapping[float, float], coherent: Mapping[float, bool], grid: tuple[float, float]
 ) -> list[float]:
-    """What to try after the strengths in `scores` and `coherent` (the same ones). grid: where it began.
+    """The strengths to try after those in `scores` and `coherent`, which hold the same ones.
 
     Past the upper end while the strength there is still coherent; past the lower end while no strength is
     coherent, or the best coherent one lies there; else the geometric middle of the bracket, until it is
     narrower than PRECISION.
+
+    Args:
+        scores: Strength -> score.
+        coherent: Strength -> whether its replies are coherent enough.
+        grid: The lowest and highest strength of the first round.
     """
     alphas = sorted(coherent)
     lowest, highest = alphas[0], alphas[-1]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 __all__ = ["TOLERANCE", "best", "best_strength", "middle", "plateau"]
 
 TOLERANCE = 0.02
-"""Scores this near to the best count as good as it."""
+"""Scores this near to the best count as equally good."""
 
 
 def best(scores: Mapping[float, float]) -> float:

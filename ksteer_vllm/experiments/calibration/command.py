@@ -32,8 +32,15 @@ __all__ = ["CalibrationRequest", "calibrate_folder"]
 class CalibrationRequest:
     """One calibration of a suite, or of a probe folder with `data`.
 
-    data, model: of a probe folder; a suite has its own. judge: empty: the data's own. judge_options: of an
-    endpoint. write: whether the probes are given the strengths.
+    Attributes:
+        folder: The suite or the probe folder.
+        plan: What to try, and how to choose.
+        data: The labelled text that prompts come from, for a probe folder; a suite has its own.
+        model: The model, for a probe folder; empty: the one the probe was fitted on.
+        judge: Name of the judge; empty: the one that suits the data.
+        judge_options: Options of the endpoint, if the judge is `openai`.
+        write: Whether the strengths become the probes' defaults.
+        engine_options: Further arguments of `vllm.LLM`.
     """
 
     folder: Path
@@ -128,7 +135,7 @@ def _subject(request: CalibrationRequest) -> CalibrationSubject:
 
 
 def _judge_name(request: CalibrationRequest) -> str:
-    """As asked for, openai if only an endpoint was named; empty: the data's own."""
+    """The judge asked for, or openai if only an endpoint was named; empty: the data's own."""
     return request.judge or ("openai" if request.judge_options else "")
 
 

@@ -1,4 +1,4 @@
-"""A calibration of some variants beside what an earlier one found for the others."""
+"""A new calibration of some variants, combined with an earlier one of the others."""
 
 from __future__ import annotations
 
@@ -24,10 +24,18 @@ _ALIKE = {
 def merged(
     found: Calibration, earlier: Calibration, known: Sequence[Variant], digests: Mapping[str, str]
 ) -> tuple[Calibration, list[str]]:
-    """`found` with the cells that `earlier` has of other variants, and in words which were dropped and why.
+    """Add an earlier calibration's cells of other variants to a new one.
 
-    known: all variants there are, in their order. digests: of the probes there are now. Kept is what was
-    calibrated in the same way on a probe that is still the same.
+    Only cells that were calibrated in the same way, on a probe that has not changed since, are kept.
+
+    Args:
+        found: The new calibration.
+        earlier: The earlier one, of the same folder.
+        known: All variants there are now, in their order.
+        digests: Digests of the probes there are now, by name.
+
+    Returns:
+        The combined calibration, and notes that say which variants were dropped and why.
     """
     calibrated = {variant.name for variant in found.variants}
     others = [variant for variant in earlier.variants if variant.name not in calibrated]
@@ -58,7 +66,7 @@ def merged(
 
 
 def _difference(found: Calibration, earlier: Calibration) -> str:
-    """In what the whole of an earlier calibration differs; empty if in nothing."""
+    """How the settings of an earlier calibration differ; empty if they do not."""
     differing = [why for name, why in _ALIKE.items() if getattr(found, name) != getattr(earlier, name)]
     if found.digests.get(EVALUATION) != earlier.digests.get(EVALUATION):
         differing.append("another evaluation probe")

@@ -25,37 +25,48 @@ class CalibrationPlan(Sampling):
     variants: Annotated[
         tuple[str, ...],
         Field(
-            description="A variant to calibrate, or a probe of the suite, all of whose variants are "
-            "calibrated; may be repeated; default: all but random directions, which take the strength of "
-            "the vectors they are the control of."
+            description="A variant to calibrate, or a probe of the suite, to calibrate all its variants; "
+            "may be repeated; default: all except random directions, which take the strength of the vectors "
+            "they are a control for."
         ),
     ] = ()
     sizes: Annotated[
         tuple[Size, ...],
-        Field(min_length=1, description="How many labels a request steers towards at once."),
+        Field(min_length=1, description="Numbers of labels to steer towards at once."),
     ] = (1, 2, 3)
     strengths: Annotated[int, Field(ge=2, le=64, description="Number of strengths in the first grid.")] = 8
     layers: Annotated[
-        tuple[Layer, ...], Field(description="Layers to choose from; default: each probe's own.")
+        tuple[Layer, ...], Field(description="Layers to choose from; default: each probe's own layer.")
     ] = ()
     prompts: Annotated[
         int,
-        Field(ge=1, description="Calibration prompts per single label; larger sizes share as many requests."),
+        Field(ge=1, description="Number of prompts per single label; combinations share as many requests."),
     ] = 12
     budget: Annotated[
         float,
         Field(
             gt=0,
             le=1,
-            description="Share of the unsteered model's coherent replies that a strength has to keep.",
+            description="Least share of coherent replies, relative to that of the unsteered model.",
         ),
     ] = 0.9
-    metric: Annotated[Metric, Field(description="What the best strength is best at.")] = "judge"
+    metric: Annotated[
+        Metric,
+        Field(
+            description="How the best strength is chosen: by the judge's verdicts, or by propensity, the "
+            "evaluation probe's probability of the target labels."
+        ),
+    ] = "judge"
     rounds: Annotated[
-        int, Field(ge=0, le=32, description="Number of bisection rounds, each one more batch of replies.")
+        int,
+        Field(
+            ge=0, le=32, description="Number of bisection rounds; each generates one more batch of replies."
+        ),
     ] = 3
-    rule: Annotated[Rule, Field(description="Which strength is written into the probes.")] = "best"
-    avoid: Annotated[Avoid, Field(description="Whether to steer away from all other labels.")] = "rest"
+    rule: Annotated[Rule, Field(description="Which strength becomes the probes' default.")] = "best"
+    avoid: Annotated[
+        Avoid, Field(description="Labels to steer away from: rest (all but the targets) or none.")
+    ] = "rest"
     seed: Annotated[int, Field(description="Seed of the sampling.")] = 0
 
     @classmethod

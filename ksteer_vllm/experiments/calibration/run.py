@@ -1,4 +1,4 @@
-"""A calibration: every strength of every cell in one batch, then a few more around what was found."""
+"""A calibration: every strength of every cell in one batch, then a few more around the best ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ _PILOTS = 2
 
 
 def check_plan(subject: CalibrationSubject, plan: CalibrationPlan, judge: Judge | None) -> None:
-    """Raise UsageError for a metric without its judge or probe, a size or a layer there is not."""
+    """Check that a plan can be carried out on a subject.
+
+    Raises:
+        UsageError: For a metric that lacks its judge or evaluation probe, a size or a layer that the subject
+            does not have, or a subject without prompts.
+    """
     if plan.metric == "judge" and judge is None:
         raise UsageError("metric: 'judge' needs a judge; take `--judge`, or `--metric propensity`")
     if plan.metric == "propensity" and subject.reader is None:
@@ -53,7 +58,22 @@ def calibrate(
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Calibrate every variant of the subject on a bench that holds its probes. Raises as `check_plan`."""
+    """Calibrate every variant of the subject.
+
+    Args:
+        subject: The variants, and the prompts they are calibrated on.
+        plan: The strengths to try, and how to choose among them.
+        bench: An engine that holds the subject's probes.
+        judge: Who says which labels a reply shows; None if the metric is the evaluation probe's.
+        journal: Keeps every reply as it comes in; replies that are already there are not generated again.
+        progress: Where to show how many replies are done.
+
+    Returns:
+        A cell for every variant, size and layer, with the strengths that were tried and chosen.
+
+    Raises:
+        UsageError: As `check_plan`.
+    """
     check_plan(subject, plan, judge)
     run = _CalibrationRun(subject, plan, bench, judge, journal, progress)
     cells = run.cells()

@@ -31,10 +31,21 @@ _FITTED_TO = (
 
 @dataclass(frozen=True)
 class CalibrationSubject:
-    """folder: where the calibration goes. paths, probes: by name. reader: the evaluation probe.
+    """The probes and variants to calibrate, and the prompts to do it on.
 
-    prompts: the calibration prompts. task: its name. judge: the one that suits the data. variants: those to
-    calibrate. notes: what a reader of the results has to know.
+    Attributes:
+        folder: Where the calibration is written.
+        model: What vLLM is to load.
+        paths: Probe folders, by name.
+        probes: The same probes, read.
+        reader: The evaluation probe, if there is one.
+        labels: All labels of the data.
+        prompts: The calibration prompts.
+        judge: Name of the judge that suits the data.
+        engine_options: Further arguments of `vllm.LLM`.
+        variants: The variants to calibrate.
+        task: Name of the task.
+        notes: Caveats that a reader of the results has to know.
     """
 
     folder: Path
@@ -52,7 +63,7 @@ class CalibrationSubject:
 
     @classmethod
     def of_suite(cls, folder: str | Path) -> CalibrationSubject:
-        """Raises UsageError if the folder is not a suite, or one without probes."""
+        """The subject that a suite is. Raises UsageError if the folder is not a suite, or has no probes."""
         suite = Suite.open(folder)
         if not suite.paths:
             raise UsageError(

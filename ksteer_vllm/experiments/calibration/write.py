@@ -1,4 +1,4 @@
-"""Calibrated strengths into the probes, so that requests without a strength use them."""
+"""Write calibrated strengths into the probes, so that requests without a strength use them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,22 @@ def write_defaults(
     rule: Rule = "best",
     probes: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Give every probe the strengths of its variants for their smallest combinations, and, where a layer
-    was chosen, one layer that all of them are for: that of the family's first method with a strength.
+    """Make calibrated strengths the defaults of the probes.
 
-    Only variants that are a request with the method's default settings count, or amount to one. A method
-    that has no strength within the budget there loses the one it had. probes: names; None: all. Returns
-    what was changed, by probe: default_alpha, default_layers, and as `removed` the methods without.
+    A method's default is its strength for the smallest combinations of labels. Only variants that amount to
+    a request with the method's default settings count. A method without a strength within the budget loses
+    the default it had. Where a layer was chosen, all defaults are for one layer: that of the family's first
+    method with a strength.
+
+    Args:
+        subject: Where the probes are.
+        calibration: What was found for them.
+        rule: Which of the calibrated strengths to write.
+        probes: Names of the probes to change; None: all.
+
+    Returns:
+        What was changed, by probe: `default_alpha`, `default_layers`, and `removed`, the methods that lost
+        their default.
     """
     written = {}
     for name in dict.fromkeys(variant.probe for variant in calibration.variants):
@@ -83,7 +93,7 @@ def _strength(calibration: Calibration, variant: Variant, layer: int, own: int, 
 
 
 def _factor(variant: Variant) -> float | None:
-    """What to multiply the strength with so that a request without settings does the same; None if none can.
+    """The factor on the strength for a request without settings to do the same; None if none can.
 
     n steps of a linear probe's gradient are n times one step.
     """

@@ -58,10 +58,17 @@ def write_up(
     notes: Sequence[str] = (),
     **source: Any,
 ) -> Path:
-    """results.md, results.json and a figure for every size. Returns the path of results.md.
+    """Write results.md, results.json and a figure for every size.
 
-    writeup: an empty folder's, opened when the calibration began. written: what `write_defaults` gave the
-    probes. notes: what the reader has to know. source: provenance.
+    Args:
+        writeup: An empty write-up, opened when the calibration began.
+        calibration: What was found.
+        written: What `write_defaults` returned; None if nothing was written.
+        notes: Caveats that the reader has to know.
+        source: Further provenance, such as model and data.
+
+    Returns:
+        The path of results.md.
     """
     rule = calibration.coherence
     writeup.text(

@@ -1,1 +1,1 @@
-"""What steering did: success, coherence, side effects, steerability, and who does it better."""
+"""What steering did: success, coherence, side effects, steerability, and which method does it better."""

@@ -33,8 +33,19 @@ _SHOWN = ("on_target", "success", "coherent", "nll", "shift", "kl")
 def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Evaluation:
     """Evaluate a calibrated suite and leave the write-up in SUITE/results.
 
-    Raises UsageError for a folder that is not a calibrated suite, for probes that are not those
-    that were calibrated, or a plan that does not fit.
+    An interrupted run resumes with the replies that SUITE/results holds.
+
+    Args:
+        folder: The suite, calibrated by `ksteer calibrate`.
+        plan: What to evaluate; what it leaves open is taken from the calibration.
+        console: Where progress and tables are printed.
+
+    Returns:
+        Everything the write-up is made from.
+
+    Raises:
+        UsageError: For a folder that is not a calibrated suite, a probe that was fitted again since the
+            calibration, or a plan that does not fit the suite.
     """
     suite = Suite.open(folder)
     calibration = Calibration.load(folder)
@@ -62,8 +73,8 @@ def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Eval
 
 
 def _variants(suite: Suite, calibration: Calibration, plan: EvaluationPlan) -> list[Any]:
-    """The calibrated ones, then the suite's others: the random control needs no strength of its own, the
-    rest are named as left out."""
+    """The calibrated variants, then the suite's others: the random control needs no calibration of its own,
+    and the rest are reported as left out."""
     calibrated = [variant for variant in calibration.variants if variant.probe in suite.paths]
     known = {variant.name for variant in calibrated}
     others = [variant for variant in variants_of(suite.paths) if variant.name not in known]

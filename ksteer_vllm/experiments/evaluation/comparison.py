@@ -1,4 +1,4 @@
-"""Who does better: paired differences with bootstrap intervals, and what they say in a sentence.
+"""Which method does better: paired differences with bootstrap intervals, and sentences that sum them up.
 
 Two variants are compared on the same targets and prompts. Replies to one prompt share a sampling seed and are
 not independent, so prompts are what is resampled; targets are all there are and stay. An interval that
@@ -92,7 +92,7 @@ def sentences(
     *,
     measure: str = "on_target",
 ) -> tuple[list[str], list[Difference]]:
-    """Who wins where, for one size: the highest of all and who ties with it, then each champion against
+    """Who wins, for one size: the highest variant and those that tie with it, then each champion against
     each of the others. Returns the sentences, and the champions' differences."""
     ranking = best_of(seen, size, measure=measure)
     if not ranking:

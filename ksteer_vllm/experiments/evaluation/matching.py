@@ -15,7 +15,7 @@ Attempt = tuple[float, float]
 """A strength and the displacement it gave."""
 
 TOLERANCE = 0.03
-"""Of a displacement that counts as the one wanted, relative."""
+"""Relative deviation within which a displacement counts as the one wanted."""
 
 _LARGEST_FACTOR = 8.0
 

@@ -40,11 +40,15 @@ class Matched:
 class Evaluation:
     """Everything the write-up is made from.
 
-    own, matched, steps: rows per reply as `metrics.towards` gives them, at each variant's own calibrated
-    strength, at equal displacement, and by number of steps. moved: displacement and KL at own strengths.
-    strengths, step_strengths: those of matched and of steps.
-    propensities: variant, target, prompt, multiplier, propensity. points: replies on principal components.
-    without: variants that could not run at a size, in words.
+    Attributes:
+        own: A row per reply at each variant's own calibrated strength, see `metrics.towards`.
+        matched: The same at equal displacement.
+        steps: The same by number of gradient steps.
+        moved: Displacement and KL at own strengths.
+        strengths, step_strengths: The strengths of `matched` and of `steps`.
+        propensities: Columns variant, target, prompt, multiplier, propensity.
+        points: Replies on two principal components.
+        without: Variants that could not run at a size, in words.
     """
 
     plan: EvaluationPlan

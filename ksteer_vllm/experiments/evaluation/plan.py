@@ -16,35 +16,36 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class EvaluationPlan(Sampling):
-    """What is left open is taken from the suite's calibration: sizes, avoid, temperature, max_tokens."""
+    """What to evaluate. Sizes, avoid, temperature and max_tokens default to those of the calibration."""
 
     sizes: Annotated[
         tuple[Count, ...],
         Field(
             min_length=1,
-            description="How many labels a request steers towards at once; default: as calibrated.",
+            description="Numbers of labels to steer towards at once; default: as calibrated.",
         ),
     ] = (1, 2, 3)
-    prompts: Annotated[int, Field(ge=1, description="How many of the suite's evaluation prompts to use.")] = (
-        20
-    )
+    prompts: Annotated[int, Field(ge=1, description="Number of the suite's evaluation prompts to use.")] = 20
     variants: Annotated[
         tuple[str, ...],
         Field(
-            description="A variant to evaluate, or a probe of the suite, all of whose variants are "
-            "evaluated; may be repeated; default: all."
+            description="A variant to evaluate, or a probe of the suite, to evaluate all its variants; may "
+            "be repeated; default: all."
         ),
     ] = ()
     judge: str | None = None
     judge_options: dict[str, Any] = Field(default_factory=dict)
     avoid: Annotated[
         Avoid,
-        Field(description="Whether to steer away from all other labels; default: as calibrated."),
+        Field(
+            description="Labels to steer away from: rest (all but the targets) or none; default: as "
+            "calibrated."
+        ),
     ] = "rest"
     strength: Annotated[Rule, Field(description="Which of the calibrated strengths to use.")] = "best"
     steps: Annotated[
-        tuple[Count, ...], Field(description="Numbers of gradient steps to compare K-Steering at.")
+        tuple[Count, ...], Field(description="Numbers of gradient steps at which to compare K-Steering.")
     ] = (1, 2, 4, 8, 16)
     texts: Annotated[
-        int, Field(ge=1, description="Unsteered replies that displacement and KL are measured on.")
+        int, Field(ge=1, description="Number of unsteered replies on which displacement and KL are measured.")
     ] = 3

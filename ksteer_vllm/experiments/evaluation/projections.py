@@ -22,8 +22,8 @@ _PROMPTS = 10
 
 
 def worth_a_point(replies: Sequence[Reply], variants: Collection[str]) -> list[Reply]:
-    """The replies to the first prompts that have text: the unsteered ones, and those of the variants towards
-    single labels."""
+    """The replies to draw: non-empty ones to the first prompts, unsteered and steered towards single
+    labels."""
     return [
         reply
         for reply in replies

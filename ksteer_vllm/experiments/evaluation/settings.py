@@ -1,4 +1,4 @@
-"""What is asked of the engine: variants at a strength per size, towards combinations, of the same prompts."""
+"""An evaluation's requests: variants at a strength per size, towards combinations, on the same prompts."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 __all__ = ["NextTokens", "kl_divergence", "mean_kl"]
 
 _SMALLEST = 1e-9
-"""Of a probability that is the difference of sums of rounded ones."""
+"""Least probability of an event: rounding can make a difference of sums 0 or negative."""
 
 _LOWEST = -100.0
-"""Of a log-probability: what float32 calls -inf."""
+"""Least log-probability, in place of a -inf that float32 rounds to."""
 
 
 @dataclass(frozen=True)

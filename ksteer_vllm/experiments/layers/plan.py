@@ -18,26 +18,33 @@ class LayerPlan(Sampling):
     """The layers to compare, and what is fitted and steered at each. options: further ones of the fits."""
 
     layers: Annotated[tuple[Layer, ...], Field(description="Decoder blocks to compare; default: all.")] = ()
-    labels: Annotated[tuple[str, ...], Field(description="Labels to use; default: all of the data.")] = ()
+    labels: Annotated[
+        tuple[str, ...], Field(description="Labels to use; default: every label in the data.")
+    ] = ()
     strengths: Annotated[
         tuple[Length, ...],
         Field(
             min_length=1,
-            description="How far to steer, in units of the layer's mean |x - mean(x)|.",
+            description="Strengths to try, in units of the layer's mean |x - mean(x)|.",
         ),
     ] = (0.125, 0.25, 0.5, 1.0)
-    prompts: Annotated[int, Field(ge=1, description="Calibration prompts per label.")] = 8
+    prompts: Annotated[int, Field(ge=1, description="Number of prompts to steer, per label.")] = 8
     rows: Annotated[int, Field(ge=1, description="Maximum number of labelled rows to fit to.")] = 600
-    epochs: Annotated[int, Field(ge=1, description="Maximum number of epochs of every layer's probe.")] = 8
+    epochs: Annotated[
+        int, Field(ge=1, description="Maximum number of training epochs for each layer's probe.")
+    ] = 8
     noise: Annotated[
         float | None,
-        Field(ge=0, description="Input noise of the probes, in standard deviations; default: none."),
+        Field(ge=0, description="Gaussian noise on the training inputs, in standard deviations; default: 0."),
     ] = None
     judge: Annotated[
-        str | None, Field(description="The judge, reader or probe; default: the one of the task.")
+        str | None,
+        Field(
+            description="Who judges the replies: reader (exact rules) or probe; default: the task's judge."
+        ),
     ] = None
     options: dict[str, Any] = Field(default_factory=dict)
-    seed: Annotated[int, Field(description="Seed of the halves, the fits and the sampling.")] = 0
+    seed: Annotated[int, Field(description="Seed of the data split, the fits and the sampling.")] = 0
 
     @property
     def fit_options(self) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def sweep_layers(
 
 def _judge(name: str, labels: Sequence[str]) -> Judge:
     if name in JUDGES and name not in _JUDGES:
-        raise UsageError(f"judge: {name!r} is none of the layer sweep's; it takes: {listing(_JUDGES)}")
+        raise UsageError(f"judge: {name!r} cannot judge a layer sweep; known: {listing(_JUDGES)}")
     return judge_for(name, labels)
 
 

@@ -57,7 +57,7 @@ class Fits:
         engine_options: Mapping[str, Any],
         progress: Progress,
     ) -> Fits:
-        """The fits of a plan, once it was found to suit the model and the data.
+        """The fits of a plan, checked against the model and the data.
 
         Raises:
             UsageError: for an unknown method, a layer the model does not have, a preset of a method that is

@@ -23,8 +23,9 @@ _NEED_REPLIES = THROUGH_THE_MODEL | {"actadd"}
 class SuitePlan(BaseModel):
     """What is fitted, and how.
 
-    methods: names in `spec.families.fits()`; none: all of them. options: of the methods, by name; each takes
-    those it knows.
+    Attributes:
+        methods: Names in `spec.families.fits()`; empty: all of them.
+        options: Options of the methods, by name; each method takes those it knows.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,29 +36,31 @@ class SuitePlan(BaseModel):
     ] = None
     layers: Annotated[
         tuple[Layer, ...],
-        Field(description="Several decoder blocks to fit at, each with tensors of its own."),
+        Field(description="Several decoder blocks to fit at, each with its own tensors."),
     ] = ()
-    labels: Annotated[tuple[str, ...], Field(description="Labels to fit; default: all of the data.")] = ()
+    labels: Annotated[
+        tuple[str, ...], Field(description="Labels to fit; default: every label in the data.")
+    ] = ()
     positions: Annotated[
         str | None,
         Field(
-            description="Which positions of a row are read: reply (each of its tokens), reply-mean or "
-            "prompt-last; default: reply, or as the preset says."
+            description="Which activations to fit to: reply (those of every reply token), reply-mean (their "
+            "mean) or prompt-last (the prompt's last token); default: reply, or what the preset uses."
         ),
     ] = None
     preset: Annotated[
         str | None,
-        Field(description="For mlp: settings as they were published, paper or pip-0.1.2."),
+        Field(description="For mlp: published settings to use, paper or pip-0.1.2 (the package k-steering)."),
     ] = None
     options: dict[str, Any] = {}
-    seed: Annotated[int, Field(description="Seed of the split and of everything that is drawn.")] = 0
+    seed: Annotated[int, Field(description="Seed of the data split and of everything random in the fit.")] = 0
     keep_activations: Annotated[
-        bool, Field(description="Leave the recorded activations in OUT/activations.")
+        bool, Field(description="Keep the recorded activations, in OUT/activations.")
     ] = False
 
     @property
     def window(self) -> Window:
-        """The positions read, save by methods that say their own. Raises UsageError."""
+        """The positions read, except by methods that choose their own. Raises UsageError."""
         return self._preset.window if self.positions is None else window_of(self.positions)
 
     @property
@@ -67,11 +70,11 @@ class SuitePlan(BaseModel):
 
     @property
     def reads_replies(self) -> bool:
-        """Whether some method has a use for the rows' replies."""
+        """Whether any method uses the rows' replies."""
         return self.window.needs_reply or bool(_NEED_REPLIES & set(self.methods or fits()))
 
     def options_of(self, method: str) -> dict[str, Any]:
-        """What a method is told: the preset's options, where `options` does not say otherwise."""
+        """The options a method is given: those of the preset, overridden by `options`."""
         return {**(self._preset.options if method == "mlp" else {}), **self.options, "seed": self.seed}
 
     @property

@@ -8,7 +8,7 @@ logistic regression's probability that a token does not show the label yet.
 
 ORBIT turns once, towards a combination of the chosen labels; here every label has its own plane, angle and
 gate, and a request's labels add up, as in every other family. alpha is a share of the angle: 1 is the
-rotation that was fitted, and beyond half a turn more is less.
+rotation that was fitted, and beyond half a turn a larger alpha steers less.
 """
 
 from __future__ import annotations

@@ -200,5 +200,5 @@ def test_a_folder_without_interventions(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match=r"no intkey_\*\.bin file"):
         convert(folder, options(), "pyreft")
     (folder / "config.json").write_text("{")
-    with pytest.raises(ProbeError, match=r"config\.json: no JSON"):
+    with pytest.raises(ProbeError, match=r"config\.json: not valid JSON"):
         convert(folder, options(), "pyreft")

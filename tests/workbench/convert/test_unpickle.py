@@ -133,7 +133,7 @@ SET_ON = {
 def test_attributes_cannot_be_set_on_what_the_table_gives(name: str, tmp_path: Path) -> None:
     """BUILD with (None, {attribute: value}) sets attributes on whatever lies on the stack."""
     (tmp_path / "evil.pkl").write_bytes(SET_ON[name] + b"(N(dS'value'\nI1\nstb.")
-    with pytest.raises(ProbeError, match=r"no pickle or torch\.save file that can be read"):
+    with pytest.raises(ProbeError, match=r"not a pickle or torch\.save file that can be read"):
         read_pickle(tmp_path / "evil.pkl", ("known.module.Thing",))
 
 
@@ -168,7 +168,7 @@ def test_a_tensor_beyond_its_storage(
 ) -> None:
     inside = read_pickle(tensor_pickle(tmp_path / "good.pkl", (2,), (2,), 1), ())
     assert inside[1].value.shape == (2,)
-    with pytest.raises(ProbeError, match=r"evil\.pkl: no pickle"):
+    with pytest.raises(ProbeError, match=r"evil\.pkl: not a pickle"):
         read_pickle(tensor_pickle(tmp_path / "evil.pkl", size, stride, offset), ())
 
 
@@ -216,7 +216,7 @@ def test_archives_that_torch_does_not_write(tmp_path: Path) -> None:
         ({"good/data/0": b"\0" * 4}, "4 bytes for 2 values"),
         ({"good/byteorder": b"big"}, "big-endian"),
         ({"other/data.pkl": b"."}, "no data.pkl"),
-        ({"good/data.pkl": b""}, "no pickle"),
+        ({"good/data.pkl": b""}, "not a pickle"),
     ):
         with pytest.raises(ProbeError, match=words):
             read_pickle(written(change), ())

@@ -56,7 +56,7 @@ def test_a_row_may_be_without_a_reply(tmp_path: Path) -> None:
     assert row == same
     assert row.reply is None
     assert read_rows(write_rows(tmp_path / "out.jsonl", [row])) == [row]
-    with pytest.raises(DataError, match="reply: there is none"):
+    with pytest.raises(DataError, match="reply: missing; have replies generated"):
         _ = row.spoken
 
 

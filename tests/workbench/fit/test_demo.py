@@ -12,7 +12,8 @@ from rich.console import Console
 from ksteer_vllm import Probe
 from ksteer_vllm.data.rows import read_rows
 from ksteer_vllm.demo.lexicon import TONES
-from ksteer_vllm.demo.run import DemoPlan, run_demo
+from ksteer_vllm.demo.plan import DemoPlan
+from ksteer_vllm.demo.run import run_demo
 from ksteer_vllm.demo.steering import COMBINATIONS, METHODS
 from ksteer_vllm.demo.task import labelled_text
 

@@ -146,7 +146,7 @@ def test_compat_is_in_the_spec_and_comes_from_the_probe(tmp_path: Path) -> None:
 
 def test_what_cannot_be_steered_is_refused_at_once(tmp_path: Path) -> None:
     steering = loaded(tmp_path)
-    with pytest.raises(SpecError, match=r"ksteer.target: no label hot; there are: warm, cold, dry"):
+    with pytest.raises(SpecError, match=r"ksteer.target: unknown label hot; known: warm, cold, dry"):
         steering.spec(["hot"])
     with pytest.raises(SpecError, match="target and avoid are both empty"):
         steering.spec([])
