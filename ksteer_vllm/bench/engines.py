@@ -91,7 +91,12 @@ def on_cpu() -> bool:
 
 
 def model_of(model: str, engine_options: Mapping[str, Any] | None = None) -> ModelIdentity:
-    """What vLLM takes `model` to be, from its configuration alone; engine_options: of `vllm.LLM`."""
+    """What vLLM takes `model` to be, from its configuration alone.
+
+    Args:
+        model: A folder, or a name on the hub.
+        engine_options: Further arguments of `vllm.LLM`.
+    """
     from vllm.engine.arg_utils import EngineArgs
 
     return model_identity(EngineArgs(model=model, **(engine_options or {})).create_model_config())

@@ -1,4 +1,4 @@
-"""How the replies of an experiment are sampled: one set of defaults for every plan. Pure."""
+"""How the replies of an experiment are sampled: one set of defaults for every plan."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Scorer:
         self._llm.llm_engine.add_request(request, {"prompt_token_ids": prompt + tokens}, parameters)
 
     def take(self, finished: Mapping[str, tuple[list[int], Any]]) -> dict[str, dict[str, Any]]:
-        """Request -> nll and propensity; finished: request -> (prompt, its output)."""
+        """Request -> nll and propensity. finished: request -> the prompt and the request's output."""
         streams = self._streams(list(finished))
         found = {}
         for request, (prompt, output) in finished.items():

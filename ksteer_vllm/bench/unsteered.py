@@ -37,9 +37,15 @@ def unsteered_jobs(prompts: Sequence[Prompt], *, seed: int = 0) -> list[Job]:
 def rule_from(
     replies: Sequence[Reply], verdicts: Verdicts | None = None, *, budget: float = 0.9
 ) -> CoherenceRule:
-    """The coherence rule of scored unsteered replies, its share of coherent ones by the judge's word as well.
+    """The coherence rule that unsteered replies set; its share of coherent ones heeds the judge, too.
 
-    Raises UsageError if every reply is empty.
+    Args:
+        replies: Scored unsteered replies.
+        verdicts: What the judge says of them.
+        budget: The coherence budget, above 0 and at most 1.
+
+    Raises:
+        UsageError: If every reply is empty.
     """
     rule = CoherenceRule.of(replies, budget=budget)
     coherent = (verdicts or Verdicts()).coherent(rule, replies)
@@ -56,7 +62,7 @@ def unsteered_rule(
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> CoherenceRule:
-    """Run the unsteered replies to the prompts and make the rule of them. Raises as `rule_from`."""
+    """The coherence rule from unsteered replies to the prompts, generated here. Raises as `rule_from`."""
     replies = bench.run(
         unsteered_jobs(prompts, seed=seed), journal=journal, progress=progress, description="unsteered"
     )

@@ -32,7 +32,7 @@ class Variant(BaseModel):
         layer: int | None = None,
         **more: Any,
     ) -> dict[str, Any]:
-        """The spec of a request; avoid is left out where the method takes none."""
+        """The spec of a request; `avoid` is dropped where the method does not take it."""
         takes = FAMILIES[self.family].methods[self.method].takes
         spec: dict[str, Any] = {"probe": self.probe, "method": self.method, "target": list(target)}
         if "avoid" in takes and avoid:

@@ -48,7 +48,7 @@ def main(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Activation steering in vLLM: fit, calibrate and evaluate probes, manage them on running servers."""
+    """Steer models in vLLM: fit, calibrate and evaluate probes, and manage those of running servers."""
 
 
 app.command()(fit)

@@ -69,7 +69,7 @@ def convert(
         str, typer.Option(metavar="RANGE,...", help="For saelens: the features to keep, such as 12,57.")
     ] = "",
 ) -> None:
-    """Convert a file or folder of another steering package to a probe.
+    """Convert another package's file or folder to a probe.
 
     No code in the source is run.
     """

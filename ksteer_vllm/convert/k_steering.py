@@ -54,7 +54,15 @@ def recognises(path: Path) -> bool:
 
 
 def convert(path: Path, options: Options) -> Probe:
-    """path: the classifier's file, or the folder with exactly one."""
+    """Convert to a probe.
+
+    Args:
+        path: The classifier's file, or the folder that holds exactly one.
+        options: The model, and what the source does not say.
+
+    Raises:
+        ProbeError: For a source that cannot be converted.
+    """
     path = _classifier_file(path)
     weights = _weights(path, read_pickle(path, CLASSES))
     steering, metadata = _beside(path, "steering_config"), _beside(path, "metadata")

@@ -39,7 +39,15 @@ def recognises(path: Path) -> bool:
 
 
 def convert(path: Path, options: Options) -> Probe:
-    """path: the folder pyreft's `save` wrote."""
+    """Convert to a probe.
+
+    Args:
+        path: The folder that pyreft's `save` wrote.
+        options: The model, and what the source does not say.
+
+    Raises:
+        ProbeError: For a source that cannot be converted.
+    """
     config = read_json(path / "config.json")
     _check_config(path / "config.json", config)
     files = _files(path)

@@ -32,7 +32,15 @@ def recognises(path: Path) -> bool:
 
 
 def convert(path: Path, options: Options) -> Probe:
-    """path: one control vector: one label, by default the file's name."""
+    """Convert to a probe.
+
+    Args:
+        path: A control vector. It becomes one label, by default named after the file.
+        options: The model, and what the source does not say.
+
+    Raises:
+        ProbeError: For a source that cannot be converted.
+    """
     from ksteer_vllm.convert.gguf import read_gguf
 
     if not recognises(path):

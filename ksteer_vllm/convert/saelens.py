@@ -38,7 +38,15 @@ def recognises(path: Path) -> bool:
 
 
 def convert(path: Path, options: Options) -> Probe:
-    """path: the folder SAELens' `save_model` wrote. options.features: which of its features to keep."""
+    """Convert to a probe.
+
+    Args:
+        path: The folder that SAELens' `save_model` wrote.
+        options: The model, and `features`: which of the SAE's features to keep.
+
+    Raises:
+        ProbeError: For a source that cannot be converted.
+    """
     file = path / CONFIG
     config = _normalised(read_json(file))
     architecture = config.get("architecture", "standard")

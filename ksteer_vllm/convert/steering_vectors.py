@@ -28,7 +28,15 @@ def recognises(path: Path) -> bool:
 
 
 def convert(path: Path, options: Options) -> Probe:
-    """path: one pickle or torch.save file: one label, by default the file's name."""
+    """Convert to a probe.
+
+    Args:
+        path: A pickle or torch.save file. It becomes one label, by default named after the file.
+        options: The model, and what the source does not say.
+
+    Raises:
+        ProbeError: For a source that cannot be converted.
+    """
     activations, notes = _activations(path, read_pickle(path, (CLASS,)))
     vectors = {}
     for number, value in activations.items():

@@ -41,9 +41,14 @@ class Record:
 
 
 def read_pickle(path: Path, classes: Collection[str]) -> Any:
-    """The object in a pickle or torch.save file. Raises ProbeError.
+    """The object in a pickle or torch.save file; its tensors are read with `tensor_of`.
 
-    classes: "module.Class" names that become Records. A tensor in it is read with `tensor_of`.
+    Args:
+        path: The file.
+        classes: The "module.Class" names that become Records.
+
+    Raises:
+        ProbeError: For a file that cannot be read, or that names anything else.
     """
     try:
         with path.open("rb") as file:

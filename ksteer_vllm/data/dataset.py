@@ -26,8 +26,8 @@ class TaskDataset:
         name: In messages and write-ups.
         labels: K names, in the order a fit takes them.
         rows: In the order of the data, each with its number.
-        prompts: `calibration` and `evaluation` prompts the task brings along; none: they are taken from the
-            rows.
+        prompts: `calibration` and `evaluation` prompts that the task brings; if empty, they are taken from
+            the rows.
         judge: The one that suits the data, by its name in `ksteer_vllm.bench.judges`.
     """
 
@@ -50,9 +50,9 @@ class TaskDataset:
         """A task of these rows, numbered in their order where they have no number.
 
         Args:
-            name: As the attribute; so are the other arguments that are not here.
+            name: As the attribute, like all arguments not listed here.
             rows: At least one.
-            labels: Those to take; none: all, sorted.
+            labels: The labels to take; empty: all, sorted.
 
         Raises:
             DataError: If there are no rows, if a label is in none or in all of them, or if only one kind of
@@ -110,7 +110,7 @@ class TaskDataset:
             frame: One row each.
             prompt, labels, text, label, reply, system: Names of its columns, see
                 `ksteer_vllm.data.tables.Columns`.
-            chat: What `prompt` or `text` holds is what a user says, and goes through the model's chat
+            chat: Whether `prompt` or `text` holds user messages, to go through the model's chat
                 template.
             name, judge: As the attributes.
 

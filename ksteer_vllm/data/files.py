@@ -21,7 +21,11 @@ _LONGEST_CELL = 1 << 24
 def csv_records(path: str | Path) -> list[dict[str, str]]:
     """The rows of a CSV file under its header; blank lines are skipped, cells are kept as they are.
 
-    Raises DataError for a file that cannot be read, a column that is there twice, a row of another length.
+    Args:
+        path: The file, with a header.
+
+    Raises:
+        DataError: For a file that cannot be read, a column that is there twice, or a row of another length.
     """
     csv.field_size_limit(_LONGEST_CELL)
     lines = io.StringIO(_text(Path(path), newline=""), newline="")

@@ -30,9 +30,12 @@ _ATTEMPTS = 200
 
 @dataclass(frozen=True)
 class Partition:
-    """steering: rows the methods are fitted to. evaluation: rows of the probe that reads steered replies.
+    """Halves of a task's rows, and prompts that are in neither. No conversation is in two of these.
 
-    prompts: `calibration` and `evaluation`, without system messages. No conversation is in two of them.
+    Attributes:
+        steering: Rows the methods are fitted to.
+        evaluation: Rows the evaluation probe is fitted to.
+        prompts: `calibration` and `evaluation` prompts, without system messages.
     """
 
     steering: tuple[LabelledRow, ...]
@@ -46,11 +49,17 @@ def partition_rows(
     prompts: Mapping[str, Sequence[Prompt]],
     seed: int,
 ) -> Partition:
-    """Split rows by conversation (`split.prompt_key`), drawn again until both halves have enough of a label.
+    """Split rows by conversation (`split.prompt_key`), so that both halves have enough rows of each label.
 
-    prompts: those the task brings; rows that ask the same are in neither half. Without any, a tenth of the
-    conversations is set aside for each kind. Raises DataError if a half cannot have MIN_ROWS rows with, and
-    as many without, each label.
+    Args:
+        rows: Labelled text.
+        labels: The labels both halves need.
+        prompts: The calibration and evaluation prompts that the task brings; rows that ask the same are in
+            neither half. If there are none, a tenth of the conversations is set aside for each kind.
+        seed: Seed of the split.
+
+    Raises:
+        DataError: If a half cannot have MIN_ROWS rows with each label, and as many without.
     """
     keys = [prompt_key(row.prompt) for row in rows]
     brought = {prompt_key(without_system(prompt)) for found in prompts.values() for prompt in found}

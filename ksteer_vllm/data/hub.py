@@ -20,8 +20,16 @@ class HubError(DataError):
 def hub_records(name: str, split: str = "train") -> list[dict[str, Any]]:
     """The rows of one split of owner/name, or of a local folder that `datasets` can load.
 
-    Class indices become class names. Raises HubError for a data set that is not there and for a hub that
-    cannot be reached, DataError for an unknown split, UsageError without the package `datasets`.
+    Class indices become class names.
+
+    Args:
+        name: owner/name, or the folder.
+        split: Name of the split.
+
+    Raises:
+        HubError: For a data set that does not exist, or a hub that cannot be reached.
+        DataError: For an unknown split.
+        UsageError: Without the package `datasets`.
     """
     found = load_split(name, split)
     names = {column: f.names for column, f in found.features.items() if getattr(f, "names", None)}

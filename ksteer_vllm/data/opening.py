@@ -45,7 +45,7 @@ def open_task(
     if split is not None and not name.startswith(HUB):
         raise UsageError(f"split: only data of the hub has splits (hub:owner/name), not {name[:80]!r}")
     if columns is not None and name in PREDEFINED:
-        raise UsageError(f"columns: {name!r} is no table; leave them out")
+        raise UsageError(f"columns: {name!r} is not a table; leave them out")
     if name in STYLED:
         return styled_task(name, questions=questions, max_questions=max_questions, labels=labels)
     if name in BUNDLED:
@@ -61,6 +61,6 @@ def open_task(
     if suffix in (".json", ".jsonl"):
         return TaskDataset.from_json(name, columns, chat=chat)
     raise DataError(
-        f"data: {name[:120]!r} is no file that can be read (.jsonl, .json, .csv), no predefined task "
-        f"({listing(PREDEFINED)}) and no data set of the hub (hub:owner/name)"
+        f"data: {name[:120]!r} is not a file that can be read (.jsonl, .json, .csv), a predefined task "
+        f"({listing(PREDEFINED)}) or a data set on the hub (hub:owner/name)"
     )

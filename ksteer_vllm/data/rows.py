@@ -134,8 +134,13 @@ class ContrastPair(BaseModel):
 def read_rows(path: str | Path) -> list[LabelledRow]:
     """The rows of a JSON Lines file; blank lines are skipped, and a contrast pair gives two rows.
 
-    Lines end with a line feed; other separators, such as U+2028, are text. Raises DataError, naming the file,
-    the line and the field.
+    Lines end with a line feed; other separators, such as U+2028, are text.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Raises:
+        DataError: Naming the file, the line and the field.
     """
     path = Path(path)
     try:
@@ -172,9 +177,14 @@ def row_name(row: LabelledRow, index: int) -> str:
 
 
 def labels_of(rows: Sequence[LabelledRow], wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """The labels to fit: `wanted` in its order, else every label of the data, sorted.
+    """The labels to fit.
 
-    Raises DataError if there is none, or if a wanted one never occurs or is named twice.
+    Args:
+        rows: Labelled text.
+        wanted: The labels to take, in this order; empty: every label of the data, sorted.
+
+    Raises:
+        DataError: If the data has no label, or a wanted one never occurs or is named twice.
     """
     found = sorted({label for row in rows for label in row.labels})
     if not wanted:

@@ -59,7 +59,11 @@ def check_labels(
 ) -> None:
     """Raise DataError for a label that fewer than `least` rows show, or lack.
 
-    targets: [rows, K]. rows: for their numbers; none: they are counted.
+    Args:
+        targets: [rows, K], 1 where a row shows a label.
+        labels: K names.
+        least: Fewest rows with each label, and without it.
+        rows: The rows themselves, so that messages can name them; empty: they are numbered.
     """
     numbers = [row_number(row, index) for index, row in enumerate(rows)] or range(1, len(targets) + 1)
     for shown, label in zip(targets.bool().T, labels, strict=True):
@@ -88,8 +92,16 @@ def split_conversations(
 ) -> dict[str, list[int]]:
     """Row indices of `train`, `validation` and `test`; no conversation is in two of them.
 
-    targets: [rows, K]. Drawn again, from the same seed, until every part has every label both shown and
-    not shown. Raises DataError if that never happens.
+    The split is drawn again until every part has rows with and without each label.
+
+    Args:
+        conversation: For each row, the conversation it stays with.
+        targets: [rows, K], 1 where a row shows a label.
+        validation_share, test_share: Shares of the conversations, 0 to 1.
+        seed: Seed of the split; the same seed gives the same one.
+
+    Raises:
+        DataError: If no such split is found.
     """
     members: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(conversation):

@@ -60,9 +60,16 @@ def is_row_form(records: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
 def rows_of_records(
     records: Sequence[Mapping[str, Any]], columns: Columns, *, where: str, chat: bool = False
 ) -> list[LabelledRow]:
-    """The labelled rows of a table's records (column -> cell), all with the same columns.
+    """The labelled rows of a table.
 
-    chat: a prompt's text is what a user says. Raises DataError, naming row (counted from 1) and column.
+    Args:
+        records: The table's rows, column -> cell, all with the same columns.
+        columns: Which column holds what.
+        where: What messages call the table.
+        chat: Whether plain-text prompts are user messages.
+
+    Raises:
+        DataError: For a cell or column that does not fit, naming row (counted from 1) and column.
     """
     if not records:
         raise DataError(f"{where}: no rows")

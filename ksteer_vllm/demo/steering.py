@@ -50,7 +50,7 @@ def strengths_of(calibration: Calibration) -> dict[str, float]:
 def final_jobs(
     subject: CalibrationSubject, strengths: Mapping[str, float], *, questions: int, seed: int
 ) -> list[Job]:
-    """Unsteered replies, then every combination with every method, on the same so many test questions.
+    """Unsteered replies, then every combination with every method, on the same test questions.
 
     Requests on one question share a sampling seed; those that steer move away from all other tones.
     """

@@ -225,7 +225,7 @@ def _of_shards(shards: ShardFolder) -> Activations:
 
 
 def _chunks(lengths: Sequence[int], start: int, position_bytes: int) -> Iterator[range]:
-    """Rows from `start` on, each of so many positions, in ranges within CHUNK_ROWS and CHUNK_BYTES."""
+    """Ranges of rows from `start` on, each within CHUNK_ROWS and CHUNK_BYTES; lengths: positions per row."""
     first, held = start, 0
     for index, length in enumerate(lengths, start=start):
         size = length * position_bytes

@@ -54,7 +54,7 @@ class FittedCondition:
     metrics: dict[str, dict[str, float]]
 
     def as_spec(self, probe: str) -> dict[str, Any]:
-        """The `condition` of a steering spec; probe: the name the probe is loaded under."""
+        """The `condition` of a spec. probe: the name that requests use for the probe."""
         return {"probe": probe, "label": self.label, self.cut.side: self.cut.value}
 
 

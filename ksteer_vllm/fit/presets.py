@@ -22,7 +22,7 @@ __all__ = ["PRESETS", "FitPreset", "preset_of"]
 
 @dataclass(frozen=True)
 class FitPreset:
-    """options: of the method `mlp`; window: the positions read; compat: as in `FitTask`."""
+    """A published fit. options: of the method `mlp`; window: the positions read; compat: see `FitTask`."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     window: Window = REPLY
@@ -48,7 +48,7 @@ PRESETS: dict[str, FitPreset] = {
 
 
 def preset_of(name: str | None) -> FitPreset:
-    """None: no preset. Raises UsageError for an unknown name."""
+    """The preset of a name; None for None. Raises UsageError for an unknown name."""
     if name is None:
         return FitPreset()
     if name not in PRESETS:

@@ -50,7 +50,7 @@ class _Shard:
 class ShardFolder:
     """The shards of one recording: of rows, positions, layers and a model.
 
-    Raises DataError for those of another. layers: what is wanted; shards that hold more will do. dtype: what
+    Raises DataError for those of another. layers: the layers needed; shards may hold more. dtype: what
     the engine computed in.
     """
 
@@ -149,7 +149,7 @@ class ShardFolder:
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """What a shard says of itself; None if it is not a whole one."""
+    """The header of a shard; None if the file is not a whole shard."""
     try:
         with safe_open(path, "pt") as file:
             found = json.loads((file.metadata() or {}).get(_HEADER, "null"))

@@ -36,7 +36,7 @@ Labelled = tuple[list[LabelledRow], tuple[str, ...]]
 def task_rows(
     task: str, labels: Sequence[str], *, questions: str | Path | None = None, as_pip: bool = False
 ) -> Labelled:
-    """A predefined task's. as_pip: the package's labels, sorted; rows that show none of them are left out."""
+    """Rows of a predefined task. as_pip: the package's labels, sorted, without rows that show none."""
     data = open_task(task, labels=labels, questions=questions)
     chosen = data.labels
     if as_pip:
@@ -45,10 +45,10 @@ def task_rows(
 
 
 def dataset_rows(dataset: Any, labels: Sequence[str], *, chat: bool) -> Labelled:
-    """Those of a TaskDataset, a file, a DataFrame or a list of rows. Raises DataError.
+    """Rows of a TaskDataset, a file, a DataFrame or a list of rows. Raises DataError.
 
-    Rows: `LabelledRow`, or {"text" or "prompt", "label"}, as the package takes them; chat: their texts are
-    what a user says.
+    Rows: `LabelledRow`, or {"text" or "prompt", "label"}, as the package takes them; chat: whether
+    their texts are user messages.
     """
     if isinstance(dataset, str | Path):
         dataset = open_task(dataset, labels=labels, chat=chat)
@@ -84,8 +84,8 @@ def _text(item: Mapping[str, Any], number: int, *names: str) -> str:
 
 
 def given_prompts(given: str | Sequence[Any], *, chat: bool) -> list[Prompt]:
-    """Of one text or several prompts: a text as it is, or with `chat` as what a user says; a list of messages
-    as a chat."""
+    """Prompts from one text or several prompts: a text as it is, or with `chat` as a user message; a list of
+    messages as a chat."""
     found: list[Prompt] = []
     for prompt in [given] if isinstance(given, str) else given:
         if not isinstance(prompt, str):
@@ -101,8 +101,8 @@ def sampled(rows: list[LabelledRow], count: int | None) -> list[LabelledRow]:
 
 
 def plain_prompt(prompt: Any) -> str:
-    """A chat as one text, its messages one below the other: for models without a chat template, and as the
-    package has it."""
+    """A chat as one text, one message below the other: for models without a chat template, and as the
+    package does it."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(Message.model_validate(message).content for message in prompt)

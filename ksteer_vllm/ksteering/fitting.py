@@ -43,7 +43,7 @@ def fit_classifier(
 ) -> Probe:
     """A probe of family mlp or linear.
 
-    positions: default: the reply's tokens if every row has a reply and there is no compat, else the prompt's
+    positions: default: every token of the reply if all rows have one and compat is not set, else the prompt's
     last.
     """
     preset = preset_of(compat)

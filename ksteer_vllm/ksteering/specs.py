@@ -89,7 +89,7 @@ def spec_of(
 
 
 def labels_of_each(labels: Labels, count: int) -> list[Sequence[str]]:
-    """A list of labels for each of so many prompts. Raises UsageError if there is not one for each."""
+    """A list of labels for each prompt. Raises UsageError unless there is one for each."""
     given = list(labels or ())
     if all(isinstance(label, str) for label in given):
         return [given] * count  # type: ignore[list-item]

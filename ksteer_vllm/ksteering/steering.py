@@ -50,7 +50,7 @@ class KSteering:
         steering_config: Where the classifier is trained and where it steers.
         trainer_config: How the classifier is trained.
         compat: "pip-0.1.2" repeats that version of the package, its mistakes included; None does not.
-        chat: Whether texts are what a user says and go through the model's chat template; default: if it has
+        chat: Whether texts are user messages, to go through the model's chat template; default: if it has
             one, and not with compat.
         engine_options: Further arguments of `vllm.LLM`.
         seed: Of the fit.

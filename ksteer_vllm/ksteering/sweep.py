@@ -45,7 +45,7 @@ def sweep(
     specs: Mapping[float, Mapping[str, Any]],
     budget: float,
 ) -> AlphaSweep:
-    """All in one call of `run`, unsteered replies first. specs: strength -> spec."""
+    """Every strength on every prompt in one call of `run`, unsteered first. specs: strength -> spec."""
     import pandas as pd
 
     jobs = [Job(prompt, None, index) for index, prompt in enumerate(prompts)]

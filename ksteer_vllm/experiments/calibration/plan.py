@@ -1,4 +1,4 @@
-"""What a calibration tries, and by which rules it chooses. Pure: the command line is made from it."""
+"""What a calibration tries, and how it chooses. Imports no torch: the command line is made from it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class CalibrationPlan(Sampling):
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> CalibrationPlan:
-        """The plan with these fields. Raises UsageError, naming the field."""
+        """Make a plan. Raises UsageError, naming the field that is wrong."""
         try:
             return cls.model_validate(dict(fields))
         except ValidationError as error:
@@ -79,7 +79,7 @@ class CalibrationPlan(Sampling):
             raise UsageError(f"{first}, got {first.got!r}") from None
 
     def sizes_of(self, labels: int) -> tuple[int, ...]:
-        """The sizes to calibrate with so many labels: those asked for, or of the default as many as fit."""
+        """The sizes to calibrate with that many labels: those asked for, or those of the default that fit."""
         if "sizes" in self.model_fields_set:
             return self.sizes
         return tuple(size for size in self.sizes if size <= labels)

@@ -27,9 +27,12 @@ class _Record(BaseModel):
 class Point(_Record):
     """One strength: means over its replies, all combinations of one size together.
 
-    score: by the chosen metric. coherent: share of coherent replies. on_target: share that show every target
-    and are coherent, None without a judge. propensity: mean of the weakest target's probability under the
-    evaluation probe, None without one. perplexity: median.
+    Attributes:
+        score: By the chosen metric.
+        coherent: Share of coherent replies.
+        on_target: Share that show every target and are coherent; None without a judge.
+        propensity: Mean of the weakest target's probability under the evaluation probe; None without one.
+        perplexity: Median, under the unsteered model.
     """
 
     alpha: float
@@ -45,8 +48,10 @@ class Point(_Record):
 class CalibratedCell(_Record):
     """One variant, at combinations of one size, at one layer (None: the probe's own).
 
-    points: ascending. best, largest_coherent: strengths, None if no strength tried was within the budget.
-    bracketed: a larger strength than largest_coherent was tried and was not within the budget.
+    Attributes:
+        points: By strength, ascending.
+        best, largest_coherent: Strengths; None if no strength tried was within the budget.
+        bracketed: Whether a larger strength than largest_coherent was tried and exceeded the budget.
     """
 
     variant: str
@@ -65,8 +70,10 @@ class CalibratedCell(_Record):
 class Calibration(_Record):
     """Every cell, and by which rules its strengths were chosen.
 
-    digests: of the probes, and the evaluation probe's, by name, as they were steered with. temperature,
-    max_tokens: of the replies. layers: variant -> the layer chosen for it, None for the probe's own.
+    Attributes:
+        digests: Digests of the probes and the evaluation probe, by name, at the time.
+        temperature, max_tokens: How the replies were sampled.
+        layers: Variant -> the layer chosen for it; None for the probe's own.
     """
 
     variants: tuple[Variant, ...]
@@ -82,7 +89,11 @@ class Calibration(_Record):
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:
-        """That of a suite's or a probe's folder. Raises UsageError, naming `ksteer calibrate`."""
+        """Read the calibration of a suite or a probe folder.
+
+        Raises:
+            UsageError: If there is none that can be read; the message names `ksteer calibrate`.
+        """
         path = Path(folder) / CALIBRATION / "results.json"
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))

@@ -87,10 +87,17 @@ class CalibrationSubject:
     def of_probe(
         cls, folder: str | Path, dataset: TaskDataset, *, model: str = "", judge: str = ""
     ) -> CalibrationSubject:
-        """One probe folder, on the calibration prompts of a task.
+        """The subject that one probe folder is, on the calibration prompts of a task.
 
-        model: default: as it was given to the fit. judge: default: the task's. Raises ProbeError,
-        UsageError.
+        Args:
+            folder: The probe folder.
+            dataset: The task.
+            model: What vLLM is to load; empty: the model the probe was fitted on.
+            judge: Name of the judge; empty: the task's.
+
+        Raises:
+            ProbeError: For a probe that cannot be read.
+            UsageError: For a judge that cannot judge this probe.
         """
         folder = Path(folder)
         probe = Probe.load(folder)
@@ -124,7 +131,7 @@ class CalibrationSubject:
 
     @staticmethod
     def is_suite(folder: str | Path) -> bool:
-        """Raises UsageError for a folder that is neither a suite nor a probe."""
+        """Whether the folder is a suite. Raises UsageError if it is neither a suite nor a probe folder."""
         folder = Path(folder)
         if (folder / SUITE_FILE).exists():
             return True
@@ -136,10 +143,14 @@ class CalibrationSubject:
         )
 
     def only(self, names: Sequence[str]) -> CalibrationSubject:
-        """With the variants that are named, by their own name or their probe's.
+        """The subject with only some of its variants.
 
-        None named: all but random directions. Raises UsageError for a name that none has, or if that leaves
-        nothing to calibrate.
+        Args:
+            names: Names of variants, or of probes, which stand for all their variants; empty: all but random
+                directions.
+
+        Raises:
+            UsageError: For an unknown name, or if nothing is left to calibrate.
         """
         chosen = [variant for variant in self.variants if variant.method != RANDOM]
         if names:
@@ -151,7 +162,7 @@ class CalibrationSubject:
         if not chosen:
             there_are = listing((variant.name for variant in self.variants), 40)
             raise UsageError(
-                f"variants: {listing(map(repr, names or self.probes))} has none to calibrate; there are: "
+                f"variants: {listing(map(repr, names or self.probes))} has nothing to calibrate; there are: "
                 f"{there_are}"
             )
         return replace(self, variants=tuple(chosen))

@@ -47,9 +47,17 @@ class Difference:
 def compare(
     seen: pd.DataFrame, variant: str, against: str, size: int, *, measure: str = "on_target", seed: int = 0
 ) -> Difference:
-    """The paired difference of two variants. Raises ValueError if they have no target and prompt in common.
+    """The paired difference of two variants.
 
-    seen: rows of variant, size, target, prompt and the measure (`metrics.towards`).
+    Args:
+        seen: Rows of variant, size, target, prompt and the measure, see `metrics.towards`.
+        variant, against: Names of the two variants.
+        size: Number of labels per combination.
+        measure: The column to compare.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: If the two have no target and prompt in common.
     """
     rows = seen[seen["size"] == size]
     cells = [

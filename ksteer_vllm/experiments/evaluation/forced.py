@@ -1,4 +1,4 @@
-"""What an edit does to a given text: how far it moves the stream, and what becomes of the next tokens.
+"""What an edit does to a given text: how far it moves the stream, and how next-token probabilities change.
 
 The unsteered replies are run again with the edit switched on over the reply, without generating anything: so
 all variants are measured on the same tokens, and cheaply.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["EXACT_UP_TO", "TOP_TOKENS", "ForcedText", "Moved", "Reader"]
 
 EXACT_UP_TO = 2048
-"""Vocabularies up to this size are compared whole; of larger ones the likeliest tokens."""
+"""Vocabularies up to this size are compared whole, larger ones by their likeliest tokens."""
 
 TOP_TOKENS = 20
 MAX_POSITIONS = 32
@@ -82,8 +82,8 @@ class Reader:
         description: str = "reading",
         kl: bool = True,
     ) -> list[Moved]:
-        """One text under one spec each. What the journal has is not run again. kl: whether it is wanted; else
-        it is NaN."""
+        """Run one text under one spec each. What the journal has is not run again. kl: whether to measure it;
+        otherwise it is NaN."""
         keys = [self._key(text, spec, kl) for text, spec in zip(texts, specs, strict=True)]
         found: dict[str, Moved] = {
             key: Moved(**journal[key]) for key in keys if journal is not None and key in journal

@@ -36,10 +36,10 @@ MEASURES = {
     "repetition": "repetition",
     "tokens": "tokens",
 }
-"""Columns of `towards` that are averaged, and how a table calls them."""
+"""Columns of `towards` that are averaged, and their names in tables."""
 
 READING = ("on_target", "success", "coherent", "nll", "repetition", "tokens")
-"""Those that say how replies read."""
+"""Those that describe how coherent replies are."""
 
 
 def reply_frame(

@@ -1,4 +1,4 @@
-"""What an evaluation is made of. Pure: the command line is made from it."""
+"""What an evaluation is made of. Imports no torch: the command line is made from it."""
 
 from __future__ import annotations
 

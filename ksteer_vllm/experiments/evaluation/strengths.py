@@ -14,9 +14,14 @@ __all__ = ["calibrated_settings", "chosen_variants", "planned"]
 
 
 def chosen_variants(variants: Sequence[Variant], wanted: Sequence[str]) -> list[Variant]:
-    """Those named, by their own name or their probe's; all if nothing is named.
+    """The variants to evaluate.
 
-    Raises UsageError for a name that none has.
+    Args:
+        variants: All there are.
+        wanted: Names of variants, or of probes, which stand for all their variants; empty: all.
+
+    Raises:
+        UsageError: For an unknown name.
     """
     known = {variant.name for variant in variants} | {variant.probe for variant in variants}
     if unknown := [name for name in wanted if name not in known]:
@@ -26,10 +31,15 @@ def chosen_variants(variants: Sequence[Variant], wanted: Sequence[str]) -> list[
 
 
 def planned(plan: EvaluationPlan, calibration: Calibration) -> EvaluationPlan:
-    """The plan with what it leaves open as it was calibrated: sizes, avoid, temperature, max_tokens.
+    """Complete a plan: sizes, avoid, temperature and max_tokens default to those of the calibration.
 
-    Raises UsageError for a size that was not calibrated, and for another avoid or sampling: the strengths
-    and the coherence rule are for those only.
+    Args:
+        plan: The plan.
+        calibration: What the suite's calibration found.
+
+    Raises:
+        UsageError: For a size that was not calibrated, or another avoid or sampling, since the strengths and
+            the coherence rule hold for those of the calibration only.
     """
     calibrated = sorted({cell.size for cell in calibration.cells})
     if "sizes" not in plan.model_fields_set:
@@ -54,7 +64,7 @@ def planned(plan: EvaluationPlan, calibration: Calibration) -> EvaluationPlan:
 def calibrated_settings(
     variants: Sequence[Variant], calibration: Calibration, plan: EvaluationPlan
 ) -> tuple[list[Setting], list[str]]:
-    """Every variant with its strength per size, and in words which have none for which size.
+    """Every variant with its strength per size, and notes on which variants have none for which size.
 
     The random direction runs at the strength of the vectors whose norms it has, where those are calibrated.
     plan: as `planned`, so that its sizes were calibrated.

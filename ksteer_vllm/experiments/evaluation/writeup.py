@@ -24,7 +24,7 @@ PROBABILITIES = ("target_probability_change", "weakest_probability_change", "oth
 
 
 def headline(found: Evaluation) -> dict[str, dict[int, list[str]]]:
-    """Who wins where: comparison -> size -> sentences."""
+    """The sentences that say who wins: comparison -> size -> sentences."""
     return {
         name: {size: _sentences(seen, size)[0] for size in found.plan.sizes}
         for name, seen in (("own strength", found.own), ("equal displacement", found.reached()))
@@ -43,7 +43,15 @@ def size_table(found: Evaluation) -> pd.DataFrame:
 
 
 def write_up(found: Evaluation, folder: Path) -> Path:
-    """results.md, results.json, replies.csv and the figures. Returns the path of results.md."""
+    """Write results.md, results.json, replies.csv and the figures.
+
+    Args:
+        found: The evaluation.
+        folder: Where to write.
+
+    Returns:
+        The path of results.md.
+    """
     writeup = WriteUp(folder, f"Evaluation: {found.source['task']}")
     _summary(writeup, found)
     _own_strength(writeup, found)

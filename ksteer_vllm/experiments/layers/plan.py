@@ -1,4 +1,4 @@
-"""What a layer sweep tries. Pure: the command line is made from it."""
+"""What a layer sweep tries. Imports no torch: the command line is made from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Length = Annotated[float, Field(gt=0)]
 
 
 class LayerPlan(Sampling):
-    """The layers to compare, and what is fitted and steered at each. options: further ones of the fits."""
+    """The layers to compare, and what is fitted and steered at each. options: further options of the fits."""
 
     layers: Annotated[tuple[Layer, ...], Field(description="Decoder blocks to compare; default: all.")] = ()
     labels: Annotated[

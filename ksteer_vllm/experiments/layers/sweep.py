@@ -66,10 +66,14 @@ _VARIANTS = (
 
 @dataclass(frozen=True)
 class LayerSweep:
-    """What was found. reading: layer, method, auroc (mean over labels, of single tokens).
+    """What a layer sweep found.
 
-    steering: layer, method, strength, on_target, shows_target, coherent (shares) and replies (their number).
-    layer: the recommended one; by_depth: that of the 60 % rule. unsteered: share of coherent replies.
+    Attributes:
+        reading: Columns layer, method, auroc (of single tokens, mean over labels).
+        steering: Columns layer, method, strength, on_target, shows_target, coherent (shares), replies.
+        layer: The recommended layer.
+        by_depth: The layer at 60 % of the depth.
+        unsteered: Share of the unsteered replies that are coherent.
     """
 
     reading: pd.DataFrame

@@ -65,7 +65,17 @@ def layer_table(sweep: LayerSweep) -> Table:
 
 
 def write_up(sweep: LayerSweep, plan: LayerPlan, folder: str | Path, **source: Any) -> Path:
-    """results.md, results.json and the figure. Returns results.md's path."""
+    """Write results.md, results.json and the figure.
+
+    Args:
+        sweep: What was found.
+        plan: What was tried.
+        folder: Where to write.
+        source: Further provenance, such as model and data.
+
+    Returns:
+        The path of results.md.
+    """
     writeup = WriteUp(folder, "Which layer to steer at")
     writeup.text(
         f"Recommended: **layer {sweep.layer}**; the rule of 60 % of the depth gives layer {sweep.by_depth}. "

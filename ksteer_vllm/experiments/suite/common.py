@@ -59,6 +59,14 @@ class Fits:
     ) -> Fits:
         """The fits of a plan, checked against the model and the data.
 
+        Args:
+            model: What vLLM is to load.
+            dataset: The labelled rows.
+            out: The folder to write.
+            plan: What is fitted, and how.
+            engine_options: Further arguments of `vllm.LLM`.
+            progress: Where progress is shown.
+
         Raises:
             UsageError: for an unknown method, a layer the model does not have, a preset of a method that is
                 not fitted.

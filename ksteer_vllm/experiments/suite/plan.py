@@ -1,4 +1,4 @@
-"""What a fit is told: of one method, or of a suite of several. Pure: the command line is made from it."""
+"""Options of a fit of one method or of a suite. Imports no torch: the command line is made from it."""
 
 from __future__ import annotations
 

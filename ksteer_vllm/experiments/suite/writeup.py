@@ -36,7 +36,7 @@ def write_up(
     rows: Sequence[LabelledRow],
     layer: int,
 ) -> None:
-    """SUITE/fit: results.md, results.json and figures. left_out: methods that were not fitted, and why."""
+    """Write SUITE/fit. left_out: methods that were not fitted, and why."""
     writeup = WriteUp(suite.folder / "fit", f"Fit: {suite.file.task}")
     probes = {**suite.probes, **({EVALUATION: suite.evaluation} if suite.evaluation else {})}
     frame = metrics_frame(probes)
@@ -65,9 +65,7 @@ def write_up(
                 writeup.text("Too few rows show exactly one label to draw them.")
             break
     else:
-        writeup.text(
-            "None are at hand to draw; `--keep-activations` keeps those of a fit for the next write-up."
-        )
+        writeup.text("No recorded activations are left to draw; `--keep-activations` keeps those of a fit.")
     writeup.results = {
         "methods": {name: probe.metadata.metrics for name, probe in probes.items()},
         "left_out": dict(left_out),
@@ -82,7 +80,7 @@ def write_up(
 
 
 def metrics_frame(probes: Mapping[str, Probe]) -> pd.DataFrame:
-    """A row per probe: means over labels of its held-out metrics, missing where it has none."""
+    """A row per probe: its held-out metrics, averaged over labels; missing where there are none."""
     import pandas as pd
 
     return pd.DataFrame([{"method": name, **_figures(probe)} for name, probe in probes.items()])

@@ -51,7 +51,7 @@ def test_prompts_of_the_probes_own_data_are_told_of(tmp_path: Path) -> None:
 def test_nothing_to_calibrate_is_refused(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "suite")
     Probe.load(suite.paths["caa"]).save(suite.folder / "random")
-    with pytest.raises(UsageError, match=r"variants: 'random' has none to calibrate; there are: K-Steer"):
+    with pytest.raises(UsageError, match=r"variants: 'random' has nothing to calibrate; there are: K-Steer"):
         CalibrationSubject.of_suite(suite.folder).only(["random"])
 
 

@@ -196,7 +196,7 @@ def test_a_column_that_is_twice_in_an_object_is_refused(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl: No such file"):
         open_task(tmp_path / "absent.jsonl")
-    with pytest.raises(DataError, match=r"(?s)no file that can be read \(.jsonl, .json, .csv\).*tones.*hub:"):
+    with pytest.raises(DataError, match=r"(?s)not a file that can be read \(.jsonl, .json, .csv\).*tones.*hub:"):
         open_task("data.xlsx")
     (tmp_path / "one.json").write_text('{"prompt": "a"}')
     with pytest.raises(DataError, match="expected a list of objects, got dict"):
@@ -276,4 +276,4 @@ def test_the_command_line_names_columns_and_splits(tmp_path: Path, command: str)
     assert "row 1, column 'A': empty" in refused(path, *named, "--reply-column", "A")
     assert "every row of t.csv shows 'warm'" in refused(path, *named)
     assert "split: only data of the hub has splits" in refused(path, "--split", "test")
-    assert "columns: 'demo' is no table" in refused("demo", "--prompt-column", "Q")
+    assert "columns: 'demo' is not a table" in refused("demo", "--prompt-column", "Q")
