@@ -52,7 +52,7 @@ class FitPlan(SplitPlan):
     loss: Annotated[
         Literal["bce", "cross-entropy"],
         Field(
-            description="Training loss: bce treats every label separately; cross-entropy needs one per row."
+            description="Loss to train with, bce (labels separately) or cross-entropy (one label per row)."
         ),
     ] = "bce"
     early_stopping: Annotated[

@@ -121,7 +121,7 @@ def test_an_interrupted_fit_gets_its_report_from_the_shards(
     report.unlink()
     shards.mkdir()
     fit_suite(str(llama), dataset, tmp_path, plan, engine_options=ENGINE)
-    assert "None are at hand to draw" in report.read_text()
+    assert "No recorded activations are left to draw" in report.read_text()
     assert not shards.exists()
 
 
