@@ -63,7 +63,7 @@ def identity_of(model: Path) -> ModelIdentity:
 
 
 def random_probe(identity: ModelIdentity, layer: int, seed: int) -> Probe:
-    """Of probe width 256 and 6 labels, in the middle of whose ReLUs typical residual streams lie."""
+    """A probe of width 256 with 6 labels, whose ReLUs are centred on typical residual streams."""
     d, h, k = identity.hidden_size, PROBE_WIDTH, len(LABELS)
     shapes = {
         "w1": [h, d], "b1": [h], "w2": [h, h], "b2": [h], "w3": [k, h], "b3": [k],

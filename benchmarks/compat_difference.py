@@ -41,7 +41,7 @@ from ksteer_vllm.spec.compat import PIP_0_1_2
 
 LAYER = 2
 LENGTHS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5)
-"""Of all steps together, in the layer's mean |x - mean(x)|, for a decoded token."""
+"""How far all steps together move a decoded token, in units of the layer's mean |x - mean(x)|."""
 
 
 def main(

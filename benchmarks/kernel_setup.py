@@ -233,7 +233,7 @@ def steer_planned(batch: Batch) -> Callable[[], None]:
 
 
 def grouped_bytes(batch: Batch) -> int:
-    """Of the CPU path's whole edit, whose weights are float32: G, W2 and W1 forward and back."""
+    """Bytes of the CPU path's whole edit, whose weights are float32: G, W2 and W1 forward and back."""
     tokens, size, width = batch.sizes
     weights = 4 * (2 * width * size + 2 * width * width)
     return 3 * tokens * size * batch.hidden.element_size() + weights + 4 * batch.requests * width

@@ -21,7 +21,7 @@ VLLM = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 
 
 def environment() -> dict[str, str]:
-    """Of the children: offline, and on a CPU free to use any core, because two servers share them."""
+    """The children's environment: offline and, on a CPU, free to use any core, as two servers share them."""
     return {
         **os.environ,
         "VLLM_NO_USAGE_STATS": "1",

@@ -1,4 +1,4 @@
-"""The mix of requests: which kinds there are, how often, and what each may get."""
+"""The mix of requests: the kinds, how often each is sent, and which answers it may get."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class MemoryLog:
 
 
 def slope(points: Iterable[tuple[float, float]]) -> float | None:
-    """Of the least-squares line through (seconds, size), per minute."""
+    """Slope per minute of the least-squares line through (seconds, size)."""
     points = list(points)
     if len(points) < 3:
         return None

@@ -79,7 +79,7 @@ class WordVectors:
         return cls(model.get_input_embeddings().weight, AutoTokenizer.from_pretrained(name))
 
     def vector(self, text: str) -> Tensor:
-        """Of length 1; 0 for no tokens."""
+        """The vector of a text, of length 1; 0 if the text has no tokens."""
         if text not in self._known:
             tokens = self._tokenizer.encode(text, add_special_tokens=False)
             mean = self._table[tokens].mean(0) if tokens else torch.zeros(self._table.shape[1]).double()

@@ -30,10 +30,10 @@ class Bench:
         model: A folder, or a name on the hub.
         probes: Name in specs -> folder.
         reader: The evaluation probe (family mlp), which gives `Reply.propensity`.
-        layers: Those that requests may steer.
+        layers: The layers that requests may steer.
         engine_options: Further arguments of `vllm.LLM`.
-        temperature: Of the replies; 0 is greedy.
-        max_tokens: Of a reply.
+        temperature: Sampling temperature of the replies; 0 is greedy.
+        max_tokens: Most tokens of a reply.
         scored: False for an engine that only generates.
         steering: Further keys of `ksteer_vllm.enable`.
 
@@ -103,7 +103,7 @@ class Bench:
             jobs: Any number.
             journal: Gets every reply as soon as it is finished; those already there are not run again.
             progress, description: Where to show how many are done, and under which name.
-            score: False leaves nll and propensity out.
+            score: False to leave out nll and propensity.
 
         Raises:
             ValueError: For a spec the engine refuses.

@@ -113,9 +113,9 @@ def generation_params(
     """Sampling parameters of a request for a reply, of which only the finished output is wanted.
 
     Args:
-        temperature: 0 is greedy, and takes no seed.
+        temperature: Sampling temperature; 0 is greedy and takes no seed.
         max_tokens: Most tokens of the reply.
-        seed: Of the sampling; None draws one.
+        seed: Seed of the sampling; None draws one.
         spec: How to steer it, as JSON; None: as the engine does by default, False: not at all.
         fields: Further fields of `vllm.SamplingParams`.
     """
@@ -162,7 +162,7 @@ def take_captures(llm: Any, names: Sequence[str] | None = None) -> dict[str, Ten
 
     Args:
         llm: An engine started with `capture`.
-        names: Of the windows to take; None takes everything.
+        names: Names of the windows to take; None takes everything.
 
     Returns:
         "LAYER/NAME" -> residual stream [positions, d] float32. Tensor-parallel workers record the same,

@@ -23,7 +23,7 @@ class Job:
     Attributes:
         prompt: A text, or chat messages, which go through the model's chat template.
         spec: The request's steering spec as JSON, None for an unsteered one.
-        seed: Of the sampling; the same prompt should have the same seed however it is steered.
+        seed: Seed of the sampling; the same prompt should have the same seed however it is steered.
         tags: What its replies are grouped by (variant, targets, alpha, layer, ...), plain JSON; part of the
             key.
     """

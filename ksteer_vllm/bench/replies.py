@@ -40,8 +40,8 @@ def generate_missing_replies(
         rows: Those that have a reply stay as they are.
         engine_options: Further arguments of `vllm.LLM`.
         max_tokens: Most tokens of a reply.
-        temperature: 0 is greedy.
-        seed: Of the sampling.
+        temperature: Sampling temperature; 0 is greedy.
+        seed: Seed of the sampling.
         progress: Where to show how many are done.
         journal: Gets every reply as soon as it is finished; rows whose reply is there are not run again.
 

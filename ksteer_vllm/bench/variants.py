@@ -64,5 +64,5 @@ STANDARD: tuple[Variant, ...] = (
 
 
 def variants_of(probes: Collection[str]) -> list[Variant]:
-    """Those of STANDARD whose probe is there."""
+    """The standard variants whose probe exists. probes: names of those that do."""
     return [variant for variant in STANDARD if variant.probe in probes]

@@ -82,7 +82,7 @@ class TaskDataset:
         """Half of the conversations for the methods, half for the probe that evaluates them, and prompts.
 
         Args:
-            seed: Of the halves; see `partition_rows`.
+            seed: Seed of the split into halves; see `partition_rows`.
 
         Raises:
             DataError: If there are too few rows of a label.

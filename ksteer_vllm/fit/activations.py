@@ -101,7 +101,7 @@ class Recorder:
         Args:
             rows: Each prompt and, as far as the window needs it, reply.
             window: Which positions of a row are kept.
-            folder: Of the shards; what it already holds is not run again. None: everything in memory.
+            folder: Where shards are kept; what it already holds is not run again. None: everything in memory.
 
         Raises:
             DataError: For a row that does not fit the engine or gives values that are not finite, and for

@@ -74,8 +74,8 @@ def find_condition(
 
     Args:
         model: A folder, or a name on the hub.
-        rows: Some that show `steer`, and some that do not.
-        probe: Of family mlp, linear or vectors.
+        rows: Labelled text; some rows must show `steer` and some not.
+        probe: A probe of family mlp, linear or vectors.
         label: The label whose score the condition tests.
         steer: The label of the rows it is to find; default: `label`.
         engine_options: Further arguments of `vllm.LLM`.

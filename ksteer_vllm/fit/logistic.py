@@ -14,7 +14,7 @@ from ksteer_vllm.fit.stream import Stream
 __all__ = ["logistic_regression"]
 
 _TOLERANCE = 1e-5
-"""Of the gradient's largest coordinate, of the mean loss per vector."""
+"""The solver stops when no coordinate of the mean loss's gradient exceeds this."""
 
 
 def logistic_regression(

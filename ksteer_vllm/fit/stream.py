@@ -40,7 +40,7 @@ class Stream:
         return self.pieces[0].shape[1]
 
     def select(self, keep: Tensor) -> Stream:
-        """Those that keep [N] (bool) is true of."""
+        """The vectors for which `keep`, [N] bool, is true."""
         chosen = keep.nonzero()[:, 0]
         return replace(self, index=chosen if self.index is None else self.index[chosen])
 

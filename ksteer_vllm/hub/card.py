@@ -66,7 +66,7 @@ def model_card(repo_id: str, probes: Mapping[str, Probe], *, suite: bool) -> str
 
 
 def _fitted(training: Mapping[str, Any]) -> list[str]:
-    """Of one probe's provenance what holds for all."""
+    """The lines of one probe's provenance that hold for all."""
     found = []
     if "data_digest" in training:
         found.append(f"- fitted to {training.get('rows', '?')} rows, data digest `{training['data_digest']}`")

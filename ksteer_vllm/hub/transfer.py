@@ -61,10 +61,10 @@ def push(
         repo_id: owner/name.
         private: whether a repository that is created now is private; one that exists stays as it is.
         revision: a branch, created if need be; None: main.
-        message: of the commit; None: the probes' names.
+        message: the commit message; None: the probes' names.
         base_model: the model's name on the hub, where the folder has a local path.
-        token: None: that of `hf auth login`, or HF_TOKEN.
-        endpoint: None: the Hugging Face hub.
+        token: the hub's access token; None: that of `hf auth login`, or HF_TOKEN.
+        endpoint: address of the hub; None: the Hugging Face hub.
 
     Raises:
         ProbeError: for a probe that does not match its digest.
@@ -116,8 +116,8 @@ def pull(
         out: the folder to write, new or empty.
         revision: a branch, a tag or a commit; None: main.
         digest: what the only probe's digest must be; None: any.
-        token: None: that of `hf auth login`, or HF_TOKEN.
-        endpoint: None: the Hugging Face hub.
+        token: the hub's access token; None: that of `hf auth login`, or HF_TOKEN.
+        endpoint: address of the hub; None: the Hugging Face hub.
 
     Raises:
         ProbeError: if a probe does not match its digest; nothing is kept then.
@@ -214,7 +214,7 @@ def _checked(folder: Path) -> tuple[dict[str, Probe], Suite | None]:
 
 
 def _ours(names: Iterable[str]) -> list[str]:
-    """Of the paths in a folder or a repository (with /), those that are transferred, card excluded."""
+    """Which of these paths (with /, in a folder or repository) are transferred; the card is not."""
     found = set(names)
     if METADATA_FILE in found:
         return [name for name in _PROBE if name in found]

@@ -53,7 +53,7 @@ class KSteering:
         chat: Whether texts are user messages, to go through the model's chat template; default: if it has
             one, and not with compat.
         engine_options: Further arguments of `vllm.LLM`.
-        seed: Of the fit.
+        seed: Seed of the fit.
         console: Where the fit shows its progress.
 
     Raises:
@@ -104,7 +104,7 @@ class KSteering:
                 "label"}.
             eval_prompts: For `sweep_alpha`; default: the data's questions.
             max_samples: Most rows to use, drawn as the package draws them.
-            labels: Those to fit; default: all.
+            labels: The labels to fit; default: all.
             questions: A local file of the task's questions.
             positions: What is read of a row (reply, reply-mean, prompt-last); default: each token of the
                 reply if every row has one, else the prompt's last; with compat the latter.
@@ -230,8 +230,8 @@ class KSteering:
         Coherence is judged by the unsteered model; nothing leaves the machine.
 
         Args:
-            strengths: Those to try, on `input_prompts`; default: 20 of `eval_prompts`.
-            budget: Of coherence, see `ksteer_vllm.bench.coherence`.
+            strengths: The strengths to try, on `input_prompts`; default: 20 of `eval_prompts`.
+            budget: The coherence budget, see `ksteer_vllm.bench.coherence`.
             options: As of `get_steered_output`, and so are the other arguments.
 
         Raises:

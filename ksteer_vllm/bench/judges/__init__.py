@@ -52,8 +52,8 @@ def judge_for(name: str, labels: Sequence[str], **options: Any) -> Judge:
     Args:
         name: `reader` (the demo's exact reader), `probe` (the evaluation probe's mean logit is above 0) or
             `openai` (a chat endpoint).
-        labels: Those it is to find.
-        options: Of an endpoint: url, model, and what else `Endpoint` takes.
+        labels: The labels it is to find.
+        options: Options of an endpoint: url, model, and what else `Endpoint` takes.
 
     Raises:
         UsageError: For an unknown name, labels the judge cannot read, options it does not take, or an

@@ -169,7 +169,7 @@ class CalibrationSubject:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of the variants' probes, and of the evaluation probe, by name."""
+        """Digests of the variants' probes and of the evaluation probe, by name."""
         used = {variant.probe: self.probes[variant.probe] for variant in self.variants}
         reader = {EVALUATION: self.reader} if self.reader is not None else {}
         return {name: found.metadata.digest for name, found in {**used, **reader}.items()}

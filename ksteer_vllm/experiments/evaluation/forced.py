@@ -139,7 +139,7 @@ class Reader:
 
 
 def _distributions(output: Any, text: ForcedText) -> list[NextTokens]:
-    """Those that the reply's tokens were drawn from."""
+    """The next-token distributions that the reply's tokens were drawn from."""
     flat = output.prompt_logprobs
     return [
         NextTokens.of(flat.token_ids[low:high], flat.logprobs[low:high])

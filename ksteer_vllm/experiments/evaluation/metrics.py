@@ -39,7 +39,7 @@ MEASURES = {
 """Columns of `towards` that are averaged, and their names in tables."""
 
 READING = ("on_target", "success", "coherent", "nll", "repetition", "tokens")
-"""Those that describe how coherent replies are."""
+"""The measures that describe how replies read."""
 
 
 def reply_frame(

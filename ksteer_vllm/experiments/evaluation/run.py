@@ -53,7 +53,7 @@ def evaluate_suite(
         settings: the variants, each with its strength for every size.
         plan: what to evaluate, with nothing left open.
         folder: where the journal is kept.
-        rule: of coherence; None: from the unsteered replies.
+        rule: the coherence rule; None: made from the unsteered replies.
         console: where progress is shown.
 
     Returns:

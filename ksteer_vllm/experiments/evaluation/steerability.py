@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["MULTIPLIERS", "propensities", "slope", "steerability"]
 
 MULTIPLIERS = (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""Of the calibrated strength; 0 is the unsteered reply, for every method."""
+"""Multiples of the calibrated strength; 0 is the unsteered reply, for every method."""
 
 
 def slope(multipliers: Sequence[float], propensities: Sequence[float]) -> float:

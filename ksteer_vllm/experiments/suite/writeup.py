@@ -175,7 +175,7 @@ def _scatter(panels: Sequence[tuple[str, Any, Any]], label: Any, labels: Sequenc
 
 
 def _row_means(activations: Activations, chosen: Tensor, layer: int) -> Tensor:
-    """Of recorded rows, chosen [R] int64 ascending, the mean of each one's vectors: [R, d] float64."""
+    """The mean of each row's vectors, [R, d] float64; chosen: row indices, [R] int64 ascending."""
     keep = torch.isin(activations.row, chosen)
     stream = Stream.of(activations.streams[layer]).select(keep)
     place = torch.searchsorted(chosen, activations.row[keep])
