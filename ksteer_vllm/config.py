@@ -77,7 +77,7 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     probes: Annotated[
-        Mapping[str, ProbeSource], Field(description="The probe folders requests can name, by name.")
+        Mapping[str, ProbeSource], Field(description="The probe folders that requests can use, by name.")
     ] = {}
     layers: Annotated[
         LayerChoice,
@@ -121,7 +121,7 @@ class EngineConfig(BaseModel):
         ),
     ] = 1024
     max_spec_bytes: Annotated[
-        int, Field(ge=64, le=2**24, description="The largest spec of a request, in bytes of JSON.")
+        int, Field(ge=64, le=2**24, description="The largest size of a request's spec, in bytes of JSON.")
     ] = 65536
     max_presets: Annotated[int, Field(ge=1, le=65536, description="The largest number of presets.")] = 256
     max_slots: Annotated[
@@ -129,9 +129,9 @@ class EngineConfig(BaseModel):
         Field(
             ge=0,
             le=65536,
-            description="The device slots for probes. An MLP probe takes three and any other one, for each "
-            "layer with tensors of its own. With 0 there are as many as the start-up probes take, and "
-            "4 x max_probes more if probe_dirs are named.",
+            description="The number of device slots for probes. For each layer with tensors of its own, an "
+            "MLP probe takes three slots and any other probe one. 0 means as many as the start-up probes "
+            "take, plus 4 x max_probes if there are probe_dirs.",
         ),
     ] = 0
     max_labels: Annotated[
@@ -139,8 +139,8 @@ class EngineConfig(BaseModel):
         Field(
             ge=0,
             le=65536,
-            description="The largest number of labels of a probe. With 0 it is that of the start-up probes, "
-            "and at least 64 if probe_dirs are named.",
+            description="The largest number of labels a probe may have. 0 means as many as the start-up "
+            "probes have, and at least 64 if there are probe_dirs.",
         ),
     ] = 0
     probe_dirs: Annotated[
@@ -150,7 +150,7 @@ class EngineConfig(BaseModel):
     presets: Annotated[dict[str, Any], Field(description="Specs that requests can name, by name.")] = {}
     default: Annotated[
         str,
-        Field(description="The preset of requests that say nothing of steering; empty if there is none."),
+        Field(description="The preset applied to requests that do not mention steering; empty for none."),
     ] = ""
     reports: Annotated[bool, Field(description="Whether requests may ask for a report.")] = True
     sample_reports: Annotated[
@@ -159,24 +159,24 @@ class EngineConfig(BaseModel):
             ge=0,
             le=1,
             allow_inf_nan=False,
-            description="The share, 0 to 1, of the requests steering generation alone whose shifts the "
-            "metrics count.",
+            description="The share, 0 to 1, of the requests that steer generation alone whose shifts are "
+            "recorded in the metrics.",
         ),
     ] = 0.0
     decoder: Annotated[
         str,
-        Field(description="The dotted path of the decoder stack, for a model in which it cannot be found."),
+        Field(description="The dotted path of the decoder stack, for a model in which it is not found."),
     ] = ""
     kernels: Annotated[
         Literal["auto", "torch", "triton"],
         Field(
-            description="The kernels. With auto they are Triton's on a GPU; on a CPU they are torch's, with "
-            "the native kernel if it can be built."
+            description="The kernels to run. auto means triton on a GPU, and torch on a CPU, with the native "
+            "kernel if it can be built."
         ),
     ] = "auto"
     capture: Annotated[
         CaptureConfig | None,
-        Field(description="The layers at which requests may have activations recorded, if there are any."),
+        Field(description="The layers at which requests may have activations recorded; none by default."),
     ] = None
 
     @field_validator("probes", mode="before")
@@ -228,14 +228,14 @@ class EngineConfig(BaseModel):
             raise ConfigError(f"ksteer option {key}: {first.message} (got {first.got!r})") from None
         if len(config.probes) > config.max_probes:
             raise ConfigError(
-                f"ksteer option max_probes: {config.max_probes} slots for {len(config.probes)} probes"
+                f"ksteer option max_probes: at most {config.max_probes} probes, got {len(config.probes)}"
             )
         if len(config.presets) > config.max_presets:
             raise ConfigError(
-                f"ksteer option max_presets: {config.max_presets} allowed, {len(config.presets)} given"
+                f"ksteer option max_presets: at most {config.max_presets} presets, got {len(config.presets)}"
             )
         if config.sample_reports and not config.reports:
-            raise ConfigError("ksteer option sample_reports: needs reports, which this engine refuses")
+            raise ConfigError("ksteer option sample_reports: needs reports, which are turned off")
         if config.default and config.default not in config.presets:
             raise ConfigError(
                 f"ksteer option default: no preset named {config.default!r}; "
@@ -244,15 +244,15 @@ class EngineConfig(BaseModel):
         return config
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON types, for `additional_config`."""
+        """The options as plain JSON types, for `additional_config`."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
 class ResolvedConfig(EngineConfig):
-    """The options of an engine whose model is known: every choice they left open is made.
+    """The options of an engine whose model is known, with every open choice made.
 
-    Start-up makes it (`admission.resolve`) and writes it back into `additional_config["ksteer"]`, from which
-    every process reads it. The key `resolved` is how it is told there from what the operator gave.
+    Created at start-up (`admission.resolve`) and written back into `additional_config["ksteer"]`, from which
+    every process reads it. The key `resolved` distinguishes it from the options the operator gave.
     """
 
     probes: Mapping[str, ResolvedSource] = {}

@@ -8,9 +8,9 @@ One root; next to each, the built-in class it also is:
     ├── ProbeError            a probe folder that cannot be read or used                   ValueError
     │   └── PoolFullError     no free device slots for a probe
     ├── ConfigError           an engine option that cannot be used                         ValueError
-    ├── UsageError            a command or call that asks for what cannot be done          ValueError
+    ├── UsageError            a command or call that asks for the impossible               ValueError
     ├── DataError             labelled text that cannot be used                            ValueError
-    │   └── HubError          a dataset that cannot be had (data/hub.py)
+    │   └── HubError          a dataset that cannot be fetched (data/hub.py)
     ├── DecoderNotFoundError  no decoder stack in the model                                ValueError
     ├── HostVersionError      a vLLM this plugin cannot work with                          RuntimeError
     ├── LifecycleError        a change to a running server that was not made               RuntimeError
@@ -50,8 +50,11 @@ class KSteerError(Exception):
 class SpecError(KSteerError, ValueError):
     """A steering spec that cannot be run: HTTP 400 online, ValueError offline.
 
-    `field` is the dotted path of the offending field, `got` the rejected value; `reason` says why, for the
-    metrics, where the field does not (`ksteer_vllm.admission.refusals`).
+    Args:
+        field: The dotted path of the offending field.
+        message: What is wrong, and what is allowed.
+        got: The rejected value.
+        reason: Why, for the metrics, where the field does not say (`ksteer_vllm.admission.refusals`).
     """
 
     def __init__(self, field: str, message: str, got: Any = None, *, reason: str = "") -> None:
@@ -75,8 +78,10 @@ class ConfigError(KSteerError, ValueError):
 
 
 class UsageError(KSteerError, ValueError):
-    """A command, or a call of the workbench, that asks for what cannot be done: exit status 2 on the command
-    line."""
+    """A command, or a call into the workbench, that cannot be carried out as given.
+
+    On the command line: exit status 2.
+    """
 
 
 class DataError(KSteerError, ValueError):
@@ -94,8 +99,11 @@ class HostVersionError(KSteerError, RuntimeError):
 class LifecycleError(KSteerError, RuntimeError):
     """A change to a running server's probes or presets that was not made; nothing has changed.
 
-    status: the HTTP status it is answered with; field: what it is about; retry_after: seconds after which
-    trying again may help, or None.
+    Args:
+        status: The HTTP status of the response.
+        field: What the error is about.
+        message: What went wrong.
+        retry_after: Seconds after which trying again may help, or None.
     """
 
     def __init__(self, status: int, field: str, message: str, retry_after: int | None = None) -> None:
@@ -126,14 +134,22 @@ class FieldProblem(NamedTuple):
 
 
 def first_problem(error: ValidationError) -> FieldProblem:
-    """The first problem pydantic found, without its links and its prefix to messages of our own."""
+    """The first problem pydantic found, without pydantic's links and its prefix to our own messages."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     return FieldProblem(tuple(map(str, first["loc"])), first["type"], message, first["input"])
 
 
 def listing(names: Iterable[Any], limit: int = 20) -> str:
-    """`a, b, c` for messages; at most `limit` names."""
+    """Join names for a message.
+
+    Args:
+        names: What to list.
+        limit: The most names that are spelt out; the others are counted.
+
+    Returns:
+        `a, b, c`, or `none`.
+    """
     items = [str(name) for name in names]
     if not items:
         return "none"

@@ -32,7 +32,7 @@ _NOT_LANGUAGE = ("vision", "visual", "image", "audio", "speech", "encoder", "tow
 
 
 class ModelIdentity(BaseModel):
-    """The language model a probe was fitted on; all but `name` must match the engine's model."""
+    """The language model a probe was fitted on; all fields but `name` must match the engine's model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,9 +43,13 @@ class ModelIdentity(BaseModel):
 
 
 def model_identity(model_config: Any) -> ModelIdentity:
-    """What a probe must have been fitted on to fit this model: the language model of a multimodal one.
+    """What identifies the model that probes must have been fitted on.
 
-    model_config: vLLM's ModelConfig.
+    Args:
+        model_config: vLLM's ModelConfig.
+
+    Returns:
+        The identity of the model, or of the language model inside a multimodal one.
     """
     text = model_config.hf_text_config
     return ModelIdentity(
@@ -70,19 +74,38 @@ def check_layers(field: str, layers: Iterable[int], num_layers: int, error: type
     """
     absent = [layer for layer in layers if not 0 <= layer < num_layers]
     if absent:
-        raise error(f"{field}: {listing(absent)} of a model with layers 0 to {num_layers - 1}")
+        raise error(
+            f"{field}: the model has no layer {listing(absent)}; its layers are 0 to {num_layers - 1}"
+        )
 
 
 def find_decoder_layers(model: nn.Module, num_layers: int, path: str = "") -> nn.ModuleList:
-    """The ModuleList of decoder blocks: the one named by `path`, a well-known one, or the only other
-    one of the right length outside vision and audio towers. Raises DecoderNotFoundError.
+    """The ModuleList of decoder blocks.
+
+    It is the one at `path`, else at a well-known path, else the only other one of the right length outside
+    vision and audio towers.
+
+    Args:
+        model: The loaded model.
+        num_layers: How many decoder blocks it has.
+        path: The dotted path of the ModuleList, if it is known.
+
+    Returns:
+        The decoder blocks, in order.
+
+    Raises:
+        DecoderNotFoundError: If there is no such ModuleList, or more than one that could be meant.
     """
     if path:
         layers = _at(model, path)
         if layers is None or len(layers) != num_layers:
             raise DecoderNotFoundError(
                 f"ksteer option decoder: {path!r} of {type(model).__name__} is "
-                + ("not there" if layers is None else f"{len(layers)} modules long, expected {num_layers}")
+                + (
+                    "not a ModuleList"
+                    if layers is None
+                    else f"{len(layers)} modules long, expected {num_layers}"
+                )
                 + f"; stacks found: {listing(_stacks(model))}"
             )
         return layers

@@ -8,7 +8,8 @@ __all__ = ["register"]
 def register() -> None:
     """Called by vLLM in every process, possibly twice. Applies the ledgers; enables nothing by itself.
 
-    Raises HostVersionError on a vLLM that is too old or lacks a seam (the start-up self-check).
+    Raises:
+        HostVersionError: If vLLM is too old, or lacks a symbol the ledgers replace (the start-up self-check).
     """
     from ksteer_vllm.host.version import check_version, vllm_version
 

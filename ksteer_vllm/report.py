@@ -30,11 +30,11 @@ def report(output: Any) -> dict[str, Any] | None:
         output: A vLLM CompletionOutput, or a RequestOutput that holds one.
 
     Returns:
-        None if the request asked for no report or has not finished; {"error": str} if the engine went before
-        the report could be fetched; else the report, in plain JSON types (below).
+        None if the request asked for no report or has not finished; {"error": str} if the engine went away
+        before the report could be fetched; otherwise the report, in plain JSON types (below).
 
     Raises:
-        ValueError: A RequestOutput of several completions: ask for one of its `outputs`.
+        ValueError: If a RequestOutput holds several completions: pass one of its `outputs`.
 
     The report:
 
@@ -45,15 +45,20 @@ def report(output: Any) -> dict[str, Any] | None:
                         "before": {label: float} | None, "after": {label: float} | None}]}]}],
          "tokens_steered": int, "mean_shift": float | None}
 
-    edits: as in the spec, in order. tokens: those the edit's where names, by position; each accepted token
-    once, rejected drafts not at all. The last generated token never goes through the model and has none.
-    part, index: as in where; the last prompt token is generation index 0 where the edit names that, else the
-    prompt's last. steps: gradient steps used, None for methods without and where dropped. shift:
-    |x' - x| / |x|; 0, with 0 steps, where the edit's condition was not met. dropped: the token's activations
-    or its edit were not finite, so it was not edited, and its shift is None. before, after: the probe's label
-    probabilities at x and x', None (and labels None) for methods without probabilities. A number that is not
-    finite is None.
-    tokens_steered: positions that were moved. mean_shift: over all records that have one.
+    edits: in the order of the spec.
+    tokens: the tokens selected by the edit's where, by position. Each accepted token appears once; rejected
+        drafts do not appear, nor does the last generated token, which never goes through the model.
+    part, index: as in where. The last prompt token is generation index 0 if the edit's generation window
+        includes that, otherwise the last prompt index.
+    steps: the gradient steps used; None for methods without steps and for dropped edits.
+    shift: |x' - x| / |x|; 0, with 0 steps, where the edit's condition was not met.
+    dropped: the token's activations or its edit were not finite, so it was not edited; its shift is None.
+    before, after: the probe's label probabilities at x and x'; None, as are the labels, for methods without
+        probabilities.
+    tokens_steered: the number of positions that were moved.
+    mean_shift: the mean over all records that have a shift.
+
+    A number that is not finite is None.
     """
     completions = getattr(output, "outputs", [output])
     if len(completions) != 1:
@@ -72,14 +77,14 @@ def assemble(
     pieces: Iterable[bytes],
     labels: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """The report of a request from what its workers' stores hold.
+    """Build the report of a request from the records of its workers.
 
     Args:
-        edits: Its canonical edits.
-        prompt_length: Tokens of its prompt.
-        pieces: Of `ReportStore.take`, one per worker; tensor-parallel ranks repeat each other, pipeline ranks
-            hold different layers.
-        labels: Digest -> labels of the probes it uses.
+        edits: The request's canonical edits.
+        prompt_length: The number of prompt tokens.
+        pieces: What `ReportStore.take` returned, one per worker; tensor-parallel ranks repeat each other,
+            pipeline ranks hold different layers.
+        labels: Digest -> labels, for the probes the request uses.
 
     Returns:
         See `report`.

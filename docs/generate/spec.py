@@ -19,7 +19,7 @@ from ksteer_vllm.spec.edit import Edit
 
 __all__ = ["fields"]
 
-FIRST = ("SteeringSpec", "EditFields", "Edit")
+FIRST = ("SteeringSpec", "Edit")
 """Models that come before the ones their fields hold."""
 
 BOUNDS = {

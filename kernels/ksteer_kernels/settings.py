@@ -1,4 +1,4 @@
-"""What is asked for, by layer, stage and request row.
+"""The row tables: what each request asks for, by layer, stage and request row.
 
 An edit of a request runs in a stage: at each layer stage 0 comes first, then stage 1, and so on. The tables
 of one layer and stage are addressed by entry = layer * num_stages + stage.

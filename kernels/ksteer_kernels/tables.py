@@ -1,4 +1,4 @@
-"""What is loaded, by slot: the persistent device tables of every method's weights.
+"""The probe tables: the weights loaded on the device, by slot, for every method.
 
 Nothing in here ever moves or grows after `allocate`, so captured CUDA graphs may keep the addresses.
 Shapes: hidden_size d, rows of a basis r (at most the table's width H), num_labels K, slots P.

@@ -1,4 +1,4 @@
-"""The catalog: names of probes and presets at one moment."""
+"""The catalog: the names of all probes and presets at one moment."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ __all__ = ["Catalog", "Retiring"]
 
 
 class Retiring(BaseModel):
-    """A probe no name refers to any more; requests that were admitted before may still need it."""
+    """A probe that no name refers to any more, but that requests admitted earlier may still need."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     metadata: ProbeMetadata
-    since: Annotated[int, Field(description="the generation from which on no name refers to it")]
+    since: Annotated[int, Field(description="The first generation in which no name refers to it.")]
 
 
 class Catalog(BaseModel):
-    """Names of probes and presets. Never changed: a change makes the next generation."""
+    """Names of probes and presets. Immutable: a change makes a new catalog, the next generation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     generation: int = 0
-    probes: Annotated[dict[str, ProbeMetadata], Field(description="name -> probe")] = {}
-    presets: Annotated[dict[str, dict[str, Any]], Field(description="name -> spec")] = {}
-    retiring: Annotated[dict[str, Retiring], Field(description="digest -> probe")] = {}
+    probes: Annotated[dict[str, ProbeMetadata], Field(description="Name -> probe.")] = {}
+    presets: Annotated[dict[str, dict[str, Any]], Field(description="Name -> spec.")] = {}
+    retiring: Annotated[dict[str, Retiring], Field(description="Digest -> probe.")] = {}
 
     @classmethod
     def of(cls, config: ResolvedConfig) -> Catalog:
-        """What an engine starts with. Raises ProbeError if a probe folder has changed since."""
+        """The catalog an engine starts with. Raises ProbeError if a probe folder has changed since."""
         return cls(probes=configured_probes(config), presets=config.presets)
 
     @property
@@ -43,7 +43,7 @@ class Catalog(BaseModel):
         return {probe.digest for probe in self.probes.values()} | set(self.retiring)
 
     def with_probe(self, name: str, metadata: ProbeMetadata) -> Catalog:
-        """The next catalog, in which `name` is this probe; what it was before retires."""
+        """The next catalog, in which `name` is this probe; the probe it named before retires."""
         return self._next({**self.probes, name: metadata})
 
     def without_probe(self, name: str) -> Catalog:
@@ -51,7 +51,7 @@ class Catalog(BaseModel):
         return self._next({other: probe for other, probe in self.probes.items() if other != name})
 
     def with_presets(self, presets: dict[str, dict[str, Any]]) -> Catalog:
-        """The next catalog, with these presets instead."""
+        """The next catalog, with these presets instead of its own."""
         return self.model_copy(update={"generation": self.generation + 1, "presets": presets})
 
     def without_retiring(self, digest: str) -> Catalog:

@@ -14,10 +14,19 @@ MAX_NAME = 255
 
 
 def find_folder(name: str, directories: Sequence[str]) -> Path:
-    """The real path of the folder `name` in the first of `directories` that has one.
+    """Find a probe folder by its name.
 
-    name: one path component. Wherever symbolic links lead, the folder and its two files must lie inside that
-    directory. Raises LifecycleError 400, 403 (no directory was named) or 404.
+    Wherever symbolic links lead, the folder and its two files must lie inside the directory.
+
+    Args:
+        name: The folder's name, a single path component.
+        directories: Where to look, in order.
+
+    Returns:
+        The real path of the folder in the first directory that has one.
+
+    Raises:
+        LifecycleError: With status 400 (a bad name or folder), 403 (there are no directories) or 404.
     """
     if not directories:
         raise LifecycleError(
@@ -25,7 +34,7 @@ def find_folder(name: str, directories: Sequence[str]) -> Path:
         )
     if not name or name in (".", "..") or len(name) > MAX_NAME or not set(name).isdisjoint("/\\\0"):
         raise LifecycleError(
-            400, "folder", f"folder: expected the name of a folder, one path component, got {name[:80]!r}"
+            400, "folder", f"folder: expected a folder's name, a single path component, got {name[:80]!r}"
         )
     for directory in directories:
         root = Path(directory).resolve()
@@ -41,7 +50,7 @@ def find_folder(name: str, directories: Sequence[str]) -> Path:
                 400, "folder", f"folder: {name[:80]!r} does not hold {METADATA_FILE} and {WEIGHTS_FILE}"
             )
         return found
-    raise LifecycleError(404, "folder", f"folder: none of the named directories has {name[:80]!r}")
+    raise LifecycleError(404, "folder", f"folder: no --ksteer-probe-dir directory has {name[:80]!r}")
 
 
 def _inside(path: Path, root: Path) -> bool:

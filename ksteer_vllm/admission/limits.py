@@ -14,16 +14,17 @@ __all__ = ["check_request_layers", "check_size", "check_stack"]
 
 
 def check_size(value: Any, config: EngineConfig) -> str | bytes | None:
-    """Refuse what is more than max_spec_bytes of compact JSON.
+    """Refuse a spec of more than max_spec_bytes of compact JSON.
 
     Args:
-        value: What a request says of steering, as it came, text or decoded, before anything else looks at it.
+        value: What a request asks for, as it came, text or decoded.
+        config: The engine's options.
 
     Returns:
-        Its JSON text, by which the same spec is known again; None if it holds types that are not JSON's.
+        Its JSON text, by which the same spec is recognised; None if it holds types that are not JSON's.
 
     Raises:
-        SpecError: If it is too large, or is not JSON-serialisable: then it has no size.
+        SpecError: If it is too large, or not JSON-serialisable, so that it has no size.
     """
     text, is_plain = _as_json(value)
     size = len(text) if isinstance(text, bytes) else len(text.encode("utf-8", "surrogatepass"))
@@ -51,7 +52,7 @@ def check_request_layers(layers: Sequence[int], before: int, config: EngineConfi
     if total > config.max_request_layers:
         raise SpecError(
             "layers",
-            f"at most max_request_layers={config.max_request_layers} in a request, got {total}",
+            f"at most max_request_layers={config.max_request_layers} layers in a request, got {total}",
             total,
         )
     return total
@@ -80,8 +81,8 @@ def _as_json(value: Any) -> tuple[str | bytes, bool]:
 
 
 def _plain(value: Any) -> Any:
-    """What the parser takes from an offline caller beside JSON: pydantic objects such as a `Where`, mappings,
-    ranges, and numbers of other libraries."""
+    """What offline callers may pass beside JSON: pydantic objects such as a `Where`, mappings, ranges, and
+    numbers of other libraries."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):

@@ -16,7 +16,12 @@ __all__ = ["LiveRegistry"]
 
 
 class LiveRegistry:
-    """What requests can ask for now, and which admissions are still on their way to the engine."""
+    """What requests can ask for now, and which admitted requests are still on their way to the engine.
+
+    Args:
+        config: The engine's options.
+        store: Where the catalog is kept; by default in memory, with what the engine starts with.
+    """
 
     def __init__(self, config: ResolvedConfig, store: CatalogStore | None = None) -> None:
         self.config = config
@@ -43,14 +48,14 @@ class LiveRegistry:
         return registry
 
     def share(self, store: CatalogStore) -> None:
-        """Take the catalog from a store that other front ends use, too. Before the first request."""
+        """Take the catalog from a store shared with other front ends. Call it before the first request."""
         self.store.close()
         self.store = store
 
     def labels(self, digests: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """digest -> labels of the probes an admitted request uses.
+        """Digest -> labels, for the probes an admitted request uses.
 
-        While the request has not reached the engine or has not finished, the catalog knows them all.
+        The catalog knows them all until the request has finished.
         """
         catalog = self.store.read()
         known = {probe.digest: probe.labels for probe in catalog.probes.values()}
@@ -59,7 +64,7 @@ class LiveRegistry:
 
     @contextmanager
     def admitting(self) -> Iterator[None]:
-        """A request is being admitted, and handed to the engine, inside."""
+        """A context inside which a request is admitted and handed to the engine."""
         generation = self.store.read().generation
         with self._guard:
             self._admitting[generation] += 1

@@ -15,9 +15,10 @@ _BEFORE_A_FIELD = ("extra_args", "vllm_xargs", EXTRA_ARGS_KEY)
 
 
 def reason_of(parameter: str) -> str:
-    """The reason for a refusal that names this parameter: the first field of its path, in a stack an edit's.
+    """The reason for a refusal that names this parameter: the first field of its path or, in a stack, of the
+    edit's path.
 
-    "ksteer.stack.0.target.hot" -> "target"; what is no field of a spec is "other".
+    "ksteer.stack.0.target.hot" -> "target"; anything that is not a field of a spec is "other".
     """
     path = parameter.split(".")
     while path and path[0] in _BEFORE_A_FIELD:
@@ -30,7 +31,12 @@ def reason_of(parameter: str) -> str:
 
 
 def count_refusal(parameter: str, reason: str = "") -> None:
-    """A request was refused: the metric, and a line of the log. reason: one that no parameter says."""
+    """Count a refused request in the metrics and log it.
+
+    Args:
+        parameter: The path of the offending field.
+        reason: One of `REASONS`, where the parameter does not determine it.
+    """
     reason = reason or reason_of(parameter)
     metrics.refused(reason)
     if metrics.current() is not None:

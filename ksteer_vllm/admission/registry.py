@@ -1,7 +1,7 @@
 """What an engine can steer with: the loaded probes, the presets, the open layers and the limits.
 
-One validator for every way a request can arrive. Pure: no vLLM. A registry never changes; when probes or
-presets do, the front end builds another one (`ksteer_vllm.admission`).
+One validator for every way a request can arrive. Pure: no vLLM. A registry is immutable; when probes or
+presets change, the front end builds another one (`ksteer_vllm.admission`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from ksteer_vllm.admission.runnable import RunnableEdit, RunnableSpec, in_stack
 from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.errors import ConfigError, SpecError, listing
 from ksteer_vllm.probes.metadata import ProbeMetadata
-from ksteer_vllm.spec.edit import Condition, Edit
+from ksteer_vllm.spec.clauses import Condition
+from ksteer_vllm.spec.edit import Edit
 from ksteer_vllm.spec.families import FAMILIES, Use
 from ksteer_vllm.spec.fingerprint import fingerprint
 from ksteer_vllm.spec.pip_compat import as_ordinary_edit
@@ -27,7 +28,7 @@ from ksteer_vllm.spec.where import GENERATION, Where
 __all__ = ["Registry"]
 
 MAX_KNOWN_SPECS = 256
-"""Specs that are known again and not checked anew; all are forgotten when there are more."""
+"""How many checked specs are remembered, so as not to be checked again; with more, all are forgotten."""
 
 _PROBABILITY_FAMILIES = ("mlp", "linear")
 _CONDITION_FAMILIES = (*_PROBABILITY_FAMILIES, "vectors")
@@ -39,10 +40,10 @@ class Registry:
     Args:
         probes: Name -> metadata of the loaded probes.
         config: The engine's options.
-        presets: Name -> spec; those of the configuration unless given.
+        presets: Name -> spec; by default those of the configuration.
 
     Raises:
-        ConfigError: Naming the preset, if one of them cannot be run here, or the default does not exist.
+        ConfigError: If a preset cannot be run here, or the default does not exist; names the preset.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Registry:
         self.presets = dict(config.presets if presets is None else presets)
         self._known: dict[str | bytes, RunnableSpec] = {}
         self.default: RunnableSpec | None = None
-        """What requests that say nothing of steering get."""
+        """What requests that do not mention steering get."""
         for name in self.presets:
             try:
                 self.admit({"preset": name})
@@ -84,14 +85,14 @@ class Registry:
     def admit(self, value: Any) -> RunnableSpec | None:
         """Check what a request asks for.
 
-        The same spec is checked once: a request passes here when its HTTP handler begins and again when it
-        reaches the engine, and many requests ask for the same.
+        The result is remembered: a request passes here when its HTTP handler begins and again when it reaches
+        the engine, and many requests ask for the same.
 
         Args:
             value: A spec (object, mapping or JSON string), or a preset by name.
 
         Returns:
-            What to run; None if it asks explicitly not to be steered.
+            What to run; None for an explicit opt-out.
 
         Raises:
             SpecError: If it cannot be run here.
@@ -146,7 +147,9 @@ class Registry:
         self._check_layers(edit, layers, probe)
         if edit.num_steps > self.config.max_steps:
             raise SpecError(
-                "num_steps", f"at most {self.config.max_steps}, got {edit.num_steps}", edit.num_steps
+                "num_steps",
+                f"at most max_steps={self.config.max_steps}, got {edit.num_steps}",
+                edit.num_steps,
             )
         where = edit.where or (
             GENERATION if probe.default_where is None else Where.model_validate(probe.default_where)
@@ -213,14 +216,14 @@ class Registry:
         absent = [layer for layer in layers if probe.layers and layer not in probe.layers]
         if absent:
             raise SpecError(
-                "layers", f"probe {edit.probe!r} has nothing for layer {listing(absent)}; it has: "
+                "layers", f"probe {edit.probe!r} has no tensors for layer {listing(absent)}; it has: "
                 f"{listing(probe.layers, 200)}", absent,
             )  # fmt: skip
         if edit.unit == "normalised":
             unknown = [layer for layer in layers if layer not in probe.activation_scale]
             if unknown:
                 raise SpecError(
-                    "unit", f"probe {edit.probe!r} stores no activation scale of layer {listing(unknown)}; "
+                    "unit", f"probe {edit.probe!r} stores no activation scale for layer {listing(unknown)}; "
                     f"it has: {listing(probe.activation_scale, 200)}", edit.unit,
                 )  # fmt: skip
 
@@ -236,12 +239,14 @@ class Registry:
         absent = [layer for layer in layers if probe.layers and layer not in probe.layers]
         if absent:
             raise SpecError(
-                "condition.probe", f"{condition.probe!r} has nothing for layer {listing(absent)}", absent
+                "condition.probe", f"{condition.probe!r} has no tensors for layer {listing(absent)}", absent
             )
         side = "below" if condition.above is None else "above"
         bound = getattr(condition, side)
         if probe.family in _PROBABILITY_FAMILIES and not 0 < bound < 1:
-            raise SpecError(f"condition.{side}", f"a probability between 0 and 1, got {bound}", bound)
+            raise SpecError(
+                f"condition.{side}", f"expected a probability between 0 and 1, got {bound}", bound
+            )
         return probe.digest
 
 

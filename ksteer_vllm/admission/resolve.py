@@ -15,11 +15,18 @@ __all__ = ["check_fit", "configured_probes", "resolve_config"]
 def resolve_config(config: EngineConfig, model: ModelIdentity) -> ResolvedConfig:
     """Fill in the probes' digests and the open layers, and check that every probe fits the model.
 
-    The result is what travels to the workers and enters the compile-cache key, so a probe folder that
-    changes its layer can never meet a graph compiled for another one.
+    The result travels to the workers and enters the compile-cache key, so a probe folder that changes its
+    layer can never meet a graph compiled for another one.
+
+    Args:
+        config: The options as the operator gave them.
+        model: The engine's model.
+
+    Returns:
+        The options with every choice made.
 
     Raises:
-        ProbeError: If a folder is damaged or does not fit.
+        ProbeError: If a probe folder is damaged or does not fit the model.
         ConfigError: If a layer does not exist.
     """
     sources: dict[str, ResolvedSource] = {}
@@ -60,7 +67,7 @@ def check_fit(name: str, probe: Probe, config: EngineConfig, model: ModelIdentit
     width = max(weights.width for weights in program.slots().values())
     if width > config.max_width:
         raise ProbeError(
-            f"probe {name!r} is {width} wide; the engine holds at most max_width={config.max_width}"
+            f"probe {name!r} has width {width}; this engine allows at most max_width={config.max_width}"
         )
 
 

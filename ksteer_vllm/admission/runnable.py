@@ -1,4 +1,4 @@
-"""A spec an engine can run, before it is known for which request."""
+"""A spec that an engine can run, not yet bound to a request."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ __all__ = ["RunnableEdit", "RunnableSpec", "in_stack"]
 
 @dataclass(frozen=True)
 class RunnableEdit:
-    """An edit this engine can run, every default filled in. canonical: plain JSON types.
+    """An edit this engine can run, with every default filled in.
 
-    digest, condition_digest: of the probes it needs, by which workers know them ("": no condition).
+    Args:
+        where: Which tokens it edits.
+        fade: Generated tokens over which the strength falls to 0; None for no fade.
+        canonical: The edit as plain JSON types.
+        fingerprint: A hash of what the edit does to a token.
+        digest: The probe's, which is what workers know it by.
+        condition_digest: The digest of the condition's probe; empty without a condition.
+        compat: Which package's behaviour it reproduces, if any.
     """
 
     where: Where
@@ -49,8 +56,14 @@ class RunnableEdit:
 
 @dataclass(frozen=True)
 class RunnableSpec:
-    """A spec this engine can run. is_stack: it was written as one, for the paths of refusals; preset: the
-    name of the one it came from, or ""."""
+    """A spec this engine can run.
+
+    Args:
+        edits: In the order they are applied.
+        report: Whether a report was asked for.
+        is_stack: Whether it was written as a stack, for the paths in error messages.
+        preset: The name of the preset it came from, or "".
+    """
 
     edits: tuple[RunnableEdit, ...]
     report: bool
@@ -58,7 +71,7 @@ class RunnableSpec:
     preset: str = ""
 
     def for_request(self, num_prompt_tokens: int, max_tokens: int | None) -> AdmittedRequest:
-        """What travels with one request.
+        """The record that travels with one request.
 
         Args:
             num_prompt_tokens: Length of its prompt.
@@ -77,7 +90,7 @@ class RunnableSpec:
 
 
 def in_stack(error: SpecError, index: int | None) -> SpecError:
-    """The error of the edit at an index of a stack, under its path; None: there is no stack."""
+    """The error with the path of the edit at this index of a stack; unchanged if index is None."""
     if index is None:
         return error
     return SpecError(f"stack.{index}.{error.field}", str(error).partition(": ")[2], error.got)

@@ -18,10 +18,17 @@ _WORD = 8
 class CatalogStore:
     """One front end's view of the catalog.
 
-    folder: shared by `count` front ends, of which this is number `index`; None: there is no other. Reading
-    costs one look at shared memory: a word with the generation, then one per front end with the generation
-    up to which nothing older is on its way from there to the engine (`mark_seen`). Raises OSError where the
-    folder cannot be used, PermissionError where it is not ours alone.
+    Reading costs one look at shared memory. It holds one word with the catalog's generation, then one word
+    per front end with the generation it has marked (`mark_seen`).
+
+    Args:
+        initial: The catalog to begin with, unless the folder holds one already.
+        folder: Shared by all front ends of the server; None if this is the only one.
+        index: The number of this front end, from 0.
+        count: How many front ends there are.
+
+    Raises:
+        OSError: If the folder cannot be used; PermissionError if other users can.
     """
 
     def __init__(
@@ -82,9 +89,9 @@ class CatalogStore:
             fcntl.flock(self._lock_file, fcntl.LOCK_UN)
 
     def publish(self, catalog: Catalog) -> None:
-        """Make this the catalog of every front end, at once. Between `try_lock` and `unlock`.
+        """Make this the catalog of every front end, at once. Call it between `try_lock` and `unlock`.
 
-        Raises OSError; nothing has changed then.
+        Raises OSError, in which case nothing has changed.
         """
         self._write(catalog)
         with self._guard:
@@ -92,7 +99,7 @@ class CatalogStore:
             self._set_word(0, catalog.generation)
 
     def mark_seen(self, generation: int) -> None:
-        """Whatever this front end admitted before `generation` has reached the engine."""
+        """Record that whatever this front end admitted before `generation` has reached the engine."""
         self._set_word(1 + self._index, generation)
 
     def all_seen(self, generation: int) -> bool:
@@ -122,7 +129,7 @@ class CatalogStore:
         if self._folder is None:
             return
         partial = self._folder / "catalog.json.partial"
-        self._folder.mkdir(mode=0o700, exist_ok=True)  # whatever clears temporary folders may have been there
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # a cleaner of temporary folders may have removed it
         try:
             with partial.open("wb") as file:
                 file.write(catalog.model_dump_json().encode())

@@ -1,4 +1,4 @@
-"""What a finished request was steered by, from its admission alone: nothing per token is needed."""
+"""How much a finished request was steered, computed from its admission record and its length alone."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MOVES_AT_ALPHA_0 = ("ace",)
 
 @dataclass
 class Tally:
-    """Of one probe. tokens: positions its edits name; gradient_steps: positions x layers x num_steps."""
+    """One probe's share. tokens: positions its edits name; gradient_steps: positions x layers x num_steps."""
 
     tokens: int = 0
     gradient_steps: int = 0
 
 
 def tally(edits: Sequence[AdmittedEdit], num_tokens: int) -> dict[str, Tally]:
-    """probe -> what it did to a request whose first num_tokens positions went through the model.
+    """Probe -> how much it steered a request whose first num_tokens positions went through the model.
 
     A position counts once per probe, and as long as the edit's strength has not faded to 0. Whether an edit's
     condition was met, or its steps ended early, only a report can tell: here all named positions and steps

@@ -32,7 +32,7 @@ class Counters:
     dropped_edits: int = 0
 
     def set_dropped(self, total: int) -> None:
-        """Note how many edits were dropped since start-up, and tell the operator of new ones."""
+        """Record how many edits were dropped since start-up, and log new ones."""
         if total > self.dropped_edits:
             self.dropped_edits = total
             emit("dropped_edits", total=total)

@@ -85,7 +85,7 @@ class Capture:
             self._rows.setdefault((capture_id, layer), []).append((position, piece))
 
     def take(self, ids: Collection[str] | None = None) -> bytes:
-        """What was recorded so far; it is kept no longer.
+        """Hand over what was recorded, and forget it.
 
         Args:
             ids: Of finished requests; None: everything.

@@ -19,7 +19,7 @@ class CPUBackend:
 
     Args:
         tables: What the steps' tokens meet.
-        counters: Told of dropped edits as they happen.
+        counters: Updated with dropped edits as they happen.
         use_native: Run plain gradient steps in the native kernel, where one can be built.
     """
 

@@ -20,7 +20,7 @@ class GPUBackend:
 
     Args:
         tables: What the steps' tokens meet; the largest step fixes the size of the scratch memory.
-        counters: Told of dropped edits when they are asked for.
+        counters: Updated with the dropped edits on request.
     """
 
     name: Literal["triton"] = "triton"

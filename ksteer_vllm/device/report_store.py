@@ -1,4 +1,4 @@
-"""What a worker knows of its steered tokens: one record per edit, layer and position, until it is fetched."""
+"""A worker's records of its steered tokens: one per edit, layer and position, kept until they are fetched."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class SteeringState:
         self.backend.begin_step(rows_changed)
 
     def end_step(self) -> None:
-        """Nobody is steered from here on, until the next `begin_step`: idle steps and dummy runs."""
+        """Steer nothing until the next `begin_step`: for steps without steered requests, and dummy runs."""
         self.active = False
         self.backend.collect_reports()
         if self.capture is not None:

@@ -18,7 +18,7 @@ def admission_record(params: Any) -> Mapping[str, Any] | None:
 
 
 def admitted_request(params: Any) -> AdmittedRequest | None:
-    """The steering of an admitted request, from its sampling parameters; None of a plain one."""
+    """The steering of an admitted request, from its sampling parameters; None for a plain one."""
     record = admission_record(params)
     return None if record is None else AdmittedRequest.from_wire(record)
 

@@ -27,7 +27,7 @@ logger = logging.getLogger("vllm.ksteer")
 def attach_to_worker(worker: Any) -> None:
     """Build the steering state of a worker whose model is loaded, and hook its model runner.
 
-    Covers every loader alike. Raises (and so stops the start-up) if an open layer cannot be attached.
+    Works with every model loader. Raises, and so stops the start-up, if an open layer cannot be attached.
     """
     vllm_config = worker.vllm_config
     config = engine_config(vllm_config)

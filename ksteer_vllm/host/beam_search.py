@@ -1,4 +1,4 @@
-"""Beam search: it makes requests of its own, one per step and beam, that say nothing of steering."""
+"""Beam search: it makes requests of its own, one per step and beam, that carry no spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every change of a running server needs: nobody else changing anything, and the workers' answers."""
+"""What every change of a running server needs: exclusive access, and the workers' answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ksteer_vllm.host.every_worker import ask_every_worker
 __all__ = ["RETRY_AFTER", "ask", "changing", "write"]
 
 PATIENCE = 10.0
-"""Seconds a change waits for another one."""
+"""Seconds a change waits for another one to end."""
 PAUSE = 0.02
 RETRY_AFTER = 2
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("vllm.ksteer")
 
 @asynccontextmanager
 async def changing(store: CatalogStore) -> AsyncIterator[Catalog]:
-    """The catalog, which nobody else changes inside. Raises LifecycleError 503 if somebody does for long."""
+    """The catalog, locked against other changes. Raises LifecycleError 503 if another one takes too long."""
     deadline = time.monotonic() + PATIENCE
     while not store.try_lock():
         if time.monotonic() > deadline:
@@ -48,9 +48,9 @@ async def write(store: CatalogStore, catalog: Catalog) -> None:
 
 
 async def ask(engine_core: Any, method: str, *arguments: Any) -> list[Any]:
-    """What every worker answers. Raises LifecycleError 503 if the engine cannot be asked."""
+    """Every worker's answer. Raises LifecycleError 503 if the engine does not give one."""
     try:
         return await ask_every_worker(engine_core, method, arguments)
     except Exception as error:
         logger.error("workers could not be asked (%s): %s", method, error)
-        raise LifecycleError(503, "ksteer", "the engine could not be asked", RETRY_AFTER) from error
+        raise LifecycleError(503, "ksteer", "the engine did not answer", RETRY_AFTER) from error

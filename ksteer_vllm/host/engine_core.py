@@ -1,7 +1,7 @@
 """The engine core's part in loading and unloading probes: it knows every request that has not finished.
 
-Both functions do something only where steering is enabled; elsewhere nobody calls the worker methods, and no
-request is admitted.
+Both functions act only where steering is enabled; elsewhere nobody calls the worker methods, and no request
+is admitted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def collective_rpc(original: Function) -> Function:
 
 
 def preprocess_add_request(original: Function) -> Function:
-    """Wrap `EngineCore.preprocess_add_request(request)`, whose errors vLLM gives to that request alone.
+    """Wrap `EngineCore.preprocess_add_request(request)`, whose errors fail that request alone.
 
     Runs on the thread that receives requests; the set of resident probes is replaced, never changed.
     """

@@ -13,10 +13,17 @@ LOAD, UNLOAD, RESIDENT, BARRIER = "ksteer_load", "ksteer_unload", "ksteer_reside
 
 
 async def ask_every_worker(engine_core: Any, method: str, arguments: Sequence[Any] = ()) -> list[Any]:
-    """The answers of all workers to a method of `host.rpc`, engine by engine.
+    """Call a method of `host.rpc` on every worker of every engine.
 
-    engine_core: AsyncLLM's client. With data parallelism it is asked engine by engine, where vLLM's own
-    collective_rpc reaches one.
+    With data parallelism each engine is asked in turn: vLLM's own collective_rpc reaches only one.
+
+    Args:
+        engine_core: AsyncLLM's client.
+        method: The method's name.
+        arguments: Its arguments.
+
+    Returns:
+        The workers' answers, engine by engine.
     """
     engines = getattr(engine_core, "core_engines", ())
     if len(engines) <= 1:

@@ -26,7 +26,7 @@ class EngineFacts:
 
 
 def engine_facts(llm: Any) -> EngineFacts:
-    """Of a `vllm.LLM`. Raises ConfigError if it was started without steering."""
+    """The facts about a `vllm.LLM`. Raises ConfigError if it was started without steering."""
     registry = llm.llm_engine.input_processor.ksteer_admission.registry
     if registry is None:
         raise ConfigError("steering is not enabled in this engine")

@@ -1,8 +1,8 @@
 """Changing a running server's probes and presets: all workers and all API servers, or nothing.
 
-A probe is loaded by its digest into every worker first; then its name changes hands in the catalog, which
-every front end reads at each admission, so that from one moment on all new requests see the new one. What no
-name refers to any more retires (`host.retirement`).
+A probe is first loaded into every worker, by its digest; then the catalog gives it the name. Every front end
+reads the catalog at each admission, so all new requests see the new probe from the same moment on. A probe
+that no name refers to any more retires (`host.retirement`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ Result = TypeVar("Result")
 class ServerLifecycle:
     """The changes one API server makes, and its part in those of the others.
 
-    engine_client: its AsyncLLM, in which steering is enabled. folder: shared with the other API servers of
-    the same `vllm serve`; None if there are none. Methods raise LifecycleError; nothing has changed then. A
-    change that has begun is finished, even if whoever asked for it has gone.
+    Methods raise LifecycleError, in which case nothing has changed. A change that has begun is finished, even
+    if the client that asked for it has disconnected.
+
+    Args:
+        engine_client: The server's AsyncLLM, with steering enabled.
+        folder: Shared with the other API servers of the same `vllm serve`; None if there are none.
     """
 
     def __init__(self, engine_client: Any, folder: Path | None = None) -> None:
@@ -53,7 +56,7 @@ class ServerLifecycle:
         index = getattr(self._engine_core, "client_index", 0)
         count = getattr(self._engine_core, "client_count", 1)
         self.refuses_changes = ""
-        """Why no change can be made here; empty if they can."""
+        """Why no change can be made here; empty if changes can be made."""
         if folder is not None:
             initial = self._live.store.read()
             self._live.share(CatalogStore(initial, folder, index=index, count=count))
@@ -70,8 +73,8 @@ class ServerLifecycle:
         return self._live.current
 
     async def residency(self) -> dict[str, Any]:
-        """workers: how many there are; digests: what any of them holds; slots_total, slots_used and steered
-        requests of the one with most; bytes of all."""
+        """What the workers hold: their number, the digests on any of them, bytes summed over all, and
+        slots_total, slots_used and steered requests of the worker with the most."""
         answers = await ask(self._engine_core, RESIDENT)
         return {
             "workers": len(answers),
@@ -86,10 +89,19 @@ class ServerLifecycle:
     async def load(
         self, name: str, folder: str, *, digest: str | None = None, replace: bool = False
     ) -> tuple[ProbeMetadata, bool]:
-        """Load the probe in a folder of the operator's directories under a name.
+        """Load a probe folder from the operator's directories under a name.
 
-        digest: what the folder must hold. replace: the name may be taken; requests in flight finish on what
-        it was. Returns the probe's metadata and whether it replaced one.
+        Args:
+            name: What requests will call the probe.
+            folder: The folder's name.
+            digest: What the folder must hold, if given.
+            replace: Whether the name may be in use; requests in flight finish with the probe they began with.
+
+        Returns:
+            The probe's metadata, and whether it replaced one.
+
+        Raises:
+            LifecycleError: If the probe cannot be loaded.
         """
         try:
             metadata, replaced = await self._to_the_end(self._load(name, folder, digest, replace))
@@ -103,7 +115,17 @@ class ServerLifecycle:
         return metadata, replaced
 
     async def retire(self, name: str) -> tuple[str, str]:
-        """Take a name away. Returns the digest, and "retired", or "retiring" while requests still need it."""
+        """Remove a probe's name.
+
+        Args:
+            name: The probe's.
+
+        Returns:
+            Its digest, and "retired", or "retiring" while requests still need it.
+
+        Raises:
+            LifecycleError: If there is no such probe, or a preset needs it.
+        """
         try:
             digest, state = await self._to_the_end(self._retire(name))
         except LifecycleError as error:
@@ -114,13 +136,24 @@ class ServerLifecycle:
         return digest, state
 
     async def put_preset(self, name: str, spec: Mapping[str, Any]) -> bool:
-        """Name a spec. Returns whether the name is new."""
+        """Create or replace a preset.
+
+        Args:
+            name: The preset's.
+            spec: In plain JSON types.
+
+        Returns:
+            Whether the name is new.
+
+        Raises:
+            LifecycleError: If the name is not allowed, or this engine cannot run the spec.
+        """
         created = await self._to_the_end(self._put_preset(name, spec))
         events.emit("preset_changed", name=name, action="created" if created else "replaced")
         return created
 
     async def delete_preset(self, name: str) -> None:
-        """Take a preset's name away. The engine's default stays."""
+        """Delete a preset. Raises LifecycleError if there is none, or it is the engine's default."""
         await self._to_the_end(self._delete_preset(name))
         events.emit("preset_changed", name=name, action="deleted")
 
@@ -139,7 +172,7 @@ class ServerLifecycle:
                 )
             if not replaced and len(catalog.probes) >= config.max_probes:
                 raise LifecycleError(
-                    409, "name", f"max_probes={config.max_probes} probes are loaded; retire one"
+                    409, "name", f"max_probes={config.max_probes} probes are loaded; retire one first"
                 )
             following = catalog.with_probe(name, metadata)
             self._check_presets(following)
@@ -203,7 +236,7 @@ class ServerLifecycle:
                     raise LifecycleError(
                         409,
                         "name",
-                        f"max_presets={self._live.config.max_presets} presets exist already; delete one",
+                        f"max_presets={self._live.config.max_presets} presets exist; delete one first",
                     )
                 self.registry.admit(spec)
                 await write(self._live.store, catalog.with_presets({**catalog.presets, name: dict(spec)}))
@@ -218,17 +251,17 @@ class ServerLifecycle:
                     404, "name", f"no preset named {name[:80]!r}; available: {listing(catalog.presets)}"
                 )
             if name == self._live.config.default:
-                raise LifecycleError(409, "name", f"preset {name!r} is the default of this server")
+                raise LifecycleError(409, "name", f"preset {name!r} is this server's default")
             rest = {other: spec for other, spec in catalog.presets.items() if other != name}
             await write(self._live.store, catalog.with_presets(rest))
 
     def _changing(self) -> Any:
         if self.refuses_changes:
-            raise LifecycleError(403, "ksteer", f"nothing can be changed here: {self.refuses_changes}")
+            raise LifecycleError(403, "ksteer", f"this server allows no changes: {self.refuses_changes}")
         return changing(self._live.store)
 
     def _check_presets(self, catalog: Catalog) -> None:
-        """Every preset must run in what follows."""
+        """Every preset must still run with the new catalog."""
         try:
             self._live.registry_of(catalog)
         except ConfigError as error:
@@ -252,7 +285,7 @@ def _check_name(name: str) -> None:
 
 
 def _without_path(message: str, path: Path, folder: str) -> str:
-    """With the folder as it was asked for; where it lies is not for clients."""
+    """Show the folder as the client named it; where it lies is not for clients to know."""
     return message.replace(str(path), repr(folder))
 
 
@@ -263,6 +296,8 @@ def _refusal(catalog: Catalog, answer: Mapping[str, Any], path: Path, folder: st
     if answer["why"] != "full":
         return LifecycleError(400, "folder", message)
     if catalog.retiring:
-        message += "; some are held by retired probes that requests still use"
+        message += "; some are held by retiring probes that requests still use"
         return LifecycleError(503, "folder", message, RETRY_AFTER)
-    return LifecycleError(409, "folder", f"{message}; retire a probe, or start with more max_slots")
+    return LifecycleError(
+        409, "folder", f"{message}; retire a probe, or start the server with a larger max_slots"
+    )

@@ -1,7 +1,7 @@
 """Feeding `telemetry.metrics` in the front end of a server (AsyncLLM); offline engines have no meter.
 
-Costs O(edits) per request and nothing per token. The workers' counters are fetched every few seconds by the
-first API server, as long as anything happens.
+Costs O(edits) per request and nothing per token. The first API server fetches the workers' counters
+every few seconds, as long as there are requests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Meter", "observe_report", "open_meter"]
 
 RPC = "ksteer_metrics"
 POLL_SECONDS, IDLE_POLL_SECONDS = 5.0, 60.0
-"""Between two looks at the workers; where this server has seen no request since the last look."""
+"""Seconds between two polls of the workers: while there are requests, and while there are none."""
 _MAX_FAILURES = 3
 
 logger = logging.getLogger("vllm.ksteer")
@@ -58,7 +58,7 @@ class Meter:
         self._totals: dict[int, _Totals] = {}
 
     def start(self) -> None:
-        """Announce the engine and follow its workers, in the first front end; now, or once a loop runs."""
+        """Announce the engine and follow its workers, in the first front end, once an event loop runs."""
         if not self._leads or self._follower is not None:
             return
         try:
@@ -77,7 +77,7 @@ class Meter:
         self._follower = loop.create_task(self._follow())
 
     def noticed(self) -> None:
-        """A request has come, steered or not."""
+        """A request has arrived, steered or not."""
         self._active = True
         if self._follower is None:
             self.start()
@@ -93,7 +93,7 @@ class Meter:
         self._sample(request)
 
     def _sample(self, request: Any) -> None:
-        """Have a share of the requests that steer generation alone report to us. The same ids every time."""
+        """Have a share of the requests that steer generation alone report to us, chosen by their ids."""
         assert self._admission.live is not None
         share = self._admission.live.config.sample_reports
         if not share:
@@ -112,7 +112,7 @@ class Meter:
             self._running[request.request_id] = admitted, state
 
     def finished(self, request_id: str) -> None:
-        """A request has ended, in whatever way; those that are not steered are passed over."""
+        """A request has ended, in whatever way. Plain ones are ignored."""
         found = self._running.pop(request_id, None)
         if found is None:
             return
@@ -126,7 +126,7 @@ class Meter:
             self._metrics.gradient_steps.labels(probe).inc(count.gradient_steps)
 
     async def _follow(self) -> None:
-        """Look at the workers for as long as they answer."""
+        """Poll the workers for as long as they answer."""
         since_last, failures = IDLE_POLL_SECONDS, 0
         while failures < _MAX_FAILURES:
             registry = self._admission.registry
@@ -167,8 +167,8 @@ class Meter:
 
 
 def _by_engine(answers: Iterable[Mapping[str, Any]]) -> dict[int, _Totals]:
-    """engine -> counters. Ranks run the same steps side by side: the largest number counts. Of the ranks of a
-    tensor-parallel group, which make the same edits, the first counts what was dropped."""
+    """engine -> counters. Ranks run the same steps side by side, so the largest number counts. The ranks of a
+    tensor-parallel group make the same edits, so only the first counts what was dropped."""
     found: dict[int, _Totals] = {}
     for answer in answers:
         counters = answer["counters"]

@@ -1,7 +1,7 @@
 """Bringing a finished request's steering report from the workers to its output, in the front end.
 
 The worker methods are in `host.rpc`, the records in `ksteer_vllm.report`. A request that asks for a report
-gets a request state and, in AsyncLLM, an output collector of ours; others keep vLLM's.
+gets our request state and, in AsyncLLM, our output collector; others keep vLLM's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Ticket:
 
     @property
     def num_tokens(self) -> int:
-        """Accepted tokens that went through the model: the last one generated did not, or in vain."""
+        """Accepted tokens that went through the model. The last one generated did not, or to no effect."""
         return self.prompt_length + self.num_generated - 1
 
 
@@ -55,7 +55,7 @@ def wants_report(request: Any) -> bool:
 
 
 def open_desk(engine: Any) -> None:
-    """Give a front end (LLMEngine, AsyncLLM) the desk of its steering reports."""
+    """Give a front end (LLMEngine, AsyncLLM) its desk for steering reports."""
     desk = ReportDesk(engine.input_processor.ksteer_admission, engine.engine_core)
     engine.output_processor.ksteer_desk = desk
 
@@ -87,7 +87,7 @@ class ReportDesk:
             state.queue.ksteer_desk = self
             state.queue.ksteer_tickets = {}
         self._running.add(request.request_id)
-        # Aborted in LLMEngine, which makes no output then: nobody will come for these.
+        # Aborted in LLMEngine, which then makes no output: nobody will collect these.
         gone = {other for other in self._running if other not in output_processor.request_states}
         self._running -= gone
         self._abandoned |= gone
@@ -105,7 +105,7 @@ class ReportDesk:
         )
 
     def abandon(self, tickets: Sequence[_Ticket]) -> None:
-        """Nobody will come for these: their records are dropped with the next request to the workers."""
+        """Nobody will collect these: their records are dropped with the next call to the workers."""
         self._abandoned.update(ticket.request_id for ticket in tickets)
 
     def deliver(self, due: Sequence[tuple[Any, _Ticket]]) -> None:
@@ -116,7 +116,7 @@ class ReportDesk:
     async def deliver_async(self, due: Sequence[tuple[Any, _Ticket]]) -> None:
         """`deliver` for AsyncLLM. With data parallelism every engine is asked; one knows the request.
 
-        A reply whose report cannot be fetched (the engine is shutting down, say) is delivered all the same.
+        A reply whose report cannot be fetched (the engine is shutting down, say) is still delivered.
         """
         arguments = self._arguments(due)
         try:

@@ -42,7 +42,7 @@ __all__ = [
 Result = TypeVar("Result")
 
 _DEFAULT_IS_OFF: ContextVar[bool] = ContextVar("ksteer_default_is_off", default=False)
-"""Requests that say nothing of steering are made for a search that opted out."""
+"""Set while requests without a spec are made for a search that opted out."""
 
 
 @contextmanager
@@ -73,7 +73,7 @@ class AdmissionError(VLLMValidationError, KSteerError, ValueError):
 
 
 def counting_refusals(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Count the requests that a gate refuses. A refusal ends a request, so that no other gate sees it."""
+    """Count the requests that a gate refuses. A refusal ends the request, so it is counted once."""
 
     @functools.wraps(function)
     def counted(*args: Any, **kwargs: Any) -> Result:
@@ -98,7 +98,7 @@ def asks_for_steering(params: Any) -> bool:
 
 
 def _said(params: Any) -> Any:
-    """What parameters say of steering; None where they say nothing."""
+    """What the parameters say about steering, or None."""
     for name in ("extra_args", "extra_kwargs"):
         extra = getattr(params, name, None)
         if isinstance(extra, Mapping) and extra.get(EXTRA_ARGS_KEY) is not None:
@@ -107,7 +107,7 @@ def _said(params: Any) -> Any:
 
 
 def prompt_length(prompt: Any) -> int | None:
-    """The number of prompt tokens of anything `AsyncLLM.generate` takes; None for what is not tokenised."""
+    """The number of prompt tokens of anything `AsyncLLM.generate` takes; None if it is not tokenised."""
     if isinstance(prompt, list):
         return len(prompt)  # token ids
     if isinstance(prompt, Mapping):
@@ -128,7 +128,12 @@ def _attribute(prompt: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Admission:
-    """The gate of one engine; live is None where steering is not enabled."""
+    """The gate of one engine.
+
+    Args:
+        live: The engine's registry; None where steering is not enabled.
+        captures: Whether requests may have activations recorded.
+    """
 
     live: LiveRegistry | None
     captures: bool = False
@@ -149,10 +154,20 @@ class Admission:
     def check(
         self, params: Any, *, num_prompt_tokens: int | None = None, resumable: bool = False
     ) -> RunnableSpec | None:
-        """The admitted spec of a request, or None for a plain one. Raises AdmissionError.
+        """Check what a request asks for.
 
-        A request that says nothing of steering gets the engine's default, if it has one. Where the prompt's
-        length is known the windows are checked too.
+        A request that does not mention steering gets the engine's default, if there is one.
+
+        Args:
+            params: vLLM's sampling, pooling or beam-search parameters.
+            num_prompt_tokens: The prompt's length, if known: the windows are then checked too.
+            resumable: Whether the request belongs to a streaming-input session.
+
+        Returns:
+            The spec to run, or None for a plain request.
+
+        Raises:
+            AdmissionError: If the request cannot be steered as asked.
         """
         self._check_reserved(params)
         said, registry = _said(params), self.registry
@@ -184,7 +199,7 @@ class Admission:
     def _default(
         self, registry: Registry | None, params: Any, num_prompt_tokens: int | None, resumable: bool
     ) -> RunnableSpec | None:
-        """What a request that says nothing of steering gets. What generates nothing gets nothing."""
+        """What a request that does not mention steering gets; None if it generates nothing."""
         if registry is None or registry.default is None or _DEFAULT_IS_OFF.get():
             return None
         if not isinstance(params, SamplingParams):
@@ -202,17 +217,19 @@ class Admission:
         return registry.default
 
     def labels(self, admitted: AdmittedRequest) -> dict[str, tuple[str, ...]]:
-        """digest -> labels of the probes an admitted request uses."""
+        """Digest -> labels, for the probes an admitted request uses."""
         assert self.live is not None
         return self.live.labels(admitted.digests)
 
     def _check_reserved(self, params: Any) -> None:
         extra = getattr(params, "extra_args", None) or {}
         if ADMISSION_KEY in extra:
-            raise AdmissionError(f"extra_args.{ADMISSION_KEY} is written by the engine only", ADMISSION_KEY)
+            raise AdmissionError(f"extra_args.{ADMISSION_KEY} is reserved for the engine", ADMISSION_KEY)
         if CAPTURE_KEY in extra:
             if not self.captures:
-                raise AdmissionError(f"extra_args.{CAPTURE_KEY}: this engine does not capture", CAPTURE_KEY)
+                raise AdmissionError(
+                    f"extra_args.{CAPTURE_KEY}: this engine does not capture activations", CAPTURE_KEY
+                )
             try:
                 check_capture(extra[CAPTURE_KEY])
             except ValueError as error:
@@ -231,7 +248,7 @@ def compute_all_captured(request: Any) -> None:
 
 @counting_refusals
 def admit_into(request: Any, spec: RunnableSpec) -> None:
-    """Write what travels with a request into its own copy of the sampling parameters.
+    """Write the record of an admitted request into its own copy of the sampling parameters.
 
     The caller's SamplingParams and its extra_args dict are left alone: the copy may be shallow.
     """

@@ -1,9 +1,9 @@
 """Unloading probes that no name refers to any more, once no request can need them.
 
-Each front end says up to which generation of the catalog nothing it admitted is on its way to an engine: its
-admissions have ended, and a barrier sent after them through its own sockets has been answered. A probe
-that lost its name in a generation all have passed is needed by no request but those in a scheduler, and that
-the engine core knows (`host.engine_core`).
+Each front end marks the generation of the catalog before which nothing it admitted is still on its way to
+an engine: its admissions have ended, and a barrier sent after them on its own sockets was answered.
+Once all front ends have passed the generation in which a probe lost its name, only requests in a scheduler
+can need it, and the engine core knows those (`host.engine_core`).
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from ksteer_vllm.host.every_worker import BARRIER, UNLOAD
 __all__ = ["Retirement"]
 
 PAUSE = 0.2
-"""Seconds between two looks at whether the catalog has changed, or a probe can go."""
+"""Seconds between two checks for a changed catalog, or a probe that can be unloaded."""
 FAILURE_PAUSE = 10.0
 
 logger = logging.getLogger("vllm.ksteer")
 
 
 class Retirement:
-    """One front end's part in it."""
+    """One front end's part in unloading probes."""
 
     def __init__(self, engine_core: Any, live: LiveRegistry) -> None:
         self._engine_core = engine_core
         self._live = live
         self._seen = 0
         self.orphans: set[str] = set()
-        """Digests some workers may hold although no catalog has named them: loads that failed half way."""
+        """Digests that some workers may hold although no catalog names them: loads that failed half way."""
 
     async def follow(self) -> None:
-        """For as long as the server runs: say what has arrived, and retire what is due."""
+        """For as long as the server runs, mark what has arrived, and unload what is due."""
         while True:
             try:
                 await self._settle()
                 if self._live.store.read().retiring or self.orphans:
                     await self.collect()
-            except LifecycleError as error:  # the engine sleeps, or has gone, or another front end is at it
+            except (
+                LifecycleError
+            ) as error:  # the engine is asleep or gone, or another front end is making a change
                 logger.debug("retirement waits: %s", error)
             except Exception:  # if this stopped, nothing would ever be unloaded again
                 logger.exception("retirement failed; trying again")

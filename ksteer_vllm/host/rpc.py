@@ -1,7 +1,7 @@
 """Worker methods for `collective_rpc`: probes, counters, captured activations and steering reports.
 
-Those a server calls return what went wrong and raise nothing: where vLLM's executor meets an exception, it
-leaves the other workers' answers in their queues and takes them for those of the next call.
+The methods a server calls return errors instead of raising them: on an exception vLLM's executor leaves the
+other workers' answers in their queues, and takes them for the answers to the next call.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def ksteer_load(worker: Any, path: str, digest: str) -> dict[str, Any]:
 
 
 def ksteer_unload(worker: Any, digest: str) -> dict[str, Any]:
-    """Drop a probe; the engine core sees to it that no request needs it (`host.engine_core`).
+    """Drop a probe; the engine core makes sure that no request needs it (`host.engine_core`).
 
-    Reports that a device still holds of the step before are brought in first: what the slots hold says whose
-    labels they are of.
+    Reports of the previous step that a device still holds are collected first: the slots' contents tell whose
+    labels they are.
     """
     state = worker_state(worker)
     try:
@@ -84,7 +84,7 @@ def ksteer_metrics(worker: Any) -> dict[str, Any]:
 
 
 def ksteer_take_captures(worker: Any, ids: Sequence[str] | None = None) -> bytes:
-    """What was captured and not yet taken, see `ksteer_vllm.device.capture.Capture.take`."""
+    """The activations captured and not yet taken, see `ksteer_vllm.device.capture.Capture.take`."""
     capture = worker_state(worker).capture
     return b"" if capture is None else capture.take(None if ids is None else set(ids))
 

@@ -1,6 +1,6 @@
 """Per-step rows on vLLM's V2 model runner (`v1/worker/gpu/model_runner.py`, default on GPUs).
 
-The runner's own ModelState object is given a subclass of its class, so whatever state class the model
+The class of the runner's ModelState object is replaced by a subclass, so whatever state class the model
 resolved to keeps working. A request's row is its index in the runner's request state.
 """
 

@@ -3,7 +3,7 @@
 The server's are in `ksteer_vllm.server.seams`; `ksteer_vllm.plugin` applies both.
 
 Nothing here touches a model, a worker or an engine in which steering is not enabled; there the patched
-symbols do what they did, and refuse requests that carry a spec.
+symbols behave as before, and refuse requests that carry a spec.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def _assign_request_id(original: Function) -> Function:
 
 def _async_generate(original: Function) -> Function:
     def generate(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
-        """Checks the spec when called, not when first iterated: with HTTP streaming the first iteration
-        comes after the 200 header has gone out."""
+        """Check the spec when called, not when first iterated: with HTTP streaming the first iteration
+        comes after the 200 header has been sent."""
         self.input_processor.ksteer_admission.check(
             sampling_params, num_prompt_tokens=requests.prompt_length(prompt)
         )

@@ -29,7 +29,7 @@ _UNSUPPORTED: dict[str, tuple[str, ...]] = {
 }
 
 _KEYED_CONNECTORS = ("OffloadingConnector",)
-"""KV connectors whose every look-up is by vLLM's block hashes, which hold the steering keys."""
+"""KV connectors that look everything up by vLLM's block hashes, which include the steering keys."""
 
 
 def engine_config(vllm_config: Any) -> ResolvedConfig | None:
@@ -61,12 +61,13 @@ def refuse_rust_front_end(additional_config: Any) -> None:
     """Raise ConfigError if steering is configured and vLLM would serve through its Rust front end."""
     if CONFIG_KEY in (additional_config or {}) and getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
         raise ConfigError(
-            "steering cannot run with vLLM's Rust front end (VLLM_USE_RUST_FRONTEND=1), which checks no spec"
+            "steering cannot run with vLLM's Rust front end (VLLM_USE_RUST_FRONTEND=1), which does not "
+            "check specs"
         )
 
 
 def refuse_grpc_server(additional_config: Any, args: Any) -> None:
-    """Raise ConfigError if steering is configured and the arguments, or the program, are of a gRPC server."""
+    """Raise ConfigError if steering is configured and the arguments or the program are a gRPC server's."""
     serves = getattr(args, "grpc", False) or hasattr(sys.modules.get("__main__"), "serve_grpc")
     if CONFIG_KEY in (additional_config or {}) and serves:
         raise ConfigError(
@@ -89,12 +90,12 @@ def refuse_unsupported(vllm_config: Any) -> None:
     if getattr(vllm_config.parallel_config, "decode_context_parallel_size", 1) > 1:
         raise ConfigError(
             "steering cannot run with decode context parallelism (--decode-context-parallel-size), under "
-            "which it has never been checked"
+            "which it has not been tested"
         )
     if getattr(vllm_config.parallel_config, "enable_expert_parallel", False):
         raise ConfigError(
             "steering cannot run with expert parallelism (--enable-expert-parallel), under which it has "
-            "never been checked: vLLM's CPU build crashes there, plugin or not"
+            "not been tested: vLLM's CPU build crashes there even without this plugin"
         )
     _refuse_kv_transfer(vllm_config.kv_transfer_config)
     if vllm_config.model_config.is_encoder_decoder:

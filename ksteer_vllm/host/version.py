@@ -1,4 +1,4 @@
-"""Which vLLM this plugin runs on."""
+"""Which versions of vLLM this plugin runs on."""
 
 from __future__ import annotations
 
@@ -45,14 +45,24 @@ def require_methods(owner: type, names: Iterable[str]) -> None:
 
 
 def check_version(found: Version) -> bool:
-    """Refuse a vLLM that is too old; warn about a newer one than was tested. Returns whether it is tested."""
+    """Check the version of vLLM; warn about one newer than was tested.
+
+    Args:
+        found: The installed version.
+
+    Returns:
+        Whether it was tested.
+
+    Raises:
+        HostVersionError: If it is too old.
+    """
     if Version(found.base_version) < OLDEST:
         raise HostVersionError(
             f"ksteer-vllm needs vLLM {OLDEST} or newer (tested: {TESTED_RANGE}); found {found}"
         )
     if Version(found.base_version) >= UNTESTED_FROM:
         logger.warning(
-            "ksteer-vllm was tested with vLLM %s, this is %s: checking every seam at start-up",
+            "ksteer-vllm was tested with vLLM %s, this is %s: checking every patched symbol at start-up",
             TESTED_RANGE,
             found,
         )

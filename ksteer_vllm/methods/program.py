@@ -121,7 +121,9 @@ class FamilyProgram(ABC):
         Raises:
             SpecError: No condition can be put on the labels of this family.
         """
-        raise SpecError("condition.probe", f"family {self.metadata.family!r} cannot be a condition")
+        raise SpecError(
+            "condition.probe", f"a probe of family {self.metadata.family!r} cannot be a condition"
+        )
 
     def weights(self, edit: Mapping[str, Any]) -> Tensor:
         """c [K] float64 of the loss L = c . f (arXiv 2505.24535): +w on avoid labels, -w on target labels."""

@@ -1,1 +1,1 @@
-"""The probe folder: what a fit leaves, read back and checked."""
+"""The probe folder: what a fit writes, read back and checked."""

@@ -1,4 +1,4 @@
-"""Reading and replacing files that may be damaged, behind links, or something else than files."""
+"""Reading and replacing files that may be damaged, behind links, or not regular files at all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ __all__ = ["read_regular", "replace_files"]
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The contents of a regular file of at most `limit` bytes.
+    """Read a regular file.
 
-    Never waits, as a FIFO would have it, and never reads more than `limit`, whatever the file claims to be.
-    Raises OSError with a reason in `strerror`.
+    Never blocks, as opening a FIFO would, and never reads more than `limit` bytes, whatever the file claims.
+
+    Args:
+        path: The file.
+        limit: The largest size that is read, in bytes.
+
+    Returns:
+        Its contents.
+
+    Raises:
+        OSError: If it is not a regular file, too large or unreadable; the reason is in `strerror`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -27,7 +36,7 @@ def read_regular(path: Path, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "not a regular file")
         if status.st_size > limit:
-            raise OSError(0, f"{status.st_size} bytes, at most {limit} are read")
+            raise OSError(0, f"the file has {status.st_size} bytes, at most {limit} are allowed")
         content = file.read(status.st_size)
         while len(content) < status.st_size and (more := file.read(status.st_size - len(content))):
             content += more
@@ -35,12 +44,18 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write the named files of a folder, replacing those that are there: all of them, or, if writing fails,
-    none. Raises OSError.
+    """Write files into a folder, replacing existing ones: all of them or, if writing fails, none.
 
     Everything is on the disk before the first file is replaced. Only a crash between two replacements, or a
-    folder that lets the old files not be put back, can leave old and new side by side; the old one is
-    `.NAME.former` then.
+    folder that does not let the old files be put back, can leave old and new side by side; the old one is
+    then `.NAME.former`.
+
+    Args:
+        folder: An existing folder.
+        contents: Name -> what the file holds afterwards.
+
+    Raises:
+        OSError: If a file cannot be written.
     """
     partial = {name: folder / f".{name}.partial" for name in contents}
     former = {name: folder / f".{name}.former" for name in contents}

@@ -1,6 +1,6 @@
-"""What a probe folder says of itself: `probe.json`, and the digest that stands for the whole folder.
+"""What a probe folder says about itself: `probe.json`, and the digest that identifies the whole folder.
 
-Pure: neither torch nor vLLM, so a folder can be listed and inspected where there is neither.
+Pure: needs neither torch nor vLLM, so a folder can be listed and inspected where neither is installed.
 """
 
 from __future__ import annotations
@@ -45,29 +45,35 @@ class ProbeMetadata(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
-    family: Annotated[str, Field(description="a family of `ksteer_vllm.spec.families.FAMILIES`")] = "mlp"
+    family: Annotated[str, Field(description="A family of `ksteer_vllm.spec.families.FAMILIES`.")] = "mlp"
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
-    layer: Annotated[int, Field(ge=0, description="0-based decoder block")]
+    layer: Annotated[int, Field(ge=0, description="The 0-based decoder block it was fitted at.")]
     layers: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
-        Field(description="decoder blocks with tensors of their own (first dimension); empty: one for all"),
+        Field(
+            description="The decoder blocks with tensors of their own, by first dimension. Empty: one set."
+        ),
     ] = ()
     site: Literal["output"] = "output"
     activation: Literal["relu"] = "relu"
     model: ModelIdentity
-    default_alpha: Annotated[dict[str, Finite], Field(description="method -> alpha")] = {}
+    default_alpha: Annotated[
+        dict[str, Finite], Field(description="Method -> the strength of requests that give none.")
+    ] = {}
     default_where: Annotated[
-        dict[str, Any] | None, Field(description="where-clause of requests that give none")
+        dict[str, Any] | None, Field(description="The where-clause of requests that give none.")
     ] = None
     default_layers: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
-        Field(description="layers of requests that give none; empty: all it has tensors for"),
+        Field(description="The layers of requests that give none. Empty: all it has tensors for."),
     ] = ()
     activation_scale: Annotated[
         dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
-        Field(description="layer -> mean of |x - mean(x)| over the fitting data: the normalised unit"),
+        Field(description="Layer -> mean of |x - mean(x)| over the fitting data: the normalised unit."),
     ] = {}
-    settings: Annotated[dict[str, Any], Field(description="what else changes what the tensors do")] = {}
+    settings: Annotated[
+        dict[str, Any], Field(description="Anything else that changes what the tensors do.")
+    ] = {}
     training: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     digest: str = ""
@@ -107,7 +113,17 @@ class ProbeMetadata(BaseModel):
 
 
 def read_metadata(folder: str | Path) -> ProbeMetadata:
-    """Only `probe.json`. Raises ProbeError."""
+    """Read `probe.json` alone.
+
+    Args:
+        folder: A probe folder.
+
+    Returns:
+        Its checked contents; the weights are not read, so the digest is not verified.
+
+    Raises:
+        ProbeError: If the file is missing or invalid.
+    """
     path = Path(folder) / METADATA_FILE
     try:
         text = read_regular(path, MAX_METADATA_BYTES).decode()
@@ -121,10 +137,18 @@ def read_metadata(folder: str | Path) -> ProbeMetadata:
 
 
 def read_verified(folder: str | Path) -> tuple[ProbeMetadata, bytes]:
-    """The metadata of a folder and the bytes of its weights file, once they match the digest.
+    """Read a folder and verify its digest.
 
-    Whatever the folder holds, no more than MAX_METADATA_BYTES and MAX_WEIGHTS_BYTES are read. Raises
-    ProbeError.
+    Whatever the folder holds, no more than MAX_METADATA_BYTES and MAX_WEIGHTS_BYTES are read.
+
+    Args:
+        folder: A probe folder.
+
+    Returns:
+        The metadata, and the bytes of the weights file.
+
+    Raises:
+        ProbeError: If a file is missing or invalid, or the contents do not match the digest.
     """
     folder = Path(folder)
     metadata = read_metadata(folder)

@@ -1,8 +1,8 @@
 """What a request steers with: the tensors of one fitted method, saved as a plain folder.
 
 A folder holds `probe.safetensors` (the tensors) and `probe.json` (what they mean, and how they were made).
-The SHA-256 digest covers both the tensors and every field that changes what they do. Which tensors a family
-of methods needs, and their shapes, is said in `ksteer_vllm.spec.families`.
+The SHA-256 digest covers both the tensors and every field that changes what they do.
+`ksteer_vllm.spec.families` says which tensors a family of methods needs, and their shapes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,15 @@ __all__ = ["Probe"]
 
 @dataclass(frozen=True)
 class Probe:
-    """Checked tensors (float32, on the CPU) and metadata of any family.
+    """Checked tensors and metadata of any family.
 
-    tensors: as `FAMILIES[family].tensors` says; with metadata.layers, each has one more, first dimension.
-    Raises ProbeError naming the tensor whose shape or values do not fit.
+    Args:
+        metadata: The contents of `probe.json`.
+        tensors: Name -> float32 tensor on the CPU, as `FAMILIES[family].tensors` says. With metadata.layers,
+            each has one more, first dimension.
+
+    Raises:
+        ProbeError: If the shape or the values of a tensor do not fit; names the tensor.
     """
 
     metadata: ProbeMetadata
@@ -59,7 +64,17 @@ class Probe:
         return self.metadata.labels
 
     def at(self, layer: int) -> dict[str, Tensor]:
-        """The tensors used at a layer, float64. ProbeError if the probe has none for it."""
+        """The tensors used at a layer.
+
+        Args:
+            layer: The 0-based decoder block.
+
+        Returns:
+            Name -> float64 tensor.
+
+        Raises:
+            ProbeError: If the probe has no tensors for the layer.
+        """
         if not self.metadata.layers:
             return {name: tensor.double() for name, tensor in self.tensors.items()}
         if layer not in self.metadata.layers:
@@ -73,9 +88,16 @@ class Probe:
         return replace(self, metadata=ProbeMetadata.model_validate(fields))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the folder, replacing a probe that is there. Returns it.
+        """Write the probe to a folder, replacing a probe that is there.
 
-        An OSError (the disk is full, say) leaves what was there as it was.
+        Args:
+            folder: Created if it does not exist.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OSError: If a file cannot be written (the disk is full, say); what was there is unchanged.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,9 +114,17 @@ class Probe:
 
     @classmethod
     def load(cls, folder: str | Path) -> Probe:
-        """Read and check a folder. Raises ProbeError, saying what is wrong and where.
+        """Read and check a probe folder.
 
-        No more than so many bytes are read, see `read_verified`.
+        Args:
+            folder: What `save` wrote.
+
+        Returns:
+            The probe, its tensors in float32 on the CPU.
+
+        Raises:
+            ProbeError: If a file is missing, damaged or too large (`read_verified`), or they do not fit;
+                says what is wrong and where.
         """
         folder = Path(folder)
         metadata, weights = read_verified(folder)
@@ -109,24 +139,24 @@ class Probe:
 
     @staticmethod
     def load_metadata(folder: str | Path) -> ProbeMetadata:
-        """Only `probe.json`. Raises ProbeError."""
+        """Read `probe.json` alone. Raises ProbeError."""
         return read_metadata(folder)
 
     def logits(self, x: Tensor, layer: int | None = None) -> Tensor:
-        """Label logits of residual-stream vectors, of a probe of family `mlp`.
+        """Label logits of residual-stream vectors, for a probe of family `mlp`.
 
         Args:
             x: [..., d], float32 or float64.
-            layer: whose tensors, of a probe that has some for several layers; None: its own.
+            layer: The layer whose tensors to use, for a probe with several; None: the one it was fitted at.
 
         Returns:
-            [..., K] in x's dtype.
+            Logits [..., K] in x's dtype.
 
         Raises:
-            ProbeError: for another family, or a layer it has no tensors for.
+            ProbeError: If the probe is of another family, or has no tensors for the layer.
         """
         if self.metadata.family != "mlp":
-            raise ProbeError(f"logits: of family 'mlp', this is {self.metadata.family!r}")
+            raise ProbeError(f"logits: needs a probe of family 'mlp', this one is {self.metadata.family!r}")
         folded = fold_mlp(self.at(self.metadata.layer if layer is None else layer))
         return probe_logits(x, MLPWeights(*(tensor.to(x) for tensor in vars(folded).values())))
 

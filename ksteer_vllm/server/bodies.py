@@ -1,4 +1,4 @@
-"""Does a request body carry a spec? In any spelling, on any route; text that mentions the word does not."""
+"""Whether a request body carries a spec, in any spelling, on any route. Text with the word in it does not."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = [
 ]
 
 CARRIERS = ("vllm_xargs", "extra_args", "extra_body", "sampling_params", "session", "body", "requests")
-"""Fields of a body that hold parameters, or whole requests: where a spec can stand, beside the top."""
+"""Fields of a body that hold parameters or whole requests: where a spec can be, besides the top level."""
 
 _WORD = EXTRA_ARGS_KEY.encode()
 
 
 def carries_spec(value: Any, *, opt_outs: bool = False) -> bool:
-    """Whether a decoded body holds a spec: at the top, in a carrier, or in a list of either. Null is none.
+    """Whether a decoded body holds a spec: at the top, in a carrier, or in a list of either.
 
-    opt_outs: an explicit opt-out counts, too.
+    Null is not a spec. An explicit opt-out counts only with opt_outs.
     """
     waiting = [value]
     while waiting:
@@ -43,7 +43,7 @@ def carries_spec(value: Any, *, opt_outs: bool = False) -> bool:
 
 
 def may_carry_spec(body: bytes) -> bool:
-    """A quick look at the bytes: False means that no JSON parser can find the key in them.
+    """A quick check of the bytes: False means that no JSON parser can find the key in them.
 
     A key can be written with \\u escapes, and JSON may come as UTF-16 or UTF-32, which is full of zero bytes.
     """
@@ -51,7 +51,7 @@ def may_carry_spec(body: bytes) -> bool:
 
 
 def json_asks_for_steering(body: bytes, *, opt_outs: bool = False) -> bool:
-    """Whether a JSON body carries a spec (opt_outs: or an opt-out). False for what is not JSON: the route
+    """Whether a JSON body carries a spec (with opt_outs, or an opt-out). False if it is not JSON: the route
     answers that itself."""
     if not may_carry_spec(body):
         return False
@@ -75,8 +75,8 @@ def json_opts_out_beside_a_preset(body: bytes) -> bool:
 
 
 def form_asks_for_steering(fields: Iterable[tuple[str, Any]], *, opt_outs: bool = False) -> bool:
-    """Whether form fields (name, value) carry a spec (opt_outs: or an opt-out): under its own name, or in a
-    carrier's JSON text."""
+    """Whether form fields (name, value) carry a spec (with opt_outs, or an opt-out): under its own name, or
+    in the JSON text of a carrier."""
     for name, value in fields:
         base, _, rest = name.partition("[")
         if base == EXTRA_ARGS_KEY or (base in CARRIERS and EXTRA_ARGS_KEY in rest):

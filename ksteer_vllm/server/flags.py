@@ -60,7 +60,7 @@ def add_flags(parser: Any) -> Any:
     )  # fmt: skip
     group.add_argument(
         "--ksteer-default", dest="ksteer_default", metavar="NAME",
-        help="The preset of requests that say nothing of steering. Default: none.",
+        help="The preset applied to requests that do not mention steering. Default: none.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-probe-dir", dest="ksteer_probe_dir", action="append", type=_directory, metavar="DIR",
@@ -69,7 +69,7 @@ def add_flags(parser: Any) -> Any:
     )  # fmt: skip
     group.add_argument(
         "--ksteer-admin-key-file", dest="ksteer_admin_key_file", type=_key_file, metavar="FILE",
-        help="A file with the key that changes of probes and presets must bring, as X-KSteer-Admin-Key.",
+        help="A file with the key that requests to change probes or presets must send as X-KSteer-Admin-Key.",
     )  # fmt: skip
     for name in _LIMITS:
         group.add_argument(
@@ -78,7 +78,7 @@ def add_flags(parser: Any) -> Any:
         )  # fmt: skip
     group.add_argument(
         "--no-ksteer-reports", dest="ksteer_reports", action="store_const", const=False,
-        help="Refuse requests that ask for a report, and keep no memory for them.",
+        help="Refuse requests that ask for a report, and reserve no memory for reports.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-sample-reports", dest="ksteer_sample_reports", type=_option("sample_reports"),
@@ -87,7 +87,7 @@ def add_flags(parser: Any) -> Any:
     )  # fmt: skip
     group.add_argument(
         "--no-ksteer-page", dest="ksteer_page", action="store_const", const=False,
-        help="Serve no page at /ksteer/.",
+        help="Do not serve the page at /ksteer/.",
     )  # fmt: skip
     group.add_argument(
         "--ksteer-decoder", dest="ksteer_decoder", metavar="PATH",
@@ -129,17 +129,24 @@ def _merge_after_parsing(parser: Any) -> None:
 
 @cache
 def _shared_folder() -> str:
-    """Where the API servers of this `vllm serve` keep what they share; the first that needs it makes it."""
+    """Where the API servers of this `vllm serve` keep what they share; the first that needs it creates it."""
     folder = Path(tempfile.gettempdir(), f"ksteer-{uuid4().hex}")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return str(folder)
 
 
 def merge_flags(args: argparse.Namespace, additional_config: Any) -> Any:
-    """`additional_config` with our flags merged in; flags win over the same key there.
+    """Merge our flags into `additional_config`. Merging twice changes nothing.
 
-    Raises ConfigError, naming the flag. Returns the value unchanged when steering is not asked for; merging
-    twice changes nothing.
+    Args:
+        args: The parsed command line.
+        additional_config: vLLM's, a mapping or JSON text; a flag wins over the same key there.
+
+    Returns:
+        The merged mapping, or `additional_config` unchanged if steering is not asked for.
+
+    Raises:
+        ConfigError: If a flag cannot be used; names it.
     """
     options = {
         key: value for dest, key in _OPTIONS.items() if (value := getattr(args, dest, None)) is not None
@@ -189,7 +196,7 @@ def _directory(value: str) -> str:
     """The real path of a directory that exists."""
     folder = Path(value)
     if not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"no directory {value!r}")
+        raise argparse.ArgumentTypeError(f"not a directory: {value!r}")
     return str(folder.resolve())
 
 
@@ -203,7 +210,17 @@ def _key_file(value: str) -> str:
 
 
 def read_admin_key(file: str) -> str:
-    """The key in a file, white space around it removed. Raises ConfigError."""
+    """Read the admin key.
+
+    Args:
+        file: A UTF-8 text file.
+
+    Returns:
+        Its contents, without surrounding white space.
+
+    Raises:
+        ConfigError: If the file cannot be read or is empty.
+    """
     try:
         key = Path(file).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -36,7 +36,8 @@ _MAX_CLOSE_REASON = 123  # bytes, RFC 6455
 class SpecGate:
     """ASGI middleware: HTTP 400 for a spec on any route but STEERED_ROUTES.
 
-    So is an opt-out that a route would lose, where the engine steers by default or the model names a preset.
+    An opt-out that a route would lose is refused too, if the engine steers by default or the model names a
+    preset.
     """
 
     def __init__(self, app: App) -> None:
@@ -71,7 +72,7 @@ class SpecGate:
 
 
 def _registry(scope: Scope) -> Any:
-    """The registry now of the engine this application serves; None without steering."""
+    """The current registry of the engine this application serves; None without steering."""
     service = getattr(getattr(scope.get("app"), "state", None), "ksteer", None)
     return None if service is None else service.registry
 

@@ -1,7 +1,7 @@
 """The page at `/ksteer/`: the files of `ksteer_vllm/server/page/`, and nothing else.
 
-It is outside `/v1`, so it loads without an API key; what it asks of the server goes to `/v1` with the key its
-user types. Its URLs are relative: it works below `--root-path` and behind a proxy that adds a prefix.
+It is outside `/v1`, so it loads without an API key; its own requests go to `/v1` with the key the user types.
+Its URLs are relative, so it works below `--root-path` and behind a proxy that adds a prefix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-"""Of every answer: no inline script or style, nothing from other origins, not inside another page."""
+"""Headers of every response: no inline script or style, nothing from other origins, no framing."""
 
 _INDEX = "index.html"
 _TYPES = {
@@ -28,7 +28,7 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-"""Suffix of a file of the page -> its content type; no other file is served."""
+"""File suffix -> content type; files with other suffixes are not served."""
 
 
 @cache

@@ -1,7 +1,7 @@
 """Presets as models: `BASE:NAME` steers with preset NAME, where BASE is a served name or a LoRA adapter.
 
 The request's model becomes BASE and the preset goes into its `ksteer` field before vLLM looks up the model
-or the adapter. `BASE:none` is BASE, unsteered. A name that is served as it is written wins.
+or the adapter. `BASE:none` is BASE, unsteered. A model that is served under the full name takes precedence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _GENERATES_NOTHING = ("ServingTokenization",)
 def resolve_preset_model(original: Function) -> Function:
     """Wrap `BaseServing._check_model(self, request)`, which every handler calls first.
 
-    Requests that are steered and say nothing of it are given the engine's default preset here, too.
+    Requests on steered routes that do not mention steering are given the engine's default preset here, too.
     """
 
     async def _check_model(self: Any, request: Any) -> Any:
@@ -86,14 +86,14 @@ def list_presets(original: Function) -> Function:
 
 
 def _registry(models: Any) -> Registry | None:
-    """The engine's registry now; None without an engine, or without steering."""
+    """The engine's current registry; None without an engine, or without steering."""
     engine = getattr(models, "engine_client", None)
     admission = getattr(getattr(engine, "input_processor", None), "ksteer_admission", None)
     return None if admission is None else admission.registry
 
 
 def _split(models: Any, name: Any, registry: Registry) -> tuple[str, str] | None:
-    """(BASE, preset) of a name that is not itself served; None for what is vLLM's own business."""
+    """(BASE, preset) of a name that is not itself served; None for a name that is left to vLLM."""
     if not isinstance(name, str) or _is_served(models, name):
         return None
     base, colon, preset = name.rpartition(":")
@@ -110,7 +110,7 @@ def _is_served(models: Any, name: str) -> bool:
 
 
 def _takes_other_names() -> bool:
-    """Whether vLLM answers for names it does not list: any name, or adapters it can find."""
+    """Whether vLLM accepts names it does not list: any name, or adapters it can find."""
     return bool(envs.VLLM_SKIP_MODEL_NAME_VALIDATION or envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
 
 
@@ -119,7 +119,7 @@ def _keeps_spec(serving: Any, request: Any) -> bool:
 
 
 def _is(instance: Any, names: tuple[str, ...]) -> bool:
-    """Whether an instance is of one of vLLM's classes, or of one derived from it; imports none of them."""
+    """Whether an instance is of one of vLLM's classes, or of one derived from it, without importing them."""
     return any(kind.__name__ in names for kind in type(instance).__mro__)
 
 

@@ -14,7 +14,7 @@ __all__ = ["refuse_beam_search", "with_spec"]
 
 
 def spec_of(request: Any) -> Any:
-    """What a completion, chat or responses request says of steering, in either spelling; None: nothing."""
+    """What a completion, chat or responses request says about steering, in either spelling, or None."""
     undeclared = request.model_extra or {}
     in_body = undeclared.get(EXTRA_ARGS_KEY)
     in_xargs = (getattr(request, "vllm_xargs", None) or {}).get(EXTRA_ARGS_KEY)
@@ -23,7 +23,7 @@ def spec_of(request: Any) -> Any:
     for name in CARRIERS:
         if carries_spec(undeclared.get(name), opt_outs=True):
             raise AdmissionError(
-                f"{EXTRA_ARGS_KEY}: {name!r} is not read by this route and would lose the spec; expected at "
+                f"{EXTRA_ARGS_KEY}: this route does not read {name!r} and would lose the spec; expected at "
                 "the top of the body, or as a JSON string in vllm_xargs"
             )
     return in_body if in_body is not None else in_xargs
@@ -44,7 +44,7 @@ def with_spec(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `to_beam_search_params`: beam search would drop the spec. An opt-out goes along."""
+    """Wrap `to_beam_search_params`: beam search would drop the spec. An opt-out is passed on."""
 
     @counting_refusals
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -52,7 +52,7 @@ def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
         if spec is not None and not is_opt_out(spec):
             raise AdmissionError(
                 f"{EXTRA_ARGS_KEY}: steering is not supported with beam search, which would lose the spec; "
-                f'"{EXTRA_ARGS_KEY}": false asks for none'
+                f'opt out with "{EXTRA_ARGS_KEY}": false'
             )
         params = original(self, *args, **kwargs)
         if spec is not None:

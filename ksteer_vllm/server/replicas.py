@@ -1,8 +1,8 @@
 """The same change on every replica of a deployment, through each server's own `/v1/ksteer` routes.
 
-Replicas know nothing of each other. A change looks at all of them first and changes nothing if one is out of
-reach, allows no such change or wants an admin key and none is given (that one is wrong shows later); then it
-makes the change everywhere and says what became of it, replica by replica. Nothing is undone.
+Replicas do not know of each other. A change checks all of them first, and changes nothing if one is
+unreachable, does not allow the change, or requires an admin key and none is given (a wrong key is noticed
+later). Then it makes the change everywhere and reports the outcome of each replica. Nothing is rolled back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROUTES = "/v1/ksteer"
 
 @dataclass(frozen=True)
 class Keys:
-    """What requests bring: vLLM's API key, and the admin key of changes. Never shown."""
+    """What requests send: vLLM's API key, and the admin key that changes may need. Never shown."""
 
     api: str = ""
     admin: str = ""
@@ -39,7 +39,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class Replica:
-    """A server. url: without a path. host: of the name whose address the url holds, or None."""
+    """A server. url: without a path. host: the Host header to send if the url holds an address."""
 
     url: str
     host: str | None = None
@@ -51,7 +51,16 @@ class Replica:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one replica. done: it is as asked for; state: in a word; detail: digest, or why not."""
+    """The outcome on one replica.
+
+    Attributes:
+        replica: The server.
+        done: Whether it now is as asked for.
+        state: What happened, in a word or two.
+        detail: The digest, or why it is not done.
+        probes: Name -> digest of what it has loaded, where that was asked.
+        presets: The names of its presets, where that was asked.
+    """
 
     replica: Replica
     done: bool
@@ -62,11 +71,18 @@ class Outcome:
 
 
 class _NotDoneError(Exception):
-    """An answer that is no success, in words."""
+    """A response that is not a success, in words."""
 
 
 def replica_of(url: str) -> Replica:
-    """Raises UsageError for what is no http(s) address of a server."""
+    """The replica at an address.
+
+    Args:
+        url: http(s), host and port.
+
+    Raises:
+        UsageError: If it is not the address of a server.
+    """
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -74,14 +90,21 @@ def replica_of(url: str) -> Replica:
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.path not in ("", "/"):
         raise UsageError(f"--url {url!r}: expected the address of a server, such as http://replica-0:8000")
     if parsed.userinfo or parsed.query or parsed.fragment:
-        raise UsageError("--url: expected scheme, host and port alone")
+        raise UsageError("--url: expected only scheme, host and port")
     return Replica(str(parsed.copy_with(path="/")).rstrip("/"))
 
 
 def every_address(replica: Replica) -> list[Replica]:
-    """One replica for every address its host name has, as a headless Service gives them.
+    """Resolve a host name to one replica per address, as a headless Service lists them.
 
-    Raises UsageError if the name is unknown, and for https, whose certificates are for names.
+    Args:
+        replica: The server whose host name is resolved.
+
+    Returns:
+        The replicas, ordered by address.
+
+    Raises:
+        UsageError: If the name is unknown, or the URL is https, whose certificates are for names.
     """
     url = httpx.URL(replica.url)
     if url.scheme == "https":
@@ -101,7 +124,16 @@ def _in_url(address: str) -> str:
 
 
 def list_all(replicas: Sequence[Replica], keys: Keys, timeout: float = 30.0) -> list[Outcome]:
-    """What each replica has loaded."""
+    """List what each replica has loaded.
+
+    Args:
+        replicas: The servers.
+        keys: What the requests send.
+        timeout: Of one request, in seconds.
+
+    Returns:
+        One outcome per replica, in their order.
+    """
     return asyncio.run(_each(replicas, keys, timeout, _listed))
 
 
@@ -115,15 +147,37 @@ def load(
     replace: bool = False,
     timeout: float = 120.0,
 ) -> list[Outcome]:
-    """Load a folder under a name everywhere. The first replica's digest is asked of the others.
+    """Load a folder under a name on every replica. All must have the digest that the first one loads.
 
-    A replica that has that digest under the name already is done.
+    A replica that already has that digest under the name counts as done.
+
+    Args:
+        replicas: The servers.
+        keys: What the requests send.
+        name: What requests will call the probe.
+        folder: The folder's name in the replicas' probe directories.
+        digest: What the folder must hold; by default what the first replica finds.
+        replace: Whether the name may be in use.
+        timeout: Of one request, and of waiting for a busy server, in seconds.
+
+    Returns:
+        One outcome per replica, in their order.
     """
     return asyncio.run(_load(replicas, keys, name, folder, digest, replace, timeout))
 
 
 def retire(replicas: Sequence[Replica], keys: Keys, name: str, timeout: float = 120.0) -> list[Outcome]:
-    """Take a probe's name away everywhere; a replica that has none of that name is done."""
+    """Remove a probe's name on every replica. A replica without that name counts as done.
+
+    Args:
+        replicas: The servers.
+        keys: What the requests send.
+        name: The probe's name.
+        timeout: Of one request, and of waiting for a busy server, in seconds.
+
+    Returns:
+        One outcome per replica, in their order.
+    """
     return asyncio.run(_retire(replicas, keys, name, timeout))
 
 
@@ -140,7 +194,7 @@ async def _load(
         found = await _able(client, replica, keys, loads=True)
         if found.done and name in found.probes and not replace and found.probes[name] != digest:
             return Outcome(
-                replica, False, "not asked", f"{name} is {_short(found.probes[name])} here already"
+                replica, False, "not asked", f"{name} is already loaded here, as {_short(found.probes[name])}"
             )
         return found
 
@@ -195,7 +249,7 @@ async def _each(
     timeout: float,
     work: Callable[[httpx.AsyncClient, Replica], Awaitable[Outcome]],
 ) -> list[Outcome]:
-    """The same of all at once; what goes wrong with one is its outcome."""
+    """Do the same on all at once; a failure on one becomes its outcome."""
 
     async def one(replica: Replica) -> Outcome:
         async with replica.client(keys, timeout) as client:
@@ -206,7 +260,7 @@ async def _each(
             except httpx.HTTPError as error:
                 return Outcome(replica, False, "unreachable", str(error) or type(error).__name__)
             except (ValueError, KeyError, TypeError, AttributeError):
-                return Outcome(replica, False, "not understood", "it is not a ksteer server's answer")
+                return Outcome(replica, False, "not understood", "not the response of a ksteer server")
 
     return list(await asyncio.gather(*(one(replica) for replica in replicas)))
 
@@ -224,7 +278,7 @@ async def _listed(client: httpx.AsyncClient, replica: Replica) -> Outcome:
 
 
 async def _able(client: httpx.AsyncClient, replica: Replica, keys: Keys, *, loads: bool) -> Outcome:
-    """What the replica has. loads: the change is a load; a retirement needs no folders."""
+    """What the replica has, if it allows the change. loads: it is a load; a retirement needs no folders."""
     lifecycle = (await _ask(client, "GET", ROUTES)).json()["lifecycle"]
     guarded = bool(lifecycle.get("admin_key"))
     if not lifecycle["probe_dirs"] and (loads or not guarded):
@@ -239,7 +293,7 @@ async def _able(client: httpx.AsyncClient, replica: Replica, keys: Keys, *, load
 async def _ask(
     client: httpx.AsyncClient, method: str, path: str, patience: float = 0.0, **body: Any
 ) -> httpx.Response:
-    """Its answer; 503 with Retry-After is asked again for so many seconds. Raises _NotDoneError."""
+    """The response; 503 with Retry-After is retried for `patience` seconds. Raises _NotDoneError."""
     deadline = time.monotonic() + patience
     while True:
         answer = await client.request(method, path, **body)

@@ -1,7 +1,7 @@
 """Steering reports over HTTP: `"ksteer": {"choices": [{"index": 0, …}]}` at the top of a response.
 
-Beside index, each choice is what `ksteer_vllm.report` returns. Streamed, the object comes in one more chunk,
-with an empty `choices`, the last before `[DONE]`. Responses to requests without a report are left alone.
+Apart from index, each choice is what `ksteer_vllm.report` returns. In a stream, the object comes in an extra
+chunk with empty `choices`, the last before `[DONE]`. Responses to requests without a report are unchanged.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _stream(original: Function, watched: Function) -> Function:
 
 
 def _speaks_another_protocol(serving: Any) -> bool:
-    """/v1/messages makes its own events of chat's, and would take a further chunk for the count of tokens."""
+    """/v1/messages converts chat's events to its own, and would take an extra chunk for the token count."""
     return any(kind.__name__ == "AnthropicServingMessages" for kind in type(serving).__mro__)
 
 
@@ -128,7 +128,7 @@ def _reports(completions: Iterable[tuple[int, Any]]) -> Reports:
 
 
 def _with_reports(response: Any, reports: Reports) -> Any:
-    """The response, an error or one whose model takes further fields, with the reports if there are any."""
+    """The response with the reports added, if there are any and it is not an error."""
     if reports and hasattr(response, "choices"):
         setattr(response, EXTRA_ARGS_KEY, _as_field(reports))
     return response

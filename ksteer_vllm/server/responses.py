@@ -1,9 +1,9 @@
 """`/v1/responses`: the spec is checked before the stream starts, and reports come with the response.
 
-A response has one text, of one turn of the model, or of several where vLLM runs built-in tools between them.
-Its `"ksteer"` is `{"choices": [{"index": 0, …}]}`, one entry a turn; streamed, it is in the response of the
-last event, `response.completed`. Each turn is steered as a request of its own: the windows of a prompt are
-those of that turn's prompt, which holds what was said before.
+A response comes from one turn of the model, or from several if vLLM runs built-in tools between them. Its
+`"ksteer"` is `{"choices": [{"index": 0, …}]}`, one entry per turn; in a stream it is in the response of the
+last event, `response.completed`. Each turn is steered as a request of its own: prompt windows refer to that
+turn's prompt, which includes the earlier turns.
 """
 
 from __future__ import annotations

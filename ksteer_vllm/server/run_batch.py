@@ -1,5 +1,5 @@
-"""`vllm run-batch`: its lines never pass the gate of the HTTP application, so those that would lose a spec
-are refused here, each by itself."""
+"""`vllm run-batch`: its lines never pass the gate of the HTTP application, so each line that would lose a
+spec is refused here."""
 
 from __future__ import annotations
 

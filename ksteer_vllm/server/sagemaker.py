@@ -1,4 +1,4 @@
-"""SageMaker's `/invocations`: the model is the one in a header; vLLM drops the one in the body."""
+"""SageMaker's `/invocations`: vLLM takes the model from a header and drops the one in the body."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER = "X-Amzn-SageMaker-Adapter-Identifier"
 def dropped_preset(
     headers: Iterable[tuple[bytes, bytes]], body: bytes, presets: Collection[str]
 ) -> str | None:
-    """Why a JSON body whose model is `BASE:PRESET` is refused, or None: the header does not say the same."""
+    """Why a JSON body whose model is `BASE:PRESET` is refused; None if the header names the same model."""
     try:
         decoded = json.loads(body)
     except (ValueError, RecursionError):

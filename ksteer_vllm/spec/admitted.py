@@ -1,5 +1,6 @@
-"""What admission makes of a request, and what all that comes after it reads: one record, which travels with
-the request to the scheduler and the workers as plain JSON types.
+"""The record that admission writes for a request, and that everything after it reads.
+
+It travels with the request to the scheduler and the workers as plain JSON types.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ class AdmittedEdit:
     Args:
         edit: The canonical edit (`Edit.canonical`), every default filled in.
         fingerprint: What the edit does to a token, as a hash (`spec.fingerprint`).
-        digest: Of the probe, by which workers know it; names may change hands.
+        digest: The probe's, which is what workers know it by: a name can be given to another probe.
         windows: Absolute, half-open token positions: prompt start, end, generation start, end.
-        condition_digest: Of the condition's probe; empty without a condition.
-        fade: The position at which the strength begins to fall, and over how many tokens; None if it stays.
-        divisor: What the strength of prompt tokens is divided by; None if it is not.
+        condition_digest: The digest of the condition's probe; empty without a condition.
+        fade: The position at which the strength begins to fall, and over how many tokens; None for no fade.
+        divisor: What the strength of prompt tokens is divided by; None for no division.
     """
 
     edit: Mapping[str, Any]
@@ -42,7 +43,7 @@ class AdmittedEdit:
         return self.windows[0] < self.windows[1]
 
     def to_wire(self) -> dict[str, Any]:
-        """As plain JSON types; what the edit does not have is left out."""
+        """As plain JSON types; fields the edit does not have are left out."""
         optional = {
             "condition_digest": self.condition_digest or None,
             "fade": None if self.fade is None else list(self.fade),
@@ -78,8 +79,8 @@ class AdmittedRequest:
 
     Args:
         edits: In the order they are applied.
-        report: What was done to its tokens is recorded.
-        sampled: Nobody asked for that report: it is for the metrics alone.
+        report: Whether what is done to its tokens is recorded.
+        sampled: Whether the report is for the metrics alone, and not returned.
     """
 
     edits: tuple[AdmittedEdit, ...]

@@ -1,4 +1,4 @@
-"""What a request says to have its residual stream recorded, shared by those who ask and the engine."""
+"""How a request asks to have its residual stream recorded; shared by the callers and the engine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ __all__ = ["CAPTURE_KEY", "capture_window", "check_capture"]
 CAPTURE_KEY = "ksteer_capture"
 """`extra_args` key: {"id": str, "start": int, "end": int}, a half-open range of absolute positions.
 
-Ids are the caller's; one id for one request.
+The caller chooses the ids, a different one for each request.
 """
 
 
 def capture_window(name: str, start: int, end: int) -> dict[str, Any]:
-    """The value for `CAPTURE_KEY` that records positions start to end (exclusive) under the name."""
+    """The value for `CAPTURE_KEY` that records a window of positions.
+
+    Args:
+        name: The id under which the activations are recorded.
+        start: The first absolute position.
+        end: The position after the last.
+    """
     return {"id": name, "start": start, "end": end}
 
 
@@ -28,4 +34,4 @@ def check_capture(wanted: Any) -> None:
         and type(wanted["start"]) is type(wanted["end"]) is int
         and 0 <= wanted["start"] < wanted["end"]
     ):
-        raise ValueError("expected an id (text) and positions start and end with 0 <= start < end")
+        raise ValueError("expected a text id and integer positions start and end, with 0 <= start < end")

@@ -1,4 +1,4 @@
-"""The spec field `compat`: which package's behaviour an edit repeats."""
+"""The spec field `compat`: which package's behaviour an edit reproduces."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ PIP_0_1_2: Literal["pip-0.1.2"] = "pip-0.1.2"
 
 
 class Compat(BaseModel):
-    """padded_length: tokens of the longest prompt of the batch the package would have padded to; default: the
-    request's own prompt."""
+    """Which package's behaviour an edit reproduces. The version's name alone, as text, says the same."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal["pip-0.1.2"]
-    padded_length: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
+    version: Annotated[
+        Literal["pip-0.1.2"], Field(description="The package and its version: k-steering 0.1.2.")
+    ]
+    padded_length: Annotated[
+        Annotated[StrictInt, Field(ge=1, le=2**31)] | None,
+        Field(
+            description="The prompt length, in tokens, to which the package would have padded the batch. "
+            "Default: the length of this request's prompt."
+        ),
+    ] = None
 
 
 def _from_word(value: Any) -> Any:

@@ -2,140 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
 
 from ksteer_vllm.errors import SpecError, listing
+from ksteer_vllm.spec.clauses import Condition, Loss, Name, Number, Until
 from ksteer_vllm.spec.compat import CompatClause
 from ksteer_vllm.spec.families import METHODS, fields_of
 from ksteer_vllm.spec.labels import FeatureValues, LabelWeights, finite_float
 from ksteer_vllm.spec.where import WhereClause
 
-__all__ = ["Condition", "Edit", "EditFields", "Hinge", "Until"]
+__all__ = ["Edit", "EditFields"]
 
 MAX_LAYERS = 1024
 
-Number = StrictFloat | StrictInt
-Probability = Annotated[Number, Field(gt=0, lt=1, allow_inf_nan=False)]
-Name = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 
+class EditFields(BaseModel):
+    """The fields of one edit: shared by `Edit` and by a spec that is a single edit."""
 
-class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class Hinge(_Model):
-    """The hinge loss: targets count until this probability, avoids until 1 minus it."""
-
-    hinge: Annotated[Probability, Field(gt=0.5)]
-
-
-def _kind_of_loss(value: Any) -> str | None:
-    if value in ("mean", "softmin"):
-        return "word"
-    return "Hinge" if isinstance(value, (Mapping, Hinge)) else None
-
-
-Loss = Annotated[
-    Annotated[Literal["mean", "softmin"], Tag("word")] | Annotated[Hinge, Tag("Hinge")],
-    Discriminator(
-        _kind_of_loss,
-        custom_error_type="loss",
-        custom_error_message='expected mean, softmin or {"hinge": p} with p above 0.5 and below 1',
-    ),
-]
-
-
-class Until(_Model):
-    """Step until every target's probability is at least `target` and every avoid's at most `avoid`."""
-
-    target: Probability | None = None
-    avoid: Probability | None = None
-
-    @model_validator(mode="after")
-    def _some(self) -> Until:
-        if self.target is None and self.avoid is None:
-            raise ValueError("give target, avoid or both")
-        return self
-
-
-class Condition(_Model):
-    """Edit a token only where a label says so (CAST, arXiv 2409.05907): the label's probability under a probe
-    (families mlp and linear), or the cosine with its vector (family vectors), is above or below a number."""
-
-    probe: Name
-    label: Name
-    above: Annotated[Number, Field(ge=-1, le=1, allow_inf_nan=False)] | None = None
-    below: Annotated[Number, Field(ge=-1, le=1, allow_inf_nan=False)] | None = None
-
-    @model_validator(mode="after")
-    def _one_side(self) -> Condition:
-        if (self.above is None) == (self.below is None):
-            raise ValueError("give either above or below")
-        return self
-
-    @field_validator("above", "below")
-    @classmethod
-    def _one_spelling(cls, number: float | int | None) -> float | None:
-        """0 and 0.0 are the same condition, with the same fingerprint."""
-        return None if number is None else float(number) + 0.0
-
-
-class EditFields(_Model):
-    """What can be said of one edit, in an `Edit` and in a spec that holds one edit alone."""
-
-    probe: Annotated[Name | None, Field(description="name of a loaded probe")] = None
+    probe: Annotated[Name | None, Field(description="The name of a loaded probe.")] = None
     method: Annotated[
         Literal[METHODS] | None,  # type: ignore[valid-type]  # the registry's names, not written out here
-        Field(description="default: the first of the probe's family that takes what is given"),
+        Field(
+            description="How the probe moves x. Default: the first method of the probe's family, or the "
+            "first that takes values if values are given."
+        ),
     ] = None
-    target: Annotated[LabelWeights, Field(description="labels to move towards")] = {}
-    avoid: Annotated[LabelWeights, Field(description="labels to move away from")] = {}
-    values: Annotated[FeatureValues, Field(description="clamp: feature -> activation")] = {}
+    target: Annotated[LabelWeights, Field(description="The labels to move towards.")] = {}
+    avoid: Annotated[LabelWeights, Field(description="The labels to move away from.")] = {}
+    values: Annotated[
+        FeatureValues, Field(description="For method clamp: the activation to set each feature to.")
+    ] = {}
     alpha: Annotated[
-        Number | None, Field(description="strength; 0 a no-op but for ace; default: the probe's")
+        Number | None,
+        Field(
+            description="The strength. 0 leaves x unchanged, except for method ace. Default: the probe's "
+            "calibrated one for this method."
+        ),
     ] = None
-    num_steps: Annotated[StrictInt, Field(ge=1, description="gradient steps per token and layer")] = 8
+    num_steps: Annotated[StrictInt, Field(ge=1, description="The gradient steps per token and layer.")] = 8
     step_decay: Annotated[
-        Number, Field(ge=0, le=1, allow_inf_nan=False, description="step t uses alpha * step_decay^t")
+        Number,
+        Field(
+            ge=0, le=1, allow_inf_nan=False, description="Step t, counted from 0, uses alpha * step_decay^t."
+        ),
     ] = 1.0
-    loss: Loss = "mean"
-    until: Until | None = None
+    loss: Annotated[
+        Loss,
+        Field(
+            description="What the gradient steps descend: the weighted mean of the logits, softmin (the "
+            "weakest target first), or a hinge on each label's probability."
+        ),
+    ] = "mean"
+    until: Annotated[
+        Until | None,
+        Field(
+            description="Stop before num_steps once the labels have reached these probabilities. Default: "
+            "take every step."
+        ),
+    ] = None
     unit: Annotated[
         Literal["raw", "normalised"],
-        Field(description="of alpha: as it is, or the layer's mean |x - mean(x)| per step"),
+        Field(
+            description="What alpha is measured in: raw takes it as given; normalised measures the length of "
+            "a step in the layer's mean |x - mean(x)|."
+        ),
     ] = "raw"
     cap: Annotated[
-        Number | None, Field(gt=0, le=1e6, allow_inf_nan=False, description="at most cap * |x| is moved")
+        Number | None,
+        Field(gt=0, le=1e6, allow_inf_nan=False, description="Move x by at most cap * |x|. Default: no cap."),
     ] = None
-    preserve_norm: Annotated[StrictBool, Field(description="scale x' to |x|")] = False
+    preserve_norm: Annotated[StrictBool, Field(description="Scale the edited x' to the norm of x.")] = False
     fade: Annotated[
         StrictInt | None,
-        Field(ge=1, le=2**40, description="generated tokens over which the strength falls linearly to 0"),
+        Field(
+            ge=1,
+            le=2**40,
+            description="The number of generated tokens over which the strength falls linearly to 0. "
+            "Default: no fade.",
+        ),
     ] = None
     layers: Annotated[
         tuple[Annotated[StrictInt, Field(ge=0)], ...] | None,
-        Field(description="0-based decoder blocks; default: the probe's own"),
+        Field(description="The layers to edit at, as 0-based decoder blocks. Default: the probe's own."),
     ] = None
-    where: WhereClause | None = None
-    condition: Condition | None = None
+    where: Annotated[
+        WhereClause | None,
+        Field(
+            description="Which tokens to edit: prompt, generation, both, or windows. Default: the probe's "
+            "own, or else generation."
+        ),
+    ] = None
+    condition: Annotated[
+        Condition | None,
+        Field(description="Edit only the tokens that meet this condition. Default: every token in where."),
+    ] = None
     compat: Annotated[
         CompatClause | None,
-        Field(description="do as another package does, quirks included: pip-0.1.2 is k-steering 0.1.2"),
+        Field(
+            description="Reproduce another package's behaviour, quirks included: pip-0.1.2 is k-steering "
+            "0.1.2."
+        ),
     ] = None
 
     @field_validator("alpha")
@@ -173,7 +144,9 @@ class EditFields(_Model):
         if both:
             raise SpecError("target", f"label on both sides, target and avoid: {listing(both)}", both)
         if self.cap is not None and self.preserve_norm:
-            raise SpecError("preserve_norm", "not together with cap: keeping the norm moves x again", True)
+            raise SpecError(
+                "preserve_norm", "cannot be combined with cap: restoring the norm moves x again", True
+            )
         if self.method is not None:
             self.check_method(self.method, fields_of(self.method))
         elif not (self.target or self.avoid or self.values):
@@ -185,7 +158,7 @@ class EditFields(_Model):
             raise SpecError("loss", "'softmin' needs a target label", self.loss)
 
     def check_method(self, method: str, takes: Collection[str]) -> None:
-        """Raise SpecError on a field the method does not take, or labels it needs."""
+        """Raise SpecError on a field the method does not take, or if a label it needs is missing."""
         for name in METHOD_FIELDS:
             if name in takes or name not in self.model_fields_set:
                 continue
@@ -226,10 +199,10 @@ class Edit(EditFields):
 
     x is one token's residual-stream vector at one layer. `gradient` steps along -grad L, with the loss
     L(x) = sum_avoid w_k f_k(x) - sum_target w_k f_k(x) over the probe's logits f (arXiv 2505.24535), or
-    another.
+    another loss.
     """
 
-    probe: Annotated[Name, Field(description="name of a loaded probe")]
+    probe: Annotated[Name, Field(description="The name of a loaded probe.")]
 
 
 METHOD_FIELDS = (

@@ -1,4 +1,4 @@
-"""Every steering method, one entry per family: what its probe holds, what a request may say, where its
+"""Every steering method, one entry per family: its probe's tensors, the spec fields it takes, and where its
 program and its fits are. Pure: no torch, no vLLM; programs and fits are imported when they are needed.
 
 A method is added by one program file (`ksteer_vllm/methods/`), its reference
@@ -31,7 +31,7 @@ class Use:
 class Family:
     """Methods that share one kind of probe.
 
-    tensors: name -> dimensions: K labels, d hidden_size, a number as it is, any other letter a free size.
+    tensors: name -> dimensions: K labels, d hidden_size, a number a fixed size, any other letter a free one.
     program: module:function that gives the family's slots and rows, see `ksteer_vllm.methods.program`.
     fits: name of `ksteer fit --method` -> module:function.
     """

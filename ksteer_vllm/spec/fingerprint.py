@@ -1,4 +1,4 @@
-"""What the prefix cache must know of a steered request: what is done to a token, and to which tokens."""
+"""What the prefix cache must know about a steered request: what is done to a token, and to which tokens."""
 
 from __future__ import annotations
 

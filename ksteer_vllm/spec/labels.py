@@ -14,7 +14,7 @@ __all__ = ["FeatureValues", "LabelWeights", "finite_float"]
 
 MAX_LABELS_PER_SIDE = 1024
 MAX_MAGNITUDE = 1e12
-"""Beyond every use; keeps float32 sums over steps finite."""
+"""Far beyond any useful value; keeps float32 sums over steps finite."""
 
 
 def finite_float(value: Any) -> float:
@@ -81,7 +81,7 @@ def _normalised(weights: dict[str, float]) -> dict[str, float]:
         return weights
     normalised = {label: weight / total for label, weight in weights.items()}
     if min(normalised.values()) <= 0:
-        raise ValueError("weights differ by more than double precision can hold")
+        raise ValueError("weights differ by more than double precision can represent")
     return normalised
 
 

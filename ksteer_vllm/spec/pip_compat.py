@@ -32,13 +32,13 @@ _UNKNOWN = ("values", "loss", "until", "unit", "cap", "preserve_norm", "fade", "
 
 
 def as_ordinary_edit(edit: Edit) -> Edit:
-    """The edit with the package's defaults filled in, its strength among them: a probe's default_alpha is
-    for another edit. Raises SpecError for what the package cannot do."""
+    """The edit with the package's defaults filled in, its strength included: a probe's default_alpha was
+    calibrated for another edit. Raises SpecError for what the package cannot do."""
     assert edit.compat is not None
     version = edit.compat.version
     for name in _UNKNOWN:
         if (value := getattr(edit, name)) != Edit.model_fields[name].default:
-            raise SpecError(name, f"{version} has no counterpart of it: leave out {name} or compat", value)
+            raise SpecError(name, f"{version} has no counterpart: leave out {name} or compat", value)
     if edit.method not in (None, "gradient"):
         raise SpecError("method", f"{version} takes gradient steps, got {edit.method!r}", edit.method)
     if edit.where not in (None, WHERE):

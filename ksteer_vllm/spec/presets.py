@@ -42,8 +42,8 @@ def check_name(name: Any, field: str = PRESET_KEY) -> str:
     """Check that a name can be a preset's.
 
     Args:
-        name: What was given.
-        field: What the error names.
+        name: The name to check.
+        field: The field the error names.
 
     Returns:
         The name.
@@ -61,7 +61,7 @@ def check_name(name: Any, field: str = PRESET_KEY) -> str:
 def is_opt_out(value: Any) -> bool:
     """Whether a request asks explicitly not to be steered: `false` or {"preset": "none"}, also as JSON text.
 
-    Never raises: what is malformed is no opt-out.
+    Never raises: a malformed value is not an opt-out.
     """
     try:
         value = _decoded(value)
@@ -71,7 +71,7 @@ def is_opt_out(value: Any) -> bool:
 
 
 def preset_named(value: Any) -> str:
-    """The preset that what a request asks for names, "" if it names none. Never raises."""
+    """The name of the preset a request asks for; "" if it names none. Never raises."""
     try:
         value = _decoded(value)
     except SpecError:
@@ -89,7 +89,7 @@ def expand(value: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
         presets: Name -> spec.
 
     Returns:
-        A mapping, or whatever else was given, for `SteeringSpec.parse` to check; None for an opt-out.
+        The spec, unchecked, for `SteeringSpec.parse`; None for an opt-out.
 
     Raises:
         SpecError: If there is no such preset, or a field cannot stand beside it.
@@ -118,15 +118,15 @@ def expand(value: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def with_model_preset(value: Any, name: str) -> Any:
-    """What a request asks for whose model names a preset.
+    """Combine the preset named by a request's model with what its body asks for.
 
     Args:
-        value: What its body asks for, or None. It may name the same preset, or give fields that replace the
+        value: What the body asks for, or None. It may name the same preset, or give fields that replace the
             preset's.
-        name: The preset.
+        name: The preset the model names.
 
     Returns:
-        What the request asks for in all, for `expand`.
+        The combined request, for `expand`.
 
     Raises:
         SpecError: If the body names another preset or opts out.
@@ -191,14 +191,14 @@ def check_preset(name: Any, spec: Any) -> None:
         spec: Its spec, in plain JSON types.
 
     Raises:
-        SpecError: If either is not what it should be, or the spec names another preset.
+        SpecError: If the name or the spec is invalid, or the spec names another preset.
     """
     check_name(name)
     if not isinstance(spec, Mapping):
-        raise SpecError(EXTRA_ARGS_KEY, f"expected a spec, an object, got {type(spec).__name__}", spec)
+        raise SpecError(EXTRA_ARGS_KEY, f"expected a spec (an object), got {type(spec).__name__}", spec)
     if PRESET_KEY in spec:
         raise SpecError(
-            PRESET_KEY, "a preset is a spec of its own and names no other preset", spec[PRESET_KEY]
+            PRESET_KEY, "a preset cannot name another preset: give its own spec", spec[PRESET_KEY]
         )
     try:
         _check_json(spec, EXTRA_ARGS_KEY)
@@ -208,7 +208,7 @@ def check_preset(name: Any, spec: Any) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, but a key given twice is an error and not the last one's value."""
+    """PyYAML's, except that a key given twice is an error; PyYAML keeps the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -244,11 +244,13 @@ def _check_overrides(name: str, preset: Mapping[str, Any], overrides: Mapping[An
         if beside:
             raise SpecError(
                 _path(beside[0]),
-                f"preset {name!r} is a stack, which takes no field but {listing(_BESIDE_A_STACK)} beside it",
+                f"preset {name!r} is a stack: only {listing(_BESIDE_A_STACK)} can be set beside it",
                 overrides[beside[0]],
             )
     elif overrides.get("stack") is not None:
-        raise SpecError("stack", f"not allowed beside preset {name!r}, which is one edit", overrides["stack"])
+        raise SpecError(
+            "stack", f"not allowed beside preset {name!r}, which is a single edit", overrides["stack"]
+        )
 
 
 def _decoded(value: Any) -> Any:

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, StrictBool, ValidationError, field_validator
 
 from ksteer_vllm.errors import SpecError, listing
+from ksteer_vllm.spec.clauses import Condition, Hinge, Until
 from ksteer_vllm.spec.compat import Compat
-from ksteer_vllm.spec.edit import Condition, Edit, EditFields, Hinge, Until
+from ksteer_vllm.spec.edit import Edit, EditFields
 from ksteer_vllm.spec.where import Where
 
 __all__ = ["EXTRA_ARGS_KEY", "SteeringSpec", "Where"]
@@ -27,10 +28,9 @@ MAX_STACK = 1024
 
 
 class SteeringSpec(EditFields):
-    """What one request asks for: one edit, or a stack of them, applied in order. Unknown fields are refused.
+    """What one request asks for: either the fields of one edit, or a stack of edits, applied in order.
 
-    report: for every steered token the probe's label probabilities before and after, how far x was moved and
-    the steps used come back with the output (`ksteer_vllm.report`).
+    Unknown fields are refused.
     """
 
     # One object in two spellings, and not a union of two models: where both of a union's branches refuse a
@@ -38,9 +38,17 @@ class SteeringSpec(EditFields):
     # follows admission sees `edits()`, in which the two are one.
     stack: Annotated[
         tuple[Edit, ...] | None,
-        Field(min_length=1, max_length=MAX_STACK, description="several edits, in order, instead of one"),
+        Field(
+            min_length=1, max_length=MAX_STACK, description="Several edits, applied in order, instead of one."
+        ),
     ] = None
-    report: StrictBool = False
+    report: Annotated[
+        StrictBool,
+        Field(
+            description="Return a steering report with the output: for every steered token how far x was "
+            "moved, the gradient steps used, and the label probabilities before and after."
+        ),
+    ] = False
 
     @field_validator("stack", mode="before")
     @classmethod
@@ -54,7 +62,7 @@ class SteeringSpec(EditFields):
         ]
 
     def check(self) -> None:
-        """Raise SpecError unless this is one consistent edit, or a stack and nothing beside it."""
+        """Raise SpecError unless this is one consistent edit, or a stack with no edit fields beside it."""
         if self.stack is None:
             if self.probe is None:
                 raise SpecError("probe", "required")
@@ -63,7 +71,7 @@ class SteeringSpec(EditFields):
         for name, field in EditFields.model_fields.items():
             value = getattr(self, name)
             if value is not None and value != field.default:
-                raise SpecError(name, "not allowed beside stack, whose edits each have their own", value)
+                raise SpecError(name, "not allowed beside stack: set it in each edit instead", value)
 
     def edits(self) -> tuple[Edit, ...]:
         """The edits, whichever way they were spelt.
@@ -141,7 +149,7 @@ def _from_json(text: str | bytes) -> Any:
 
 
 def _spec_error(error: ValidationError) -> SpecError:
-    """The first problem pydantic found. What is missing comes last: an unknown field is often the misspelt
+    """The first problem pydantic found. Missing fields come last: an unknown field is often a misspelt
     one."""
     problems = error.errors(include_url=False)
     first = next((problem for problem in problems if problem["type"] != "missing"), problems[0])

@@ -1,4 +1,4 @@
-"""In which stage of a layer each edit of a request runs: stage 0 first, then stage 1, and so on.
+"""Which stage of a layer each edit of a request runs in: stage 0 first, then stage 1, and so on.
 
 A stage has one where-clause, one fade and one compat per request, and at each layer at most one edit. Edits
 of different layers share a stage, so a plan with an edit for every layer needs one stage. A condition takes
@@ -15,7 +15,7 @@ __all__ = ["assign_stages"]
 
 
 def assign_stages(edits: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The stage of every canonical edit, in order; an edit with a condition has it in the stage before.
+    """The stage of every canonical edit, in order; an edit's condition runs in the stage before it.
 
     Order is kept wherever two edits share a layer.
     """

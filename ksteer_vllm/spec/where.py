@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 
 from ksteer_vllm.errors import SpecError, listing
 
@@ -22,17 +30,24 @@ class Where(BaseModel):
 
     With P prompt tokens, prompt index i is position i (0 <= i < P); generation index j is position
     P - 1 + j, the forward pass that produces generated token j. Windows are half-open, positions absolute.
-
-    Attributes:
-        prompt: [start, end) over prompt indices, an end of None meaning the prompt's; None: no prompt token.
-        generation: [start, end) over generation indices, an end of None meaning no end; None: no generated
-            token.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: tuple[StrictInt, StrictInt | None] | None = None
-    generation: tuple[StrictInt, StrictInt | None] | None = None
+    prompt: Annotated[
+        tuple[StrictInt, StrictInt | None] | None,
+        Field(
+            description="The window [start, end) of prompt indices; an end of null is the end of the prompt. "
+            "Default: no prompt token."
+        ),
+    ] = None
+    generation: Annotated[
+        tuple[StrictInt, StrictInt | None] | None,
+        Field(
+            description="The window [start, end) of generation indices; an end of null leaves it open. "
+            "Default: no generated token."
+        ),
+    ] = None
 
     @field_validator("prompt", "generation", mode="before")
     @classmethod
@@ -42,7 +57,7 @@ class Where(BaseModel):
         if value is False:
             return None
         if value is not None and not (isinstance(value, (list, tuple)) and len(value) == 2):
-            raise ValueError("expected true or a window [start, end] (end null: no end)")
+            raise ValueError("expected true or a window [start, end], where an end of null leaves it open")
         return value
 
     @field_validator("prompt", "generation")
@@ -108,7 +123,7 @@ class Where(BaseModel):
 
 
 GENERATION = Where(generation=(0, None))
-"""Every generated token: the where-clause of an edit that has none, nor its probe."""
+"""Every generated token: used where neither the edit nor its probe has a where-clause."""
 
 _WORDS: dict[str, dict[str, Window]] = {
     "prompt": {"prompt": (0, None)},

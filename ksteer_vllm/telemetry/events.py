@@ -1,9 +1,9 @@
-"""What an operator may want to search for: one line of the log per event, a fixed prefix and a JSON object.
+"""Events an operator may want to search for: one log line each, a fixed prefix followed by a JSON object.
 
     ksteer-event {"event": "probe_loaded", "name": "tones", "digest": "sha256:…"}
 
-On the logger "vllm.ksteer". No line holds prompt or reply text; strings and lists are cut to a fixed length,
-and events that a client can cause at will are rate limited.
+They go to the logger "vllm.ksteer". No line holds prompt or reply text; strings and lists are truncated, and
+events that a client can cause at will are rate limited.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EVENTS = ("started", "probe_loaded", "probe_retired", "preset_changed", "refused
 MAX_TEXT, MAX_ITEMS, MAX_DEPTH = 200, 32, 3
 
 _LINES_PER_MINUTE = {"refused": 20, "dropped_edits": 1}
-"""Events that requests cause; the first line after a pause says how many were left out, as `suppressed`."""
+"""Rate-limited events; the first line after a pause says how many were left out, as `suppressed`."""
 _WARNINGS = ("dropped_edits",)
 
 logger = logging.getLogger("vllm.ksteer")
@@ -34,7 +34,7 @@ logger = logging.getLogger("vllm.ksteer")
 
 @dataclass
 class _Rate:
-    """A bucket of lines that fills up again in a minute."""
+    """A token bucket that refills within a minute."""
 
     lines: float
     since: float
@@ -46,7 +46,12 @@ _lock = threading.Lock()
 
 
 def emit(event: str, /, **fields: Any) -> None:
-    """Log an event, one of `EVENTS`, with plain JSON fields. Never raises; thread safe."""
+    """Log an event. Never raises; thread safe.
+
+    Args:
+        event: One of `EVENTS`.
+        **fields: What happened, in plain JSON types.
+    """
     suppressed = _take(event)
     if suppressed is None:
         return
@@ -58,7 +63,7 @@ def emit(event: str, /, **fields: Any) -> None:
 
 
 def _take(event: str) -> int | None:
-    """How many lines were left out before this one, or None if this one is to be left out, too."""
+    """How many lines were left out before this one, or None if this one must be left out too."""
     limit = _LINES_PER_MINUTE.get(event)
     if limit is None:
         return 0

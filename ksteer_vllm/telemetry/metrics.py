@@ -1,8 +1,8 @@
-"""Prometheus metrics of steering, in the registry that vLLM's own /metrics shows.
+"""Prometheus metrics of steering, in the registry behind vLLM's own /metrics.
 
-Made when a process starts to serve (`enable`), so that importing this costs nothing; before, every function
-here does nothing, and offline engines never get that far. Right in prometheus' multiprocess mode, in which
-vLLM runs several API servers: counters and histograms add up, of gauges the one set last counts.
+They are made when a process starts to serve (`enable`), so importing this module costs nothing. Until then,
+and in offline engines, every function here does nothing. They work in prometheus' multiprocess mode, in which
+vLLM runs several API servers: counters and histograms add up, and a gauge shows the value set last.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ REASONS = (
     "cap", "preserve_norm", "fade", "layers", "where", "condition", "compat", "stack", "report", "preset",
     "size", "route", "disabled", "other",
 )  # fmt: skip
-"""Why a request was refused: the field of the spec that is wrong; size: too large a spec; route: one that
-would lose it; disabled: no steering in this engine."""
+"""Why a request was refused: the offending field of the spec; size: the spec is too large; route: the route
+would lose the spec; disabled: steering is not enabled in this engine."""
 
 _NUM_STEPS = tuple(2**power for power in range(13))
 _SHIFTS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 100.0)
@@ -55,7 +55,7 @@ _lock = threading.Lock()
 
 
 def current() -> Metrics | None:
-    """The metrics of this process, or None where it does not serve."""
+    """The metrics of this process, or None if it does not serve."""
     return _metrics
 
 
@@ -87,8 +87,8 @@ def _make() -> Metrics:
             "Requests admitted with steering; one with several edits counts once per probe and method",
             "probe", "method", "preset",
         ),
-        tokens=counter("tokens", "Positions of finished requests that their edits' windows name", "probe"),
-        refused=counter("refused", "Requests refused because of what they ask of steering", "reason"),
+        tokens=counter("tokens", "Positions of finished requests inside their edits' windows", "probe"),
+        refused=counter("refused", "Requests refused because of their steering spec", "reason"),
         gradient_steps=counter(
             "gradient_steps", "Gradient steps asked for: positions times layers times num_steps", "probe"
         ),
@@ -97,22 +97,23 @@ def _make() -> Metrics:
             "relative_shift", "Mean |x' - x| / |x| of a reported edit at a layer, over its tokens", _SHIFTS
         ),
         resident_probes=gauge("resident_probes", "Probes on the devices"),
-        resident_bytes=gauge("resident_bytes", "Bytes of device tables, of all workers"),
-        probe_slots=gauge("probe_slots", "Device slots for probes, of one worker", "state"),
+        resident_bytes=gauge("resident_bytes", "Bytes of device tables, summed over all workers"),
+        probe_slots=gauge("probe_slots", "Device slots for probes, per worker", "state"),
         prepare_seconds=counter(
-            "prepare_seconds", "CPU time spent preparing steps, of the slowest worker of each engine"
+            "prepare_seconds", "CPU seconds spent preparing steps, on the slowest worker of each engine"
         ),
         op_seconds=counter(
-            "op_seconds", "CPU time inside the steering op, of the slowest worker of each engine"
+            "op_seconds", "CPU seconds spent in the steering op, on the slowest worker of each engine"
         ),
-        engine_steps=counter("engine_steps", "Steps of the engines"),
-        steered_engine_steps=counter("steered_engine_steps", "Steps of the engines with a steered token"),
+        engine_steps=counter("engine_steps", "Engine steps"),
+        steered_engine_steps=counter("steered_engine_steps", "Engine steps with at least one steered token"),
         dropped_edits=counter(
-            "dropped_edits", "Edits of a token at a layer left out: activations or edit not finite"
+            "dropped_edits",
+            "Edits of one token at one layer that were dropped: its activations or the edit were not finite",
         ),
         probe_changes=counter("probe_changes", "Changes of probes while serving", "action", "outcome"),
     )  # fmt: skip
-    for reason in REASONS:  # a counter that appears with its first event hides that event from rate()
+    for reason in REASONS:  # a counter that only appears with its first event hides that event from rate()
         made.refused.labels(reason)
     for action in ("load", "replace", "retire"):
         made.probe_changes.labels(action, "ok")
@@ -120,19 +121,26 @@ def _make() -> Metrics:
 
 
 def refused(reason: str) -> None:
-    """A request was refused; reason: one of `REASONS`."""
+    """Count a refused request; reason: one of `REASONS`."""
     if _metrics is not None:
         _metrics.refused.labels(reason).inc()
 
 
 def probe_change(action: str, outcome: str) -> None:
-    """action: load, replace, retire, ...; outcome: ok, or why not. Both from bounded sets."""
+    """Count a change of a probe; outcome: ok, or why not. Both arguments are from bounded sets."""
     if _metrics is not None:
         _metrics.probe_changes.labels(action, outcome).inc()
 
 
 def set_resident(*, probes: int, bytes: int, slots_used: int, slots_total: int) -> None:
-    """What the workers hold now. bytes: of all workers together; slots: of one."""
+    """Set what the workers hold now.
+
+    Args:
+        probes: Resident probes.
+        bytes: Device bytes, summed over all workers.
+        slots_used: Used slots of one worker.
+        slots_total: All slots of one worker.
+    """
     if _metrics is not None:
         _metrics.resident_probes.set(probes)
         _metrics.resident_bytes.set(bytes)

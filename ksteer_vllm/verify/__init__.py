@@ -1,4 +1,4 @@
-"""`ksteer verify`: does a running engine steer, where it is asked to, and nowhere else?"""
+"""`ksteer verify`: does a running engine steer where it is asked to, and nowhere else?"""
 
 from __future__ import annotations
 

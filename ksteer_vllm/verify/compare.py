@@ -1,4 +1,4 @@
-"""How far two answers to one request are apart."""
+"""How far apart two answers to one request are."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from ksteer_vllm.verify.subject import Answer
 __all__ = ["apart", "grid", "step_apart"]
 
 GRIDS = 11
-"""Steps of 1 to 2^-10 are looked for."""
+"""How many step sizes are tried: 1 to 2^-10."""
 
 GRID_ERROR = 2e-5
-"""Of a log-probability in float32."""
+"""The error of a log-probability in float32."""
 
 ENOUGH_GAPS = 8
 
 
 def step_apart(one: Mapping[int, float], other: Mapping[int, float]) -> float:
-    """The largest difference of two steps' log-probabilities.
+    """The largest difference between two steps' log-probabilities.
 
-    A token only one of them reports is at most as likely to the other as the least it reports.
+    Each step holds its most likely tokens. A token missing from one of them is there at most as likely as the
+    least likely token it holds.
+
+    Args:
+        one: Token id -> log-probability.
+        other: The same of another answer.
+
+    Returns:
+        The difference, in nats.
     """
     found = 0.0
     for a, b in ((one, other), (other, one)):
@@ -31,9 +39,15 @@ def step_apart(one: Mapping[int, float], other: Mapping[int, float]) -> float:
 
 
 def apart(one: Answer, other: Answer, steps: int | None = None) -> float:
-    """The largest difference of log-probabilities, up to and with the first step whose tokens differ.
+    """The largest difference of log-probabilities, up to and including the first step whose tokens differ.
 
-    steps: look at the first so many only.
+    Args:
+        one: An answer.
+        other: Another answer to the same request.
+        steps: Compare only this many first steps; default: all.
+
+    Returns:
+        The difference, in nats.
     """
     found = 0.0
     pairs = zip(one.tokens, other.tokens, one.steps, other.steps, strict=False)
@@ -47,7 +61,7 @@ def apart(one: Answer, other: Answer, steps: int | None = None) -> float:
 
 
 def grid(answers: Iterable[Answer]) -> float | None:
-    """The steps in which logits were rounded, in nats; None if they look like float32.
+    """The step to which logits were rounded, in nats; None if they look like float32.
 
     Differences of one step's log-probabilities are differences of logits, which in half precision are
     multiples of a power of two: 2^-4 for bfloat16 logits between 8 and 16, half of that for each halving.

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ksteer_kernels.reference import ace, bounds, loreft, lorest, mat, mlp, orbit, sae, vectors
 from ksteer_vllm.probes.probe import Probe
-from ksteer_vllm.spec.edit import Edit, Hinge
+from ksteer_vllm.spec.clauses import Hinge
+from ksteer_vllm.spec.edit import Edit
 
 __all__ = ["apply_edit"]
 
@@ -25,17 +26,17 @@ Tensors = Mapping[str, Tensor]
 def apply_edit(
     probes: Mapping[str, Probe], edit: Edit, x: Tensor, layer: int, generation_index: Tensor
 ) -> tuple[Tensor, float]:
-    """What an edit makes of some tokens, each on its own: a fade gives every token its own strength.
+    """Apply an edit to some tokens, one by one: a fade gives every token its own strength.
 
     Args:
-        probes: Those the edit names, by name, as fitted.
-        edit: One edit of a spec, its method given.
+        probes: Name -> the probes the edit uses, as fitted.
+        edit: One edit of a spec, with its method given.
         x: [n, d] float64, the residual stream.
-        layer: Whose tensors of the probe are used.
+        layer: The decoder block whose tensors of the probe are used.
         generation_index: [n] int64, 0 at the last prompt token, negative before it.
 
     Returns:
-        x' [n, d] float64, and how near any token came to a kink (a ReLU's input, a threshold) where rounding
+        x' [n, d] float64, and how near any token came to a kink (of a ReLU, or a threshold), where rounding
         decides which side it falls on.
     """
     probe = probes[edit.probe]

@@ -1,4 +1,4 @@
-"""The edits `ksteer verify` asks for."""
+"""The edits that `ksteer verify` asks for."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ class PlannedEdit:
         }
 
     def edit(self) -> Edit:
-        """The same, parsed; which tokens it names is left to the caller."""
+        """The edit, parsed; which tokens it edits is left to the caller."""
         return Edit.model_validate(self.spec("both"))
 
     def scaled(self, factor: float) -> PlannedEdit:
-        """With another strength, inside what a spec may say."""
+        """The edit with its strength multiplied, within what a spec allows."""
         return replace(self, alpha=min(max(self.alpha * factor, 1e-6), 1e9))
 
     def in_one_step(self) -> PlannedEdit:
-        """With the same strength in all, in one gradient step."""
+        """The edit in a single gradient step, with the same total strength."""
         if self.num_steps is None:
             return self
         return replace(self, num_steps=1, alpha=self.alpha * self.num_steps)
 
     def other(self) -> PlannedEdit:
-        """An edit of the same place that does something else: another label, or half the strength."""
+        """Another edit at the same layer: towards another label, or with half the strength."""
         labels = self.card.labels
         if len(labels) == 1:
             return self.scaled(0.5)

@@ -19,19 +19,19 @@ __all__ = ["HTTPSubject"]
 LOGPROBS = 5
 TIMEOUT = 120.0
 BUSY = (429, 503)
-"""With a Retry-After: sent again, within TIMEOUT."""
+"""Statuses after which a request is sent again, within TIMEOUT, if they come with a Retry-After."""
 
 THREADS = 16
 ENOUGH_TOKENS = 24
-"""Different token ids that random prompts are made of, at least."""
+"""The fewest distinct token ids that random prompts are made of."""
 
 SEVERAL = (
-    "which of several engines answers: with replicas or data parallelism behind one address, requests that "
-    "were to meet in a batch or a cache may not have met"
+    "which engine answered: with replicas or data parallelism behind one address, requests meant to share a "
+    "batch or a cache may not have"
 )
 
 HEAD_START = 0.05
-"""Seconds between the first half of a batch, which is to be running, and the rest."""
+"""Seconds by which the first half of a batch is sent before the rest, so that it is running."""
 
 TEXT = (
     "The quick brown fox jumps over the lazy dog while seven wizards quietly mix a box of old liquor jugs. "
@@ -46,9 +46,10 @@ class HTTPSubject:
     """A server started with `--plugin ksteer`.
 
     Args:
-        url: With or without /v1.
-        api_key: If the server wants one.
-        probes: Name -> folder, copies of what the server has loaded, for the oracle; checked by digest.
+        url: The server's address, with or without /v1.
+        api_key: The API key, if the server requires one.
+        probes: Name -> folder, copies of the probes the server has loaded, for the oracle; their digests are
+            checked.
     """
 
     def __init__(
@@ -62,16 +63,16 @@ class HTTPSubject:
         self._model = ""
 
     def facts(self) -> Facts:
-        """What the server says of itself.
+        """What the server says about itself.
 
         Raises:
-            UnreachableError: There is no such server, or it does not steer.
-            UsageError: A copy of a probe is not what the server has loaded.
+            UnreachableError: If there is no such server, or it does not steer.
+            UsageError: If a copy of a probe is not what the server has loaded.
         """
         about = self._get("/v1/ksteer")
         cards = [self._card(card) for card in self._get("/v1/ksteer/probes")["data"]]
         if missing := sorted(set(self._probes) - {card.name for card in cards}):
-            raise UsageError(f"probe: the server has no {', '.join(missing)}")
+            raise UsageError(f"probe: not loaded on the server: {', '.join(missing)}")
         self._model = about["model"]["name"]
         root = str(about["model"].get("root") or "")
         return Facts(
@@ -93,7 +94,7 @@ class HTTPSubject:
         return self._complete(request)
 
     def together(self, requests: Sequence[CheckRequest]) -> list[Answer]:
-        """At once; the second half a moment later, so that it meets the first half running."""
+        """Send them at once, the second half a moment later, so that the first half is already running."""
         half = len(requests) // 2
         running = [self._pool.submit(self._complete, request) for request in requests[:half]]
         if running:
@@ -125,7 +126,7 @@ class HTTPSubject:
         )
 
     def _tokens(self) -> tuple[int, ...]:
-        """Ids of ordinary text in the model's vocabulary; small ones where it has no word of it."""
+        """Token ids of ordinary text, or small ids if the server does not tell."""
         body = {"model": self._model, "prompt": TEXT, "max_tokens": 1, "return_token_ids": True}
         try:
             choice = self._post("/v1/completions", body)["choices"][0]
@@ -179,7 +180,7 @@ class HTTPSubject:
                 raise UnreachableError(f"{path}: the server is busy: {status}: {_message(response)}")
             time.sleep(wait)
         if status in (401, 403):
-            raise UnreachableError(f"{path}: the server wants an API key (--api-key)")
+            raise UnreachableError(f"{path}: the server requires an API key (--api-key)")
         if status == 404 and method == "GET":
             raise UnreachableError(f"{path}: not found; is this vLLM with --plugin ksteer?")
         if status >= 400:
@@ -193,7 +194,7 @@ class HTTPSubject:
 
 
 def _seconds(retry_after: str) -> float:
-    """1 for a date."""
+    """The seconds to wait; 1 for a date."""
     return max(float(retry_after), 0.1) if retry_after.isdecimal() else 1.0
 
 

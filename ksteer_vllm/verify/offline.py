@@ -1,4 +1,4 @@
-"""An engine of this process as the subject."""
+"""An engine in this process as the subject."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OfflineSubject:
 
     Args:
         llm: The engine; `close` stops it.
-        probes: Those it was started with, by name.
+        probes: Name -> the probes it was started with.
     """
 
     def __init__(self, llm: Any, probes: Mapping[str, Probe]) -> None:
@@ -101,7 +101,7 @@ def _answer(output: Any, began: float, ended: float) -> Answer:
 
 
 def card_of(name: str, probe: Probe) -> Card:
-    """What a server's `GET /v1/ksteer/probes/NAME` says, from the folder."""
+    """What `GET /v1/ksteer/probes/NAME` of a server would say, from the probe itself."""
     metadata = probe.metadata
     unavailable = metadata.settings.get("unavailable", ())
     return Card(
@@ -123,17 +123,17 @@ def start_offline(
     layers: str | Sequence[int] = "all",
     **engine_options: Any,
 ) -> OfflineSubject:
-    """An engine of this process that steers with these probes.
+    """Start an engine in this process that steers with these probes.
 
     Args:
         model: A folder, or a name on the hub.
         probes: Name -> folder.
-        layers: Open for steering.
+        layers: The layers open for steering.
         engine_options: Further arguments of `vllm.LLM`.
 
     Raises:
-        ProbeError: A probe's folder cannot be read or used with this model.
-        ConfigError: Steering cannot be set up as described.
+        ProbeError: If a probe's folder cannot be read or used with this model.
+        ConfigError: If steering cannot be set up as described.
         Exception: Whatever vLLM raises for a model or options it cannot start with.
     """
     loaded = {name: Probe.load(folder) for name, folder in probes.items()}
@@ -159,7 +159,7 @@ def random_probe(model: str, **source: Any) -> Probe:
         source: Options of transformers' `from_pretrained`, such as revision and trust_remote_code.
 
     Raises:
-        OSError: There is no such model.
+        OSError: If there is no such model.
     """
     from transformers import AutoConfig
 

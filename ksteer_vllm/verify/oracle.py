@@ -31,8 +31,11 @@ __all__ = ["BlockEdit", "Oracle", "block_edits", "steered_positions"]
 class BlockEdit:
     """An edit of some tokens at the output of one decoder block.
 
-    positions: absolute, ascending. layer: whose tensors of the probe the edit is made of; block: where it
-    acts, elsewhere only to ask what an edit at the wrong block would look like.
+    Args:
+        edit: One edit of a spec, with its method given.
+        positions: Absolute token positions, ascending.
+        layer: The layer whose tensors of the probe are used.
+        block: The decoder block where it acts: the layer, except to see what an edit at a wrong block does.
     """
 
     edit: Edit
@@ -46,14 +49,14 @@ class Oracle:
 
     Args:
         model: A folder, or a name transformers knows.
-        num_layers: Of its decoder.
-        probes: Those that edits may name, by name, as fitted.
+        num_layers: How many decoder blocks it has.
+        probes: Name -> the probes that edits may use, as fitted.
         source: Options of transformers' `from_pretrained`, such as trust_remote_code.
 
     Raises:
-        OSError: There is no such model.
-        DecoderNotFoundError: Its decoder blocks are not found.
-        MemoryError: Its weights do not fit in the memory that is free.
+        OSError: If there is no such model.
+        DecoderNotFoundError: If its decoder blocks are not found.
+        MemoryError: If its weights do not fit into the free memory.
         Exception: Whatever transformers, or the model's own code, raises.
     """
 
@@ -80,7 +83,7 @@ class Oracle:
     def log_probs(
         self, prompt: Sequence[int], generated: Sequence[int], edits: Sequence[BlockEdit] = ()
     ) -> tuple[Tensor, float]:
-        """What the model says after the prompt, teacher-forced.
+        """The model's log-probabilities of a reply, teacher-forced.
 
         Args:
             prompt: Token ids.
@@ -108,14 +111,14 @@ class Oracle:
         positions: Sequence[int] = (),
         layer: int | None = None,
     ) -> float:
-        """The largest difference of what the engine answered from `log_probs`.
+        """The largest difference between the engine's log-probabilities and the oracle's, in nats.
 
         Args:
             prompt: Token ids.
-            answer: The engine's.
-            plan: The edit of the tokens at these absolute positions.
-            positions: Ascending.
-            layer: The block it acts at, if not its own.
+            answer: The engine's answer.
+            plan: The edit, or None for a plain request.
+            positions: The absolute positions it edits, ascending.
+            layer: The block it acts at; default: its own.
         """
         edits = []
         if plan is not None:
@@ -151,7 +154,17 @@ class Oracle:
 def block_edits(
     spec: SteeringSpec, probes: Mapping[str, Probe], num_prompt: int, length: int
 ) -> list[BlockEdit]:
-    """A spec's edits, block by block, of a sequence of so many tokens, the prompt's among them."""
+    """A spec's edits, block by block.
+
+    Args:
+        spec: With the method of every edit given.
+        probes: Name -> probe, as fitted.
+        num_prompt: Tokens of the prompt.
+        length: Tokens of the whole sequence, prompt included.
+
+    Returns:
+        One entry per edit and layer, in order.
+    """
     found = []
     for edit in spec.edits():
         metadata = probes[edit.probe].metadata
@@ -179,7 +192,7 @@ def steered_positions(edit: Edit, default_where: Any, num_prompt: int, length: i
 
 
 def _check_memory(config: Any, trust_remote_code: bool) -> None:
-    """Raises MemoryError if the weights in float32 are larger than the memory that is free."""
+    """Raise MemoryError if the weights in float32 do not fit into the free memory."""
     import psutil
     from transformers import AutoModelForCausalLM
 
@@ -188,11 +201,11 @@ def _check_memory(config: Any, trust_remote_code: bool) -> None:
     needs = sum(weight.numel() for weight in model.parameters()) * torch.float32.itemsize
     free = psutil.virtual_memory().available
     if needs > free:
-        raise MemoryError(f"in float32 it takes {needs / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+        raise MemoryError(f"in float32 it takes {needs / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free")
 
 
 def _ordinary_classes(model: str) -> Any:
-    """Where vLLM runs in this process it may have changed transformers' classes for its own use."""
+    """A context with transformers' own classes, which vLLM may have changed in this process."""
     import sys
 
     if "vllm" not in sys.modules:

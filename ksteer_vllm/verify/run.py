@@ -22,7 +22,7 @@ from ksteer_vllm.verify.verification import EFFECT, Verification
 __all__ = ["verify"]
 
 LEAST_LENGTH = 96
-"""Tokens an engine must take."""
+"""The fewest tokens of context an engine must have."""
 
 Check = Callable[[Trial], object]
 
@@ -44,25 +44,28 @@ def verify(
 
     Args:
         subject: The engine.
-        layers: Those to look at; default: every open layer.
-        probes: Names of those to look at; default: every loaded one.
-        model_folder: The engine's weights, for the oracle; default: its own, where they are on this machine.
-        with_oracle: Use the oracle if it can be had; without it the order of layers is looked at.
+        layers: The layers to check; default: every open layer.
+        probes: The names of the probes to check; default: every loaded one.
+        model_folder: The engine's weights, for the oracle; default: the engine's own, if on this machine.
+        with_oracle: Use the oracle if possible; without it only the order of the layers is checked.
         source: Options of transformers' `from_pretrained`, such as trust_remote_code.
-        seed: Of the prompts; default: another one each time, so that no cache holds them.
-        tell: Called with what is being done.
+        seed: The seed of the prompts; default: a new one each time, so that no cache holds them.
+        tell: Called with what is being done, in a few words.
+
+    Returns:
+        What was found.
 
     Raises:
-        UsageError: There is nothing to look at, or layers or probes are named that the engine does not have.
-        UnreachableError: The engine cannot be asked.
-        RefusedError: It refuses a plain request.
+        UsageError: If there is nothing to check, or the engine lacks the layers or probes that are named.
+        UnreachableError: If the engine cannot be reached.
+        RefusedError: If it refuses a plain request.
     """
     started = time.monotonic()
-    tell("asking what there is")
+    tell("asking for layers and probes")
     facts = subject.facts()
     if facts.max_model_len < LEAST_LENGTH:
         raise UsageError(
-            f"max_model_len: verifying needs {LEAST_LENGTH} tokens, the engine takes {facts.max_model_len}"
+            f"max_model_len: verifying needs {LEAST_LENGTH} tokens, the engine allows {facts.max_model_len}"
         )
     plans, bare = _plans(facts, layers, probes)
     trial = Trial(subject, facts, plans, tell=tell, seed=seed)
@@ -157,7 +160,7 @@ def _usable(card: Card, layer: int) -> bool:
 
 
 def _check_layers(trial: Trial, weights: str, with_oracle: bool, source: Mapping[str, Any]) -> list[str]:
-    """By the oracle where it can say, else the order test. Returns what stays unchecked."""
+    """Check layers with the oracle if possible, else by their order. Returns what stays unchecked."""
     if len(trial.fired) < len(trial.plans):
         return ["where edits act: the steered requests did not run"]
     oracle = _oracle(trial, weights, with_oracle, source)
@@ -168,16 +171,16 @@ def _check_layers(trial: Trial, weights: str, with_oracle: bool, source: Mapping
     _run(trial, "layers act in order", check_order)
     if check_edges(trial):
         seen = (
-            "the order of layers was looked at, and the last one; a layer that acts one place off without "
-            "passing another open one is not seen"
+            "only the order of layers and the last layer were checked; a layer that acts one place off "
+            "without passing another open one would go unnoticed"
         )
     else:
-        seen = "the order of layers was looked at; all of them shifted alike is not seen"
+        seen = "only the order of layers was checked; a shift of all of them alike would go unnoticed"
     return [f"at which block a layer's edits act: {seen}"]
 
 
 def _held_against(oracle: Oracle, trial: Trial) -> bool:
-    """Whether the oracle could say where edits act; what it cannot run is no fault of the engine."""
+    """Whether the oracle could tell where edits act. A model it cannot run is not a fault of the engine."""
     trial.tell(NAME)
     try:
         check_against_oracle(trial, oracle)

@@ -1,4 +1,4 @@
-"""What is verified: an engine behind one interface, whether it is offline or a server."""
+"""What is verified: an engine, offline or a server, behind one interface."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class CheckRequest:
     Attributes:
         prompt: Token ids.
         spec: How to steer it, as JSON; None: as the engine does by default, False: not at all.
-        max_tokens: Exactly so many are generated.
-        salt: Of the prefix cache; a request with one of its own shares no block.
+        max_tokens: Exactly this many are generated.
+        salt: The `cache_salt`; requests with different ones share no block.
     """
 
     prompt: tuple[int, ...]
@@ -39,12 +39,12 @@ class CheckRequest:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """The engine's answer to one request.
 
     Attributes:
-        tokens: The ids generated.
-        steps: For each of them the log-probabilities of the best few tokens, and its own.
-        report: As `ksteer_vllm.report`.
+        tokens: The generated token ids.
+        steps: For each of them, token id -> log-probability of the most likely few tokens and of itself.
+        report: What `ksteer_vllm.report` returns.
         cached: Prompt tokens read from the prefix cache; None if the engine does not say.
         began: When the request was sent, in seconds on a clock of this process.
         ended: When its answer had come, on the same clock.
@@ -63,13 +63,13 @@ class Card:
     """One loaded probe.
 
     Attributes:
-        name: What specs call it.
-        digest: Of its folder.
+        name: The name that specs use.
+        digest: The digest of its folder.
         family: One of `FAMILIES`.
         labels: In the order of its tensors.
-        layers: Those it has tensors of their own for; empty: one set for all.
-        own_layer: The one it was fitted at.
-        methods: Those it has, the default first.
+        layers: The layers it has tensors of their own for; empty: one set for all.
+        own_layer: The layer it was fitted at.
+        methods: Its methods, the default first.
         default_alpha: Method -> strength.
         probe: Its tensors, where a copy of the folder is at hand.
     """
@@ -90,16 +90,16 @@ class Facts:
     """What the engine says about itself.
 
     Attributes:
-        name: For people.
+        name: The engine, as shown to people.
         weights: Where transformers can load the same model from; "" if nowhere on this machine.
-        num_layers: Decoder blocks.
-        open_layers: Those that can be steered.
+        num_layers: How many decoder blocks the model has.
+        open_layers: The layers that can be steered.
         cards: The loaded probes.
-        tokens: Ids to make random prompts of.
-        max_model_len: In tokens.
+        tokens: Token ids to make random prompts of.
+        max_model_len: The longest sequence, in tokens.
         reports: Whether requests may ask for reports.
-        limits: max_steps and the like.
-        needs_opt_out: Requests that say nothing of steering are steered, so plain ones must say so.
+        limits: The max_ options, such as max_steps.
+        needs_opt_out: Whether the engine steers by default, so that plain requests must opt out.
         versions: Package -> version.
         gaps: What cannot be seen through this subject.
     """
@@ -127,13 +127,13 @@ class Subject(Protocol):
     """
 
     def facts(self) -> Facts:
-        """Asked once, first."""
+        """What the engine says about itself; asked once, first."""
 
     def alone(self, request: CheckRequest) -> Answer:
-        """Run one request with nothing of ours beside it."""
+        """Run one request with no other of ours beside it."""
 
     def together(self, requests: Sequence[CheckRequest]) -> list[Answer]:
         """Run requests in one batch, as far as the engine lets the caller choose."""
 
     def close(self) -> None:
-        """Let go of the engine."""
+        """Release the engine."""

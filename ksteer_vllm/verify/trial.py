@@ -15,17 +15,17 @@ from ksteer_vllm.verify.verification import Finding
 __all__ = ["SHORT", "Fired", "Trial"]
 
 SHORT = 24
-"""Tokens of a short prompt."""
+"""The length of a short prompt, in tokens."""
 
 BATCH = 16
-"""Requests sent at once, at most."""
+"""The most requests sent at once."""
 
 
 @dataclass(frozen=True)
 class Fired:
-    """A steered request of the fire check and what came of it: the later checks go on from here.
+    """A steered request of the firing check and its answer, which the later checks start from.
 
-    effect: how far its log-probabilities are from the plain answer's; ahead: the same of the first token
+    effect: how far its log-probabilities are from the plain answer's; ahead: the same for the first token
     only, which no edit of the tokens after the prompt can reach.
     """
 
@@ -38,7 +38,7 @@ class Fired:
 
 @dataclass
 class Trial:
-    """One verification under way. plans: an edit per layer and probe. tell: called with what is done."""
+    """One verification in progress. plans: an edit per layer and probe. tell: called with what is done."""
 
     subject: Subject
     facts: Facts
@@ -60,21 +60,21 @@ class Trial:
         self.gaps: list[str] = []
         """What stays unchecked."""
         self.edits_others = False
-        """Tokens were seen to be edited that no edit names: what blocks hold says nothing then."""
-        self._random = random.Random(self.seed)  # None: of the operating system
+        """Whether tokens were seen to be edited that no edit names: cached blocks then show nothing."""
+        self._random = random.Random(self.seed)  # None: seeded by the operating system
 
     @property
     def visible(self) -> float:
-        """An effect that cannot be taken for noise."""
+        """The smallest effect that cannot be mistaken for noise."""
         return max(4 * self.tolerance, 0.02)
 
     @property
     def edits(self) -> list[Fired]:
-        """Those whose effect can be told from noise."""
+        """The steered requests whose effect can be told from noise."""
         return [fired for fired in self.fired if fired.effect >= self.visible]
 
     def prompt(self, length: int) -> tuple[int, ...]:
-        """Random tokens that nobody has sent before."""
+        """Random tokens, which nobody has sent before."""
         return tuple(self._random.choice(self.facts.tokens) for _ in range(length))
 
     def request(
@@ -85,7 +85,7 @@ class Trial:
         *,
         shared: bool = False,
     ) -> CheckRequest:
-        """shared: without a salt of its own, so that cached blocks of other requests may be read."""
+        """A request. shared: without its own salt, so that it may read cached blocks of other requests."""
         asked: Mapping[str, Any] | Literal[False] | None = spec
         if spec is None and self.facts.needs_opt_out:
             asked = False
@@ -97,7 +97,7 @@ class Trial:
         return self.subject.alone(request)
 
     def together(self, requests: Sequence[CheckRequest]) -> list[Answer]:
-        """In batches of at most BATCH."""
+        """Run requests in batches of at most BATCH."""
         self._count(requests)
         found: list[Answer] = []
         for first in range(0, len(requests), BATCH):

@@ -15,7 +15,7 @@ from rich.text import Text
 __all__ = ["EFFECT", "Finding", "Verification"]
 
 EFFECT = "steering has an effect"
-"""The check without which the others show nothing."""
+"""The name of the check without which the others prove nothing."""
 
 Status = Literal["passed", "failed", "skipped"]
 _STYLE = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -27,9 +27,9 @@ class Finding:
 
     Attributes:
         name: What is true if it passes.
-        status: Skipped where the check could not be made.
+        status: Skipped if the check could not be made.
         says: What was seen, or why it was skipped.
-        cause: Of a failure, the likely one.
+        cause: The likely cause of a failure.
         figures: The numbers behind it, in plain JSON types.
     """
 
@@ -45,15 +45,15 @@ class Verification:
     """Everything one verification found.
 
     Attributes:
-        subject: The engine, for people.
+        subject: The engine, as shown to people.
         versions: Package -> version.
-        layers: Those looked at.
-        probes: Names of those looked at.
+        layers: The layers checked.
+        probes: The names of the probes checked.
         tolerance: In nats; two answers whose log-probabilities differ by more count as different.
-        noise_floor: In nats; how far apart answers to one plain request were.
-        requests: How many it sent.
-        prompt_tokens: Of all of them.
-        generated_tokens: Of all of them.
+        noise_floor: In nats; how far apart the answers to one plain request were.
+        requests: How many requests were sent.
+        prompt_tokens: Prompt tokens, over all requests.
+        generated_tokens: Generated tokens, over all requests.
         seconds: How long it took.
         findings: One for each check.
         not_checked: What no check here can see.
@@ -74,7 +74,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """No check failed, and steering was seen at all."""
+        """Whether no check failed, and steering was seen to have an effect."""
         seen = any(finding.name == EFFECT and finding.status == "passed" for finding in self.findings)
         return seen and not self.failures
 

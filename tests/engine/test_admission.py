@@ -96,7 +96,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "unknown unit": ({**GOOD, "unit": "std"}, ["ksteer.unit", "'raw' or 'normalised'", "'std'"]),
     "unit without a scale": (
         {**GOOD, "unit": "normalised"},
-        ["ksteer.unit", "'tones' stores no activation scale of layer 1", "it has: none"],
+        ["ksteer.unit", "'tones' stores no activation scale for layer 1", "it has: none"],
     ),
     "cap of nothing": ({**GOOD, "cap": 0}, ["ksteer.cap", "greater than 0", "got 0"]),
     "cap and norm": ({**GOOD, "cap": 0.1, "preserve_norm": True}, ["ksteer.preserve_norm", "with cap"]),
@@ -254,11 +254,11 @@ def test_reserved_keys_are_refused(
     capture = {"id": "x", "start": 0, "end": 4}
     for llm in (engine, plain_engine):
         for other in ({"ksteer_admission": record}, {"ksteer_admission": None}):
-            with pytest.raises(ValueError, match="ksteer_admission is written by the engine only"):
+            with pytest.raises(ValueError, match="ksteer_admission is reserved for the engine"):
                 generate_one(llm, prompts(1, 10)[0], other=other)
         with pytest.raises(ValueError, match="this engine does not capture"):
             generate_one(llm, prompts(1, 10)[0], other={"ksteer_capture": capture})
-    with pytest.raises(ValueError, match="ksteer_admission is written by the engine only"):
+    with pytest.raises(ValueError, match="ksteer_admission is reserved for the engine"):
         generate_one(engine, prompts(1, 10)[0], GOOD, other={"ksteer_admission": record})
 
 

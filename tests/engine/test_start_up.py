@@ -30,7 +30,7 @@ def configure(model: Path, enabled: dict[str, Any] | None = None, **options: Any
         ({"hidden_size": 32}, ["'tones'", "hidden_size 32", "has 64"]),
         ({"model_type": "qwen2"}, ["'tones'", "model_type qwen2", "has llama"]),
         ({"num_layers": 5}, ["'tones'", "num_layers 5", "has 4"]),
-        ({"width": 300}, ["'tones'", "300 wide", "max_width=256"]),
+        ({"width": 300}, ["'tones'", "width 300", "max_width=256"]),
     ],
     ids=["hidden size", "model type", "number of layers", "width"],
 )
@@ -145,7 +145,7 @@ def test_capturing_needs_an_eager_engine(llama: Path) -> None:
 
 
 def test_a_decoder_that_is_not_there_stops_the_start(llama: Path, probes: dict[str, Path]) -> None:
-    with pytest.raises(DecoderNotFoundError, match=r"'model.blocks' .* not there.*model\.layers"):
+    with pytest.raises(DecoderNotFoundError, match=r"'model.blocks' .* not a ModuleList.*model\.layers"):
         start_engine(llama, probes, steering={"decoder": "model.blocks"})
 
 

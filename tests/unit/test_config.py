@@ -58,7 +58,7 @@ def test_layers(layers: Any, parsed: Any) -> None:
         ({"capture": {"layers": []}}, ["capture.layers"]),
         ({"resolved": True}, ["resolved", "unknown"]),
         ({"layerz": "all"}, ["layerz", "unknown", "probes, layers, max_probes"]),
-        ({"probes": {"a": "x", "b": "y"}, "max_probes": 1}, ["max_probes", "1 slots for 2 probes"]),
+        ({"probes": {"a": "x", "b": "y"}, "max_probes": 1}, ["max_probes", "at most 1 probes, got 2"]),
     ],
     ids=str,
 )

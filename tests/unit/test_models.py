@@ -69,7 +69,8 @@ def test_a_stack_named_by_hand_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [("c.blocks", "is not there"), ("a", "is not there"), ("a.blocks", "3 modules long")]
+    ("path", "words"),
+    [("c.blocks", "is not a ModuleList"), ("a", "is not a ModuleList"), ("a.blocks", "3 modules long")],
 )
 def test_a_wrong_name(path: str, words: str) -> None:
     with pytest.raises(DecoderNotFoundError, match=words) as refusal:
@@ -79,5 +80,5 @@ def test_a_wrong_name(path: str, words: str) -> None:
 
 def test_layers_a_model_does_not_have_are_refused_by_field() -> None:
     check_layers("layers", (0, 3), 4, UsageError)
-    with pytest.raises(UsageError, match=r"^layers: 4, -1 of a model with layers 0 to 3$"):
+    with pytest.raises(UsageError, match=r"^layers: the model has no layer 4, -1; its layers are 0 to 3$"):
         check_layers("layers", (4, 0, -1), 4, UsageError)

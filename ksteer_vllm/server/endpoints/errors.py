@@ -1,4 +1,4 @@
-"""Errors of the routes, in vLLM's shape: {"error": {"message", "type", "param", "code"}}."""
+"""Error responses of the routes, in vLLM's shape: {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ _TYPES = {
     503: "ServiceUnavailableError",
 }
 _MEANINGS = {
-    400: "The request is malformed, or what it asks for cannot be run here.",
+    400: "The request is malformed, or asks for something this server cannot run.",
     403: "This server allows no changes, or the admin key is missing or wrong.",
-    404: "Nothing has that name.",
+    404: "There is nothing of that name.",
     409: "The name is taken or in use, or the device tables are full.",
     413: "The body is larger than max_spec_bytes.",
     503: "Retiring probes still hold capacity, or another change is in progress; see Retry-After.",
 }
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+_RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds to wait before trying again.", "schema": {"type": "integer"}}
+}
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers these errors, beside a wrong API key and the unforeseen."""
+    """The `responses` of a route with these errors, besides a wrong API key and anything unforeseen."""
     described: dict[int | str, dict[str, Any]] = {
         401: {"model": Unauthorized, "description": "The API key is missing or wrong (--api-key)."}
     }
@@ -65,7 +67,7 @@ def error_response(
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer what the routes raise."""
+    """Turn what the routes raise into responses."""
 
     async def lifecycle_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, LifecycleError)

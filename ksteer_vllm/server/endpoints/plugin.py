@@ -59,7 +59,7 @@ class SteeringEndpoints:
 def with_endpoints(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `attach_endpoint_plugins(app, tasks)`, which every server calls once while building its app.
 
-    Every app gets the gate. Where steering is enabled our own endpoint plugin comes with it, and vLLM then
+    Every app gets the gate. Where steering is enabled it gets our endpoint plugin too, and vLLM then
     calls its `init_state`.
     """
 

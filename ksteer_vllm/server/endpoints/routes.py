@@ -1,4 +1,4 @@
-"""The routes. Each is described in `/openapi.json` with every status it answers."""
+"""The routes. `/openapi.json` describes each with every status it may return."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class LimitedRoute(APIRoute):
-    """A route that reads no more of a body than the limit: max_spec_bytes, at least 4096."""
+    """A route that reads no more of a body than max_spec_bytes, or 4096 bytes if that is more."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -38,7 +38,7 @@ class LimitedRoute(APIRoute):
             request._body = await _read(request, limit)  # where Starlette keeps a body that was read
             try:
                 return await handle(request)
-            except HTTPException as error:  # FastAPI's own, for a body that is no text
+            except HTTPException as error:  # FastAPI's own, for a body that is not text
                 raise LifecycleError(error.status_code, "body", str(error.detail)) from None
 
         return handle_limited
@@ -68,7 +68,7 @@ def _may_change(
             APIKeyHeader(
                 name=ADMIN_HEADER,
                 auto_error=False,
-                description="Needed where the server has --ksteer-admin-key-file.",
+                description="Required if the server was started with --ksteer-admin-key-file.",
             )
         ),
     ],
@@ -83,7 +83,7 @@ Name = Annotated[str, Path(max_length=256)]
 
 _LOADED = {
     **documented(400, 403, 404, 409, 413, 503),
-    200: {"model": schemas.ProbeCard, "description": "It replaced what had the name."},
+    200: {"model": schemas.ProbeCard, "description": "The probe replaced another of the same name."},
 }
 
 router = APIRouter(
@@ -96,25 +96,25 @@ router = APIRouter(
 
 @router.get("", responses=documented(503))
 async def describe(service: Reading) -> schemas.Status:
-    """Versions, model, open layers, limits, probes, presets and methods of this server."""
+    """Show the versions, model, open layers, limits, probes, presets and methods of this server."""
     return await service.status()
 
 
 @router.get("/probes", responses=documented())
 async def list_probes(service: Reading) -> schemas.ProbeList:
-    """The loaded probes."""
+    """List the loaded probes."""
     return service.probes()
 
 
 @router.post("/probes", status_code=201, responses=_LOADED)
 async def load_probe(body: schemas.ProbeLoad, service: Changing, response: Response) -> schemas.ProbeCard:
-    """Load a folder of the operator's directories under a name, into every worker, or not at all."""
+    """Load a folder from the operator's directories under a name: into every worker, or not at all."""
     return await _load(service, body.name, body, response)
 
 
 @router.get("/probes/{name}", responses=documented(404))
 async def show_probe(name: Name, service: Reading) -> schemas.ProbeCard:
-    """One loaded probe."""
+    """Show one loaded probe."""
     return service.probe(name)
 
 
@@ -122,26 +122,26 @@ async def show_probe(name: Name, service: Reading) -> schemas.ProbeCard:
 async def load_probe_as(
     name: Name, body: schemas.ProbeFolder, service: Changing, response: Response
 ) -> schemas.ProbeCard:
-    """As `POST /v1/ksteer/probes`, with the name in the path."""
+    """Like `POST /v1/ksteer/probes`, with the name in the path."""
     return await _load(service, name, body, response)
 
 
 @router.delete("/probes/{name}", responses=documented(400, 403, 404, 409, 503))
 async def retire_probe(name: Name, service: Changing) -> schemas.ProbeRetired:
-    """Take a probe's name away. Requests in flight finish with it; then it leaves the device."""
+    """Remove a probe's name. Requests in flight finish with the probe; then it is unloaded."""
     digest, state = await service.lifecycle.retire(name)
     return schemas.ProbeRetired.model_validate({"name": name, "digest": digest, "state": state})
 
 
 @router.get("/presets", responses=documented())
 async def list_presets(service: Reading) -> schemas.PresetList:
-    """The presets."""
+    """List the presets."""
     return service.presets()
 
 
 @router.get("/presets/{name}", responses=documented(404))
 async def show_preset(name: Name, service: Reading) -> schemas.Preset:
-    """One preset."""
+    """Show one preset."""
     return service.preset(name)
 
 
@@ -150,11 +150,11 @@ async def show_preset(name: Name, service: Reading) -> schemas.Preset:
     status_code=200,
     responses={
         **documented(400, 403, 409, 413, 503),
-        201: {"model": schemas.Preset, "description": "The name is new."},
+        201: {"model": schemas.Preset, "description": "The preset was created."},
     },
 )
 async def put_preset(name: Name, spec: schemas.Spec, service: Changing, response: Response) -> schemas.Preset:
-    """Name a spec, or give a name another spec. Refused unless this server can run it."""
+    """Create or replace a preset. Refused unless this server can run the spec."""
     check_name(name, "name")
     if await service.lifecycle.put_preset(name, spec.root):
         response.status_code = 201
@@ -163,7 +163,7 @@ async def put_preset(name: Name, spec: schemas.Spec, service: Changing, response
 
 @router.delete("/presets/{name}", responses=documented(403, 404, 409, 503))
 async def delete_preset(name: Name, service: Changing) -> schemas.PresetDeleted:
-    """Take a preset's name away. The engine's default stays."""
+    """Delete a preset. The engine's default preset cannot be deleted."""
     await service.lifecycle.delete_preset(name)
     return schemas.PresetDeleted(name=name)
 

@@ -1,4 +1,4 @@
-"""What the routes take and answer, as pydantic models: FastAPI makes the OpenAPI description of them."""
+"""Request and response bodies of the routes, as pydantic models; FastAPI makes the OpenAPI schema of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ErrorBody(BaseModel):
 
 
 class Unauthorized(BaseModel):
-    """vLLM's answer where the API key is missing or wrong."""
+    """vLLM's response if the API key is missing or wrong."""
 
     error: str
 
@@ -60,10 +60,10 @@ class Versions(BaseModel):
 
 
 class Model(BaseModel):
-    """The model that is steered. name: as requests spell it; root: as the server was started with."""
+    """The model that is steered."""
 
-    name: str
-    root: str
+    name: Annotated[str, Field(description="The name that requests use.")]
+    root: Annotated[str, Field(description="The model the server was started with.")]
     hidden_size: int
     num_layers: int
     model_type: str
@@ -72,47 +72,55 @@ class Model(BaseModel):
 class Lifecycle(BaseModel):
     """What may change while the server runs."""
 
-    probe_dirs: Annotated[int, Field(description="directories probes may be loaded from; 0: no changes")]
-    admin_key: Annotated[bool, Field(description="changes need the header X-KSteer-Admin-Key")]
-    refused: Annotated[str | None, Field(description="why this server can change nothing, if it cannot")] = (
-        None
-    )
+    probe_dirs: Annotated[int, Field(description="The number of directories probes may be loaded from.")]
+    admin_key: Annotated[bool, Field(description="Whether changes need the header X-KSteer-Admin-Key.")]
+    refused: Annotated[
+        str | None, Field(description="Why this server allows no changes, if it allows none.")
+    ] = None
     resident: Annotated[
-        dict[str, Any], Field(description="digests, slots and bytes in the device tables, and workers")
+        dict[str, Any],
+        Field(description="What the device tables hold: digests, slots, bytes; and the number of workers."),
     ]
 
 
 class Status(BaseModel):
-    """What this server can steer, with what and within which limits."""
+    """What this server can steer, with which probes, and within which limits."""
 
     versions: Versions
     model: Model
-    layers: Annotated[list[int], Field(description="layers requests may steer")]
-    limits: dict[str, int]
-    reports: bool
-    default: Annotated[str | None, Field(description="preset of requests that say nothing of steering")]
-    probes: list[str]
-    presets: list[str]
+    layers: Annotated[
+        list[int], Field(description="The layers requests may steer, as 0-based decoder blocks.")
+    ]
+    limits: Annotated[dict[str, int], Field(description="The max_ options of the engine.")]
+    reports: Annotated[bool, Field(description="Whether requests may ask for a report.")]
+    default: Annotated[
+        str | None, Field(description="The preset applied to requests that do not mention steering.")
+    ]
+    probes: Annotated[list[str], Field(description="The names of the loaded probes.")]
+    presets: Annotated[list[str], Field(description="The names of the presets.")]
     methods: Annotated[
-        dict[str, dict[str, list[str]]], Field(description="family -> method -> the optional fields it takes")
+        dict[str, dict[str, list[str]]],
+        Field(description="Family -> method -> the optional spec fields it takes."),
     ]
     lifecycle: Lifecycle
     features: dict[str, Any]
 
 
 class ProbeCard(BaseModel):
-    """A loaded probe (or any other probe)."""
+    """What a client needs to know about a probe."""
 
     name: str
     digest: str
     family: str
     labels: list[str]
-    layers: Annotated[list[int], Field(description="layers with weights of their own; empty: any layer")]
-    default_layers: Annotated[list[int], Field(description="layers of requests that name none")]
+    layers: Annotated[
+        list[int], Field(description="The layers with weights of their own. Empty: one set for any layer.")
+    ]
+    default_layers: Annotated[list[int], Field(description="The layers of requests that name none.")]
     methods: list[str]
     default_alpha: dict[str, float]
-    width: Annotated[int | None, Field(description="rows of its basis, where known")]
-    activation_scale: Annotated[bool, Field(description="unit 'normalised' works at some layer")]
+    width: Annotated[int | None, Field(description="The number of rows of its basis, where known.")]
+    activation_scale: Annotated[bool, Field(description="Whether unit normalised can be used at some layer.")]
 
     @classmethod
     def of(cls, name: str, probe: ProbeMetadata) -> ProbeCard:
@@ -146,35 +154,45 @@ class ProbeFolder(_Closed):
     """Which folder to load."""
 
     folder: Annotated[
-        str, Field(min_length=1, max_length=255, description="in one of the --ksteer-probe-dir directories")
+        str,
+        Field(
+            min_length=1, max_length=255, description="The folder's name in a --ksteer-probe-dir directory."
+        ),
     ]
     digest: Annotated[
-        str | None, Field(max_length=200, description="refuse a folder whose contents have another digest")
+        str | None, Field(max_length=200, description="Refuse a folder whose contents have another digest.")
     ] = None
-    replace: Annotated[bool, Field(strict=True, description="the name may be in use")] = False
+    replace: Annotated[bool, Field(strict=True, description="Whether the name may be in use.")] = False
 
 
 class ProbeLoad(ProbeFolder):
     """Which folder to load, and the name requests will use."""
 
-    name: Annotated[str, Field(min_length=1, max_length=256)]
+    name: Annotated[
+        str, Field(min_length=1, max_length=256, description="What requests will call the probe.")
+    ]
 
 
 class ProbeRetired(BaseModel):
-    """A probe that has lost its name. retiring: requests that were admitted before still use it."""
+    """A probe whose name was removed."""
 
     name: str
     digest: str
-    state: Literal["retiring", "retired"]
+    state: Annotated[
+        Literal["retiring", "retired"],
+        Field(description="retiring while requests admitted earlier still use it, then retired."),
+    ]
 
 
 class Preset(BaseModel):
-    """A preset. model: the name any client can call it by."""
+    """A preset."""
 
     name: str
-    spec: dict[str, Any]
-    model: str
-    default: bool
+    spec: Annotated[dict[str, Any], Field(description="The steering spec.")]
+    model: Annotated[str, Field(description="The model name that selects it, for any client.")]
+    default: Annotated[
+        bool, Field(description="Whether it applies to requests that do not mention steering.")
+    ]
 
 
 class PresetList(BaseModel):
@@ -185,7 +203,7 @@ class PresetList(BaseModel):
 
 
 class PresetDeleted(BaseModel):
-    """A preset that is gone."""
+    """A preset that was deleted."""
 
     name: str
     deleted: Literal[True] = True

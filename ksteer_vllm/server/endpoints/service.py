@@ -23,8 +23,11 @@ __all__ = ["Service"]
 class Service:
     """The steering of one server's engine, as the routes see it.
 
-    state: the application's; its models are looked up when they are needed, for they come later. admin_key:
-    what changes must bring, or None.
+    Args:
+        engine_client: The server's AsyncLLM.
+        state: The application's; its models are looked up when needed, since they are set later.
+        lifecycle: What makes the changes.
+        admin_key: The key that changes must send, or None.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ async function request(path, body, signal) {
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ServerError("The server does not answer.", 0);
+    throw new ServerError("The server did not respond.", 0);
   }
   if (response.ok) return response;
   const text = await response.text();
@@ -51,7 +51,7 @@ async function request(path, body, signal) {
   try {
     value = JSON.parse(text);
   } catch {
-    // no JSON: a proxy's page, shown as it is
+    // not JSON: a proxy's page, shown as it is
   }
   throw new ServerError(messageOf(value, fallback), response.status);
 }
@@ -70,11 +70,11 @@ export async function* stream(path, body, signal) {
 }
 
 function broken(error) {
-  throw error.name === "AbortError" ? error : new ServerError("The connection broke off.", 0);
+  throw error.name === "AbortError" ? error : new ServerError("The connection was lost.", 0);
 }
 
-/** The data of server-sent events, wherever the network has cut the bytes. Their end is for the caller to see:
- *  throws ServerError if the bytes end before it. */
+/** The data of server-sent events, however the network splits the bytes. The caller stops at the last event:
+ *  throws ServerError if the bytes end before that. */
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

@@ -28,7 +28,7 @@ export class Controls {
     byId("filter").oninput = () => this.filter();
     const stars = (name) => (name === this.info.default ? `${name} (default)` : name);
     const names = Object.keys(this.presets);
-    const none = names.length ? "None: own settings" : "None on this server";
+    const none = names.length ? "None: your own settings" : "No presets on this server";
     fillSelect(byId("preset"), [[OWN, none], ...names.map((name) => [name, stars(name)])], OWN);
     byId("preset").disabled = !names.length;
     fillSelect(byId("probe"), Object.keys(this.cards).map((name) => [name, name]));
@@ -79,7 +79,7 @@ export class Controls {
     this.draw();
   }
 
-  /** Other settings that no preset stands behind. */
+  /** Switch to settings that belong to no preset. */
   leave(settings) {
     this.preset = byId("preset").value = OWN;
     this.settings = settings;
@@ -138,8 +138,8 @@ export class Controls {
     byId("labels-scale").firstElementChild.hidden = min === 0;
     byId("labels-scale").lastElementChild.hidden = max === 0;
     byId("labels-hint").textContent = values
-      ? "Activation to set a feature to; empty: left alone."
-      : "Weights count relative to one another; strength says how far.";
+      ? "The activation to set a feature to; leave it empty to leave the feature alone."
+      : "Weights are relative to one another; the strength sets how far to move.";
     byId("filter").hidden = this.card.labels.length < MANY_LABELS;
     byId("filter").value = "";
   }

@@ -43,7 +43,7 @@ export class Conversation {
       const failed = turn.plain.failed || turn.steered.failed;
       const note = mode.reason && !this.toldMode ? ` No chat template: prompts are completed as they are (${mode.reason})` : "";
       this.toldMode ||= Boolean(mode.reason);
-      this.announce((controller.signal.aborted ? "Stopped." : failed ? "The server refused; see the reply." : `Done in ${seconds} s.`) + note);
+      this.announce((controller.signal.aborted ? "Stopped." : failed ? "The request failed; see the reply." : `Done in ${seconds} s.`) + note);
     }
   }
 
@@ -65,7 +65,7 @@ export class Conversation {
 
   whyNoReport(ask, result) {
     if (!ask.ksteer || !result || result.report) return "";
-    return ask.noReport || "The answer came without a report.";
+    return ask.noReport || "The response contained no report.";
   }
 
   stop() {

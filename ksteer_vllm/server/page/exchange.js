@@ -37,10 +37,10 @@ const ROUTES = {
   },
 };
 
-/** Which of them this server can: "chat" until it says that its model has no chat template. */
+/** Which of them this server supports: "chat" until it says that its model has no chat template. */
 export const mode = { name: "chat", reason: "" };
 
-/** A request: {path, body}. ksteer: the spec, or false: not steered, also where the server has a default. */
+/** A request: {path, body}. ksteer: the spec, or false for no steering even if the server has a default. */
 function requestOf(model, sampling, history, prompt, ksteer) {
   const route = ROUTES[mode.name];
   const limit = mode.name === "completion" ? { max_tokens: UNLIMITED_COMPLETION } : {};

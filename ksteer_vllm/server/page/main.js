@@ -6,7 +6,7 @@ import { Conversation } from "./conversation.js";
 import { byId } from "./dom.js";
 
 const NO_REPORTS = "No label probabilities: this server was started with --no-ksteer-reports.";
-const UNTICKED = "No label probabilities: not asked for, see Connection.";
+const UNTICKED = "No label probabilities: not requested (see Connection).";
 
 const status = (text) => (byId("status").textContent = text);
 const conversation = new Conversation(status, onRunning);
@@ -33,11 +33,11 @@ async function load() {
     controls = null;
     byId("own").hidden = byId("preset").disabled = true;
     if (error.status === 401) {
-      notice("This server wants an API key: type it below.");
+      notice("This server requires an API key: enter it below.");
       byId("connection").open = true;
       byId("panel").open = true;
       byId("api-key").focus();
-    } else notice(`This server's steering cannot be read: ${error.message}`);
+    } else notice(`Could not read this server's steering: ${error.message}`);
   }
   byId("send").disabled = !controls;
 }

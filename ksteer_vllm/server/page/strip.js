@@ -119,8 +119,8 @@ function draw(view) {
     }),
   );
   cells.onkeydown = (event) => walk(event, cells);
-  const rest = view.left ? ` ${view.left} more records, of prompt tokens or beyond the first ${MOST_CELLS}, are not shown.` : "";
-  readout.textContent = records.length ? `Upper band: before; field: after. Arrow keys go through the tokens.${rest}` : `No generated token was steered here.${rest}`;
+  const rest = view.left ? ` ${view.left} more records (prompt tokens, or beyond the first ${MOST_CELLS}) are not shown.` : "";
+  readout.textContent = records.length ? `Upper band: before; fill: after. Use the arrow keys to move between tokens.${rest}` : `No generated token was steered here.${rest}`;
   fillTable(view);
 }
 

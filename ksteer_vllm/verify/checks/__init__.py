@@ -1,1 +1,1 @@
-"""The checks, one subject a file; each adds its findings to the trial."""
+"""The checks, one topic per file; each adds its findings to the trial."""

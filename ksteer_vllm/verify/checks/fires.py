@@ -1,4 +1,4 @@
-"""Steering fires: records at just the layer asked for, of just the tokens asked for, and an effect."""
+"""Steering fires: records at exactly the layer and for exactly the tokens asked for, and an effect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEAST_SHIFT, MOST_SHIFT, GOOD_SHIFT = 0.1, 1.5, 0.5
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a report says of an edit. wrong: positions missing or too many, or layers of others."""
+    """What a report says about an edit. wrong: missing or extra positions, or other layers, in words."""
 
     records: int
     shift: float
@@ -62,7 +62,7 @@ def _request(trial: Trial, plan: PlannedEdit) -> CheckRequest:
 
 
 def _factor(trial: Trial, fired: Fired) -> float | None:
-    """What to multiply the strength with, or None if it is good."""
+    """What to multiply the strength by, or None if it is good."""
     seen = _seen(fired.plan, fired.answer) if trial.facts.reports else None
     weak = fired.effect < trial.visible
     if seen is None:
@@ -92,7 +92,7 @@ def _seen(plan: PlannedEdit, answer: Answer) -> _Seen:
     if others := sorted(set(found) - {plan.layer}):
         problems.append(f"records at layer {listing(others)} too")
     if missing := sorted(set(STEERED) - set(here)):
-        problems.append(f"no record of positions {listing(missing)}")
+        problems.append(f"no records of positions {listing(missing)}")
     if extra := sorted(set(here) - set(STEERED)):
         problems.append(f"records of positions {listing(extra)}, which were not asked for")
     return _Seen(
@@ -119,7 +119,7 @@ def _judge_effects(trial: Trial) -> None:
             name,
             f"the effect at {listing(fired.plan.name for fired in weak)} is too near the noise, "
             f"{trial.tolerance:.1e}, to be told from it",
-            "the edits found are too weak to show anything, whatever the strength",
+            "the edits are too weak to prove anything, whatever their strength",
             effect=figures,
         )
     else:
@@ -162,19 +162,19 @@ def _judge_records(trial: Trial) -> None:
         if len(bare) == len(trial.fired) or bare:
             cause = _cause(trial, bare)
         elif still and not wrong:
-            cause = "the edit is dropped or zero: the probe's weights, or activations that are not finite"
+            cause = "the edit is dropped or zero: see the probe's weights, or activations that are not finite"
         else:
             trial.edits_others = any("not asked for" in text for text in wrong.values())
             cause = (
-                "tokens that no edit names are edited: they are pointed at rows of others"
+                "tokens that no edit names are edited: they point at rows of other requests"
                 if trial.edits_others
-                else "tokens are pointed at rows by wrong positions"
+                else "tokens point at rows by wrong positions"
             )
         trial.failed(name, says, cause)
         return
     trial.passed(
         name,
-        f"records at just the layer and just the {len(STEERED)} tokens asked for; relative shift "
+        f"records at exactly the layer and the {len(STEERED)} tokens asked for; relative shift "
         f"{min(shifts):.2g} to {max(shifts):.2g}",
         shift={plan: found.shift for plan, found in seen.items()},
     )

@@ -15,17 +15,17 @@ NAME = "edits act at their layer"
 
 FACTOR = 4
 SHARE = 0.1
-"""Of an edit's effect: how far off the oracle may be. A token within rounding of a ReLU's kink may take the
-other side of it; another layer is off by about the effect itself."""
+"""How far off the oracle may be, as a share of an edit's effect. A token within rounding of a ReLU's kink may
+fall on the other side of it; another layer is off by about the effect itself."""
 
 CLEAR = 0.5
 """In half precision an edit acts at the layer that is nearer than any other, and than no edit, by this."""
 
 NAMED = 6
-"""Causes of one kind that are spelt out."""
+"""The most causes of one kind that are spelt out."""
 
 FOREIGN = 0.5
-"""Plain answers this far from the oracle's are not of these weights."""
+"""Plain answers this far from the oracle's do not come from these weights."""
 
 
 def check_against_oracle(trial: Trial, oracle: Oracle) -> None:
@@ -38,7 +38,7 @@ def check_against_oracle(trial: Trial, oracle: Oracle) -> None:
     trial.judge(
         "plain equals transformers",
         f"a plain request's log-probabilities differ from the oracle's by {plain:.1e}",
-        "plain requests are touched, or the model folder holds other weights than the engine runs",
+        "plain requests are edited, or the model folder does not hold the engine's weights",
         not foreign,
         difference=plain,
     )
@@ -47,13 +47,13 @@ def check_against_oracle(trial: Trial, oracle: Oracle) -> None:
         trial.skipped(name, "the oracle does not describe this engine's plain requests")
         return
     if trial.edits_others:
-        trial.skipped(name, "tokens are edited that no edit names, which the oracle leaves alone")
+        trial.skipped(name, "tokens are edited that no edit names, which the oracle does not edit")
         return
     checkable = [fired for fired in trial.edits if fired.plan.card.probe is not None]
     unchecked = [fired.plan.name for fired in trial.fired if fired not in checkable]
     if not checkable:
         trial.skipped(
-            name, f"no edit with a visible effect whose probe folder is at hand: {listing(unchecked)}"
+            name, f"no edit has both a visible effect and its probe folder here: {listing(unchecked)}"
         )
         return
     errors, wrong, unclear = {}, [], []
@@ -86,7 +86,7 @@ def check_against_oracle(trial: Trial, oracle: Oracle) -> None:
         return
     if len(unclear) == len(checkable):
         trial.skipped(
-            name, f"half precision leaves no layer clearly the nearest: {listing(unclear)}", **figures
+            name, f"in half precision no layer is clearly the nearest: {listing(unclear)}", **figures
         )
         return
     unchecked += unclear

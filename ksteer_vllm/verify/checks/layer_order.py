@@ -1,7 +1,7 @@
-"""Edits act in the order of their layers' numbers: what can be seen without the model's weights.
+"""Edits act in the order of their layers: what can be checked without the model's weights.
 
 A weak edit with a report is a sensor: how far it moves a token, and what its probe reads there, depends on
-the token's residual stream. It must see a strong edit at another layer if and only if that is below it.
+the token's residual stream. It must see a strong edit at another layer if and only if that layer is below.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ksteer_vllm.verify.trial import Fired, Trial
 __all__ = ["check_edges", "check_order"]
 
 WIDEST = 12
-"""Layers named in one request, at most."""
+"""The most layers named in one request."""
 
 ENVELOPE = 64
 """Bytes of a spec around its stack."""
@@ -25,13 +25,13 @@ ENVELOPE = 64
 WEAK = 1e-3
 WINDOW = {"prompt": [5, 11]}
 BOOSTS, BOOST = 5, 2.5
-"""Strengths tried, each so many times the one before, until an edit is seen to reach the next token."""
+"""How many strengths are tried until an edit reaches the next token, and the factor between them."""
 
 SEEN = 0.03
-"""A sensor sees an edit that changes a probability by so much, or its shift by this share."""
+"""A sensor sees an edit that changes a probability by this much, or its shift by this share."""
 
 Reading = Mapping[int, Sequence[Sequence[float]]]
-"""Layer -> per token its shift and label probabilities."""
+"""Layer -> for each token, its shift and label probabilities."""
 
 
 def check_order(trial: Trial) -> None:
@@ -39,13 +39,19 @@ def check_order(trial: Trial) -> None:
     name = "layers act in order"
     fired = {found.plan.layer: found for found in trial.edits}
     if not trial.facts.reports or len(fired) < 2:
-        reason = "without reports" if not trial.facts.reports else "steering is seen at fewer than two layers"
+        reason = (
+            "without reports"
+            if not trial.facts.reports
+            else "steering has a visible effect at fewer than two layers"
+        )
         trial.skipped(name, f"{reason}: there is no order to see")
         return
     layers = sorted(fired)
     size = _window(trial, fired)
     if size < 2:
-        trial.skipped(name, "the engine takes no stack of two edits at two layers (max_stack and the like)")
+        trial.skipped(
+            name, "the engine's limits (max_stack and others) allow no stack of two edits at two layers"
+        )
         return
     swapped, uncertain, pairs = [], [], 0
     for first in range(0, max(1, len(layers) - 1), size - 1):  # windows share a layer
@@ -60,11 +66,13 @@ def check_order(trial: Trial) -> None:
         says = [f"layer {b} sees an edit at layer {a} ({c:.2g})" for a, b, c in swapped]
         says += [f"layer {b} does not see an edit at layer {a} ({c:.1e})" for a, b, c in uncertain]
         pairs_named = listing(sorted({f"{min(a, b)} and {max(a, b)}" for a, b, _ in swapped + uncertain}))
-        trial.failed(name, "; ".join(says[:4]), f"edits act at wrong layers: not in order are {pairs_named}")
+        trial.failed(
+            name, "; ".join(says[:4]), f"edits act at the wrong layers: {pairs_named} are out of order"
+        )
         return
     trial.passed(
         name,
-        f"{pairs} pairs of layers ({listing(layers)}): an edit is seen by the sensors above it and by none "
+        f"{pairs} pairs of layers ({listing(layers)}): an edit is seen by the sensors above it, and by none "
         "below",
     )
 
@@ -124,7 +132,7 @@ def check_edges(trial: Trial) -> bool:
     top = next((fired for fired in trial.edits if fired.plan.layer == last), None)
     below = next((fired for fired in trial.edits if fired.plan.layer == last - 1), None)
     if top is None and below is None:
-        trial.skipped(name, f"neither layer {last} nor layer {last - 1} is open, with a visible effect")
+        trial.skipped(name, f"neither layer {last} nor layer {last - 1} is open with a visible effect")
         return False
     seen, cause, near = [], "", False
     if below is not None:
@@ -145,7 +153,7 @@ def check_edges(trial: Trial) -> bool:
 
 
 def _reach(trial: Trial, fired: Fired) -> float:
-    """How far edits of the prompt but its last token move the next one, strongly if need be."""
+    """How far edits of the prompt, except its last token, move the next one; stronger ones if need be."""
     assert trial.short_plain is not None
     reach, plan = fired.ahead, fired.plan
     for _ in range(BOOSTS):

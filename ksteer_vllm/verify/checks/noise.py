@@ -1,4 +1,4 @@
-"""How far apart two runs of one plain request are: what every other check must allow."""
+"""How far apart two runs of one plain request are, which every other check must tolerate."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ EXACT = 1e-3
 1e-5."""
 
 FACTOR = 4
-"""The tolerance in half precision: so many times a logit's rounding; always: so many times the noise."""
+"""The tolerance, as a multiple of the noise and, in half precision, of the rounding of logits."""
 LENGTH = 120
 
 MOST = 0.26
-"""Noise above which nothing can be told: two steps of bfloat16 logits between 16 and 32, and a little."""
+"""Noise above which nothing can be shown: a little over two steps of bfloat16 logits between 16 and 32."""
 
 
 def measure_noise(trial: Trial) -> None:

@@ -1,4 +1,4 @@
-"""Plain requests are untouched: alone, beside steered ones, after them; alpha 0 is plain, too."""
+"""Plain requests are not edited: alone, beside steered ones, or after them; nor are those at alpha 0."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ GENERATED = 8
 TRIES = 3
 NEIGHBOURS = 3
 
-TOUCHED = "plain requests are touched: tokens without a row are edited"
+TOUCHED = "plain requests are edited: tokens without a row are not left alone"
 
 
 def check_plain_beside(trial: Trial) -> None:
-    """Plain requests in one batch with steered ones; and steered ones with other specs beside them."""
+    """Plain requests in one batch with steered ones, and steered ones with other specs beside them."""
     name, neighbours = "plain beside steered", trial.edits[:NEIGHBOURS]
     if not neighbours:
-        trial.skipped(name, "steering has no visible effect here, so it could not be seen to leak")
+        trial.skipped(name, "steering has no visible effect here, so a leak could not be seen")
         return
     prompts = [trial.prompt(SHORT + 7 * index) for index in range(2)]
     alone = [trial.alone(trial.request(prompt, max_tokens=GENERATED)) for prompt in prompts]
@@ -88,17 +88,17 @@ def check_alpha_zero(trial: Trial) -> None:
 
 
 def check_plain_after(trial: Trial) -> None:
-    """The first plain request again, when everything else is over."""
+    """The first plain request again, after everything else."""
     plain = trial.short_plain
     if plain is None:
-        trial.skipped("plain after steered", "there is no plain answer to hold it against")
+        trial.skipped("plain after steered", "there is no plain answer to compare with")
         return
     again = trial.alone(trial.request(trial.short_prompt, max_tokens=len(plain.tokens)))
     difference = apart(plain, again)
     trial.judge(
         "plain after steered",
-        f"after {trial.requests} requests the first plain one differs from itself by {difference:.1e}",
-        "plain requests are touched: rows of requests that have left still edit",
+        f"after {trial.requests} requests the first plain one, repeated, differs by {difference:.1e}",
+        "plain requests are edited: rows of requests that have left are still in use",
         difference <= trial.tolerance,
         difference=difference,
     )

@@ -1,6 +1,6 @@
 """The prefix cache: blocks a request reads were written by requests that did the same to them.
 
-Every request that may share blocks is held against itself under a `cache_salt` of its own, which shares none.
+Every request that may share blocks is compared with itself under its own `cache_salt`, which shares none.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ BLOCKS = (128, 1024, 4096)
 LONGER = 12
 
 TAIL = 12
-"""Prompt tokens at the end that are not steered: what is seen has come through the cache."""
+"""Prompt tokens at the end that are not steered, so that any effect has come through the cache."""
 
 REPLY = 16
 """Tokens of a steered reply, half of them before the end of a block."""
 
 ENGINES = 3
-"""Times a prompt is sent again, as far as it must hit: another data-parallel engine may answer."""
+"""How often a prompt is repeated to get a cache hit: another data-parallel engine may answer."""
 
-UNTOLD = "whether the checks of the prefix cache met shared blocks: the server does not report cached tokens"
+UNTOLD = "whether the prefix-cache checks read shared blocks: the server does not report cached tokens"
 
 TRIES = 3
 """Prompts tried until the two requests visibly differ."""
 
 CANDIDATES = 3
-"""Layers tried for this, from the lowest."""
+"""How many layers are tried for this, from the lowest."""
 
 BOOSTS, BOOST, AMPLE = 5, 2.5, 2.0
-"""Strengths tried, each so many times the one before, until prompts steered and plain are so many times a
-visible effect apart."""
+"""How many strengths are tried, the factor from each to the next, and how many times a visible effect steered
+and plain prompts should differ by."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,24 @@ class _Setting:
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        """Steers the prompt but its tail."""
+        """Steers the prompt except its tail."""
         return self.plan.spec({"prompt": [0, self.length - TAIL]})
 
     @property
     def other(self) -> Mapping[str, Any]:
-        """Steers the same tokens otherwise."""
+        """Steers the same tokens differently."""
         return self.plan.other().spec({"prompt": [0, self.length - TAIL]})
 
     @property
     def length(self) -> int:
-        """Of the prompts."""
+        """The length of the prompts, in tokens."""
         return self.block + LONGER
 
 
 def check_prefix_cache(trial: Trial) -> None:
     """Steered then plain, plain then steered, one spec then another, a steered reply that becomes prompt."""
     if trial.edits_others:
-        trial.skipped("cache", "tokens are edited that no edit names, so what a block holds says nothing")
+        trial.skipped("cache", "tokens are edited that no edit names, so a block's contents show nothing")
         return
     hit = _check_hits(trial)
     if hit is None:
@@ -109,8 +109,8 @@ def _check_hits(trial: Trial) -> tuple[int, bool] | None:
         if again.cached is None:
             trial.skipped(
                 name,
-                "this server does not report cached tokens (--enable-prompt-tokens-details does): whether "
-                "the checks below met shared blocks is not known",
+                "this server does not report cached tokens (--enable-prompt-tokens-details does), so it is "
+                "unknown whether the checks below read shared blocks",
             )
             trial.gaps.append(UNTOLD)
             return block, False
@@ -119,7 +119,7 @@ def _check_hits(trial: Trial) -> tuple[int, bool] | None:
                 name,
                 f"of {length} prompt tokens sent again, {again.cached} come from the cache; the answers "
                 f"differ by {difference:.1e}",
-                "cached blocks do not hold what the prompt's tokens gave",
+                "cached blocks do not hold what the prompt's tokens produced",
                 difference <= trial.tolerance,
                 cached=again.cached,
                 difference=difference,

@@ -213,7 +213,7 @@ LIMITS: dict[str, tuple[dict[str, int], Any, str, tuple[str, ...]]] = {
         {"max_steps": 3},
         {"probe": "mlp", "target": ["warm"], "alpha": 1, "num_steps": 4},
         "num_steps",
-        ("at most 3", "got 4"),
+        ("at most max_steps=3", "got 4"),
     ),
     "stages": (
         {"max_stages": 1},

@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.command == "POST":
             digest = server.folders.get(body["folder"])
             if digest is None:
-                self.refuse(404, f"folder: none of the named directories has {body['folder']!r}")
+                self.refuse(404, f"folder: no --ksteer-probe-dir directory has {body['folder']!r}")
             elif body.get("digest") not in (None, digest):
                 self.refuse(400, f"digest: expected {body['digest']}")
             else:

@@ -83,7 +83,7 @@ def test_a_folder_one_replica_lacks(deployment: Deployment, proxy: RoundRobin) -
     status, said = ksteer_server(deployment, "load", "calm", "churn-b")
     assert status == 1
     assert f"1 of 2 replicas changed and stay so; not: {deployment.second.url}" in said
-    assert "404: folder: none of the named directories has 'churn-b'" in said
+    assert "404: folder: no --ksteer-probe-dir directory has 'churn-b'" in said
     assert ksteer_server(deployment, "list")[0] == 1
     outcomes = {ask(deployment, proxy.url, ksteer=CALM).status_code for _ in range(4)}
     assert outcomes == {200, 400}  # steered or refused, never unsteered

@@ -135,7 +135,7 @@ def test_a_cache_keyed_by_the_spec_alone(found: Found) -> None:
 def test_plain_requests_that_are_touched(found: Found) -> None:
     report = found["plain touched"]
     causes = failures(report)
-    assert "plain requests are touched" in causes["plain beside steered"]
+    assert "plain requests are edited" in causes["plain beside steered"]
     assert "no edit names are edited" in causes[RECORDS]
     assert statuses(report)["cache"] == statuses(report)[ORACLE] == "skipped"
 
@@ -147,6 +147,6 @@ def test_without_weights_the_order_of_layers_is_looked_at(found: Found) -> None:
     assert statuses(sound)["layers act in order"] == statuses(sound)["the last layer is the last"] == "passed"
     assert any("order of layers" in gap for gap in sound["not_checked"])
     swapped = failures(found["two layers swapped, no weights"])
-    assert swapped == {"layers act in order": "edits act at wrong layers: not in order are 0 and 1"}
+    assert swapped == {"layers act in order": "edits act at the wrong layers: 0 and 1 are out of order"}
     shifted = failures(found["wrong layer, no weights"])
     assert "edits asked for at layer 2 act at the last layer" in shifted["the last layer is the last"]

@@ -94,7 +94,7 @@ def test_a_server_without_its_weights(server: Server, tmp_path: Path) -> None:
     assert {"layers act in order", "the last layer is the last", "cache: plain prompts hit"} <= set(seen)
     assert [gap.partition(":")[0] for gap in found["not_checked"]] == [
         "at which block a layer's edits act",
-        "which of several engines answers",
+        "which engine answered",
     ]
 
 

@@ -136,9 +136,11 @@ BAD: dict[str, Bad] = {
     "alpha a list": _bad("ksteer.alpha", _NUMBER, alpha=[1.0]),
     "no steps": _bad("ksteer.num_steps", "greater than or equal to 1", "0", num_steps=0),
     "negative steps": _bad("ksteer.num_steps", "greater than or equal to 1", "-3", num_steps=-3),
-    "too many steps": _bad("ksteer.num_steps", f"at most {MAX_STEPS}", "65", num_steps=MAX_STEPS + 1),
-    "a million steps": _bad("ksteer.num_steps", f"at most {MAX_STEPS}", "1000000", num_steps=10**6),
-    "a huge number of steps": _bad("ksteer.num_steps", f"at most {MAX_STEPS}", num_steps=10**40),
+    "too many steps": _bad(
+        "ksteer.num_steps", f"at most max_steps={MAX_STEPS}", "65", num_steps=MAX_STEPS + 1
+    ),
+    "a million steps": _bad("ksteer.num_steps", f"at most max_steps={MAX_STEPS}", "1000000", num_steps=10**6),
+    "a huge number of steps": _bad("ksteer.num_steps", f"at most max_steps={MAX_STEPS}", num_steps=10**40),
     "steps a fraction": _bad("ksteer.num_steps", "valid integer", "2.5", num_steps=2.5),
     "steps a string": _bad("ksteer.num_steps", "valid integer", "'8'", num_steps="8"),
     "steps null": _bad("ksteer.num_steps", "valid integer", num_steps=None),
@@ -164,7 +166,7 @@ BAD: dict[str, Bad] = {
     "cap zero": _bad("ksteer.cap", "greater than 0", "got 0", cap=0),
     "cap infinite": _bad("ksteer.cap", "inf", cap=math.inf),
     "cap a string": _bad("ksteer.cap", _NUMBER, "'0.1'", cap="0.1"),
-    "cap and norm": _bad("ksteer.preserve_norm", "not together with cap", cap=1, preserve_norm=True),
+    "cap and norm": _bad("ksteer.preserve_norm", "cannot be combined with cap", cap=1, preserve_norm=True),
     "norm a string": _bad("ksteer.preserve_norm", "valid boolean", "'yes'", preserve_norm="yes"),
     "fade zero": _bad("ksteer.fade", "greater than or equal to 1", "got 0", fade=0),
     "fade huge": _bad("ksteer.fade", "less than or equal to", fade=10**30),

@@ -251,9 +251,9 @@ def test_two_loads_of_one_name_race_and_one_wins(server: Server, probes: Path) -
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        ({"name": "x", "folder": "../probes/second"}, 400, "one path component"),
-        ({"name": "x", "folder": "/etc"}, 400, "one path component"),
-        ({"name": "x", "folder": "absent"}, 404, "none of the named directories"),
+        ({"name": "x", "folder": "../probes/second"}, 400, "a single path component"),
+        ({"name": "x", "folder": "/etc"}, 400, "a single path component"),
+        ({"name": "x", "folder": "absent"}, 404, "no --ksteer-probe-dir directory"),
         ({"name": "../x", "folder": "second"}, 400, "name"),
         ({"name": "x", "folder": "second", "digest": "0" * 64}, 400, "digest"),
         ({"name": "x", "folder": "misfit"}, 400, "hidden_size 32"),

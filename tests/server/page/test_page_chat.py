@@ -191,7 +191,7 @@ def test_what_the_server_refuses_is_shown_as_it_says_it(screen: Screen, page_ser
         assert answer.status_code == 400
         assert screen.error(side) == answer.json()["error"]["message"]
         assert "1000" in screen.error(side)
-    assert "The server refused" in screen.status()
+    assert "The request failed" in screen.status()
     page.fill("#max-tokens", "")
     strength = page.get_by_label("Strength, exact")
     strength.fill("1e30")

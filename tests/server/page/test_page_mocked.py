@@ -228,7 +228,7 @@ def test_a_stream_that_ends_early(screen: Screen) -> None:
     pretend(screen, INFO, half)
     screen.open().send("x")
     assert screen.text("plain") == "half"
-    assert screen.error("plain") == "The connection broke off."
+    assert screen.error("plain") == "The connection was lost."
     assert "Done" not in screen.status()
 
 

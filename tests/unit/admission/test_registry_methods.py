@@ -139,7 +139,7 @@ REFUSALS: list[tuple[dict[str, Any], str, list[str]]] = [
     (swapped(1, probe="linear"), "condition.below", ["probability between 0 and 1", "got 1.0"]),
     (
         {**condition(probe="control"), "layers": [0, 1]}, "condition.probe",
-        ["'control'", "nothing for layer 0"],
+        ["'control'", "no tensors for layer 0"],
     ),
     (
         {**GOOD, "method": "clamp", "target": [], "values": {"warm": 1}, "alpha": None}, "method",
@@ -176,18 +176,18 @@ REFUSALS: list[tuple[dict[str, Any], str, list[str]]] = [
     ),
     (
         {**GOOD, "probe": "unscaled", "unit": "normalised"}, "unit",
-        ["'unscaled'", "of layer 1", "it has: none"],
+        ["'unscaled'", "for layer 1", "it has: none"],
     ),
     (
         {**GOOD, "probe": "half scaled", "unit": "normalised", "layers": [0, 1, 2]}, "unit",
-        ["'half scaled'", "of layer 0, 2", "it has: 1"],
+        ["'half scaled'", "for layer 0, 2", "it has: 1"],
     ),
     (
         {**GOOD, "probe": "control", "layers": [2, 3]}, "layers",
-        ["'control'", "nothing for layer 2", "it has: 1, 3"],
+        ["'control'", "no tensors for layer 2", "it has: 1, 3"],
     ),
     ({**GOOD, "layers": [7]}, "layers", ["layer 7 is not open", "open: 0, 1, 2, 3"]),
-    ({**GOOD, "num_steps": 17}, "num_steps", ["at most 16", "got 17"]),
+    ({**GOOD, "num_steps": 17}, "num_steps", ["at most max_steps=16", "got 17"]),
 ]  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def test_a_probe_must_fit_the_tables(family: str, width: int) -> None:
     """Three labels of rank three: LoReFT holds R and W, LoReST Q and b, a dictionary both its sides."""
     probe: Probe = random_family_probe(family)
     check_fit("it", probe, EngineConfig(max_width=width), MODEL)
-    with pytest.raises(ProbeError, match=f"'it' is {width} wide; .* at most max_width={width - 1}"):
+    with pytest.raises(ProbeError, match=f"'it' has width {width}; .* at most max_width={width - 1}"):
         check_fit("it", probe, EngineConfig(max_width=width - 1), MODEL)
 
 

@@ -94,7 +94,7 @@ def test_one_flipped_bit(folder: Path) -> None:
         ({"labels": []}, "labels"),
         ({"labels": ["a", "a", "b"]}, "named twice"),
         ({"layer": -1}, "layer"),
-        ({"layer": 4}, "layer: 4 of a model with layers 0 to 3"),
+        ({"layer": 4}, "layer: the model has no layer 4; its layers are 0 to 3"),
         ({"site": "input"}, "site"),
         ({"activation": "gelu"}, "activation"),
         ({"default_alpha": {"reflect": 1}}, "default_alpha"),

@@ -117,8 +117,8 @@ def test_limits_and_presets_reach_the_configuration(tmp_path: Path) -> None:
     [
         ("--ksteer-presets", None, "cannot read"),
         ("--ksteer-presets", "warm: 3", "preset 'warm': ksteer: expected a spec"),
-        ("--ksteer-probe-dir", None, "no directory"),
-        ("--ksteer-probe-dir", "a file", "no directory"),
+        ("--ksteer-probe-dir", None, "not a directory"),
+        ("--ksteer-probe-dir", "a file", "not a directory"),
         ("--ksteer-admin-key-file", None, "cannot read"),
         ("--ksteer-admin-key-file", " \n", "is empty"),
     ],
@@ -187,7 +187,10 @@ def test_bad_values_are_usage_errors(
         (("--ksteer-probe-dir", "."), "--ksteer-probe-dir needs --plugin ksteer"),
         ((*PLUGIN, "--ksteer-default", "warm"), "default: no preset named 'warm'; available: none"),
         ((*PROBE, "--ksteer-probe", "tones=other"), "--ksteer-probe: tones is given twice"),
-        ((*PROBE, "--ksteer-probe", "b=c", "--ksteer-max-probes", "1"), "max_probes: 1 slots for 2 probes"),
+        (
+            (*PROBE, "--ksteer-probe", "b=c", "--ksteer-max-probes", "1"),
+            "max_probes: at most 1 probes, got 2",
+        ),
         (
             (*PLUGIN, "--additional-config", '{"ksteer": {"strength": 1}}'),
             "strength: unknown; allowed: probes",

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ksteer_vllm import SpecError, SteeringSpec
-from ksteer_vllm.spec.edit import Edit, Hinge
+from ksteer_vllm.spec.clauses import Hinge
+from ksteer_vllm.spec.edit import Edit
 
 pytestmark = pytest.mark.pure
 
@@ -125,7 +126,7 @@ BAD: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
     ({**GOOD, "preserve_norm": 1}, "preserve_norm", ("boolean", "1")),
     ({**GOOD, "preserve_norm": "yes"}, "preserve_norm", ("boolean", "'yes'")),
     ({**GOOD, "preserve_norm": None}, "preserve_norm", ("boolean", "None")),
-    ({**GOOD, "preserve_norm": True, "cap": 0.1}, "preserve_norm", ("not together with cap",)),
+    ({**GOOD, "preserve_norm": True, "cap": 0.1}, "preserve_norm", ("cannot be combined with cap",)),
     ({**GOOD, "fade": 0}, "fade", ("greater than or equal to 1", "got 0")),
     ({**GOOD, "fade": 2**40 + 1}, "fade", ("less than or equal to 1099511627776",)),
     ({**GOOD, "fade": 2.5}, "fade", ("integer", "2.5")),

@@ -258,5 +258,7 @@ def test_a_damaged_weights_file(tmp_path: Path) -> None:
 
 def test_a_layer_beyond_the_model(tmp_path: Path) -> None:
     folder = write(tmp_path, weights(), metadata={"hook_name": f"blocks.{LAYERS}.hook_resid_post"})
-    with pytest.raises(ProbeError, match=f"layer: {LAYERS} of a model with layers 0 to {LAYERS - 1}"):
+    with pytest.raises(
+        ProbeError, match=f"layer: the model has no layer {LAYERS}; its layers are 0 to {LAYERS - 1}"
+    ):
         convert(folder, options(features=(1,)))

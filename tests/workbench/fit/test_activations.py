@@ -56,7 +56,7 @@ def test_rows_that_do_not_fit_are_named(llama: Path, rows: list[LabelledRow]) ->
     long = LabelledRow(prompt="w5", reply=" ".join(["w6"] * 300), labels=())
     with pytest.raises(DataError, match=r"row 2: prompt and reply have 301 tokens; the engine holds 256"):
         collect_activations(str(llama), [rows[0], long], LAYERS, engine_options=OPTIONS)
-    with pytest.raises(ConfigError, match=r"capture.layers: 9 of a model with layers 0 to 3"):
+    with pytest.raises(ConfigError, match=r"capture.layers: the model has no layer 9; its layers are 0 to 3"):
         collect_activations(str(llama), rows[:1], [9], engine_options=OPTIONS)
 
 
@@ -80,5 +80,5 @@ def test_positions_recorded_twice_are_kept_once() -> None:
     "wanted", [None, 3, {"id": "a"}, {"id": "a", "start": 2, "end": 2}, {"id": 1, "start": 0, "end": 2}]
 )
 def test_a_malformed_capture_is_refused(wanted: Any) -> None:
-    with pytest.raises(ValueError, match="expected an id"):
+    with pytest.raises(ValueError, match="expected a text id"):
         check_capture(wanted)

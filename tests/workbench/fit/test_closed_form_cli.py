@@ -171,7 +171,7 @@ def test_a_method_or_option_that_does_not_exist_is_one_line(llama: Path, folder:
     for options, text in (
         (["--method", "magic"], "method: unknown 'magic'; known: mlp, linear, caa, actadd, random, ace"),
         (["--method", "caa", "--first", "3"], "method 'caa' takes no first; it takes: seed"),
-        (["--layer", "4"], "layer: 4 of a model with layers 0 to 3"),
+        (["--layer", "4"], "layer: the model has no layer 4; its layers are 0 to 3"),
     ):
         result = runner.invoke(app, ["fit", str(llama), data, "--out", "x", *options])
         assert result.exit_code == 2

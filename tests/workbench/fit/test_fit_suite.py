@@ -254,7 +254,7 @@ def test_one_method_is_one_folder_and_goes_on_too(
         (["--positions", "last"], "positions: unknown 'last'; known: reply, reply-mean, prompt-last"),
         (["--preset", "paper"], "preset: paper is for mlp, not for caa"),
         (["--layers", "a"], "--layers: expected numbers such as 1,2,3, got 'a'"),
-        (["--layers", "7"], "layers: 7 of a model with layers 0 to 3"),
+        (["--layers", "7"], "layers: the model has no layer 7; its layers are 0 to 3"),
     ):
         result = CliRunner().invoke(app, [*command, "--method", "caa", *options])
         assert result.exit_code == 2

@@ -90,7 +90,7 @@ def _nothing_to_run(llm: Any, pending: dict[str, Any], *_: Any) -> tuple[()]:
 
 def test_layers_and_judges_that_are_not_there(llama: Path, tmp_path: Path) -> None:
     dataset = TaskDataset.of("words", make_rows(240))
-    with pytest.raises(UsageError, match="layers: 9 of a model with layers 0 to 3"):
+    with pytest.raises(UsageError, match="layers: the model has no layer 9; its layers are 0 to 3"):
         sweep_layers(str(llama), dataset, tmp_path, LayerPlan(layers=(9,)))
     with pytest.raises(UsageError, match="judge: 'reader' reads the demo's tones only"):
         sweep_layers(str(llama), dataset, tmp_path, LayerPlan(judge="reader"))
