@@ -1,7 +1,7 @@
 """What an engine can steer with: the loaded probes, the presets, the open layers and the limits.
 
 One validator for every way a request can arrive. Pure: no vLLM. A registry is immutable; when probes or
-presets change, the front end builds another one (`ksteer_vllm.admission`).
+presets change, the front end builds another one (`ksteer_vllm.admission.live`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@
 | pyreft | a folder of LoReFT interventions | loreft |
 | saelens | an SAE folder, chosen features of it | sae |
 
-Nothing in a source is ever run: see `ksteer_vllm.convert.unpickle`. Every error is a ProbeError that names
+Nothing in a source is ever run: pickles go through `ksteer_vllm.convert.unpickle` or torch's weights-only
+loader. Every error is a ProbeError that names
 the file, what was found and what is allowed.
 """
 

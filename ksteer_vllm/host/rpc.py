@@ -92,9 +92,9 @@ def ksteer_take_captures(worker: Any, ids: Sequence[str] | None = None) -> bytes
 def ksteer_take_reports(
     worker: Any, wanted: Sequence[tuple[str, int]], abandoned: Sequence[str]
 ) -> list[bytes]:
-    """The records of each wanted request (id, number of tokens), see `ksteer_vllm.report.ReportStore.take`.
+    """The records of each wanted request (id, number of tokens).
 
-    Those of abandoned requests are dropped.
+    See `ksteer_vllm.device.report_store.ReportStore.take`. Those of abandoned requests are dropped.
     """
     state = worker_state(worker)
     reports = state.reports

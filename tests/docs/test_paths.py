@@ -39,6 +39,42 @@ def test_modules_and_names_exist(file: str, name: str) -> None:
         assert exists(module, attribute), f"{file} names {name}"
 
 
+QUOTED = re.compile(r"`(ksteer_(?:vllm|kernels)(?:\.\w+)+)`")
+
+
+def names_in_docstrings() -> list[tuple[str, str]]:
+    """(file of the package, dotted name in backquotes)."""
+    files = [*(ROOT / "ksteer_vllm").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+    return sorted(
+        {(str(file.relative_to(ROOT)), name) for file in files for name in QUOTED.findall(file.read_text())}
+    )
+
+
+def test_what_docstrings_name_exists() -> None:
+    """A module, a name of one, or an attribute of a class."""
+    lost = [(file, name) for file, name in names_in_docstrings() if not found(name)]
+    assert lost == []
+
+
+def found(name: str) -> bool:
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        module = ".".join(parts[:end])
+        try:
+            there = find_spec(module) is not None
+        except ModuleNotFoundError:
+            there = False
+        if there:
+            value = import_module(module)
+            for attribute in parts[end:]:
+                fields = getattr(value, "model_fields", {}) | getattr(value, "__annotations__", {})
+                if not hasattr(value, attribute) and attribute not in fields:
+                    return False
+                value = getattr(value, attribute, None)
+            return True
+    return False
+
+
 def exists(module: str, name: str) -> bool:
     """Whether a dotted name is a module, or a public name of one."""
     if find_spec(module) is None:
