@@ -158,8 +158,8 @@ def test_leftovers_of_a_crash_do_not_stand_in_the_way(folder: Path) -> None:
 
 CRASH = """
 import os, sys
-from ksteer_vllm.probe import Probe
-from tests.robust.test_failed_saves import NEW
+from ksteer_vllm.probes.probe import Probe
+from tests.claims.robust.test_failed_saves import NEW
 replace, calls = os.replace, iter(range(9))
 def crashing(*args, **kwargs):
     if next(calls) == int(sys.argv[2]):
