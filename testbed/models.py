@@ -41,7 +41,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 _EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
 
-# Of the feature matrix (tests/matrix): not in FAMILIES, whose every case is compared
+# Of the feature matrix (tests/claims/matrix): not in FAMILIES, whose every case is compared
 FEATURE_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mixtral": (
         "MixtralConfig",

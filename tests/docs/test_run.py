@@ -19,6 +19,7 @@ from ksteer_vllm.demo import MODEL_DIR
 from testbed.serving import START_LIMIT, Server, child_environment, serve
 from tests.docs.blocks import ROOT, Block, blocks
 from tests.docs.commands import commands, option
+from tests.support.demo_probe import demo_probe
 from tests.support.engines import GIB_OF_CACHE, prepare_environment, start_engine
 
 pytestmark = pytest.mark.slow
@@ -43,15 +44,7 @@ def demo_out(tmp_path_factory: pytest.TempPathFactory, serving: None) -> Path:
     """A folder with demo-out/model and demo-out/probe, as `make demo` leaves them."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(MODEL_DIR, folder / "demo-out" / "model")
-    fit = subprocess.run(
-        [sys.executable, "-m", "tests.server.page.demo_probe", str(folder / "demo-out" / "probe")],
-        env=child_environment(GIB_OF_CACHE),
-        timeout=START_LIMIT,
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    assert fit.returncode == 0, fit.stdout[-3000:] + fit.stderr[-3000:]
+    shutil.copytree(demo_probe(tmp_path_factory), folder / "demo-out" / "probe")
     return folder
 
 

@@ -2,7 +2,7 @@
 pass: the prompt (a padded batch of them), then one token at a time with a key-value cache.
 
 Log-probabilities of every generated token within 1e-3 in float32, as everywhere; the hook itself is compared
-within 1e-6 in tests/compat.
+within 1e-6 in tests/workbench/ksteering.
 """
 
 from __future__ import annotations

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ksteer_vllm.demo import MODEL_DIR
-from testbed.serving import START_LIMIT, Server, child_environment, serve
+from testbed.serving import Server, serve
 from tests.server.page.screen import Screen
-from tests.support.engines import GIB_OF_CACHE
+from tests.support.demo_probe import demo_probe
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -37,18 +35,10 @@ two-edits: {stack: [{probe: tones, target: [expert]}, {probe: tones, target: [ca
 def page_server(tmp_path_factory: pytest.TempPathFactory, serving: None) -> Iterator[Server]:
     """The shipped model, probe `tones`, PRESETS, and every layer open."""
     work = tmp_path_factory.mktemp("page")
-    fit = subprocess.run(
-        [sys.executable, "-m", "tests.server.page.demo_probe", str(work / "tones")],
-        env=child_environment(GIB_OF_CACHE),
-        timeout=START_LIMIT,
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    assert fit.returncode == 0, fit.stdout[-3000:] + fit.stderr[-3000:]
+    probe = demo_probe(tmp_path_factory)
     (work / "presets.yaml").write_text(PRESETS)
     flags = (
-        "--plugin", "ksteer", "--ksteer-probe", f"tones={work / 'tones'}", "--ksteer-layers", "all",
+        "--plugin", "ksteer", "--ksteer-probe", f"tones={probe}", "--ksteer-layers", "all",
         "--ksteer-presets", str(work / "presets.yaml"), "--kv-cache-memory-bytes", str(32 << 20),
     )  # fmt: skip
     with serve(MODEL_DIR, work / "server.log", *flags) as server:
