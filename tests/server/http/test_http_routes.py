@@ -47,6 +47,7 @@ def takes_json(client: httpx.Client, path: str) -> bool:
     return "application/json" in operation.get("requestBody", {}).get("content", {})
 
 
+@pytest.mark.usefixtures("serving")  # `which` names a server only when the test runs
 @pytest.mark.parametrize("which", ["http", "plain_http"])
 def test_every_other_route_refuses_a_spec_in_every_spelling(
     which: str, request: pytest.FixtureRequest
@@ -70,6 +71,7 @@ def test_every_other_route_refuses_a_spec_in_every_spelling(
     print(f"{which}: {len(routes)} routes: {', '.join(path for _, path in routes)}")
 
 
+@pytest.mark.usefixtures("serving")  # `which` names a server only when the test runs
 @pytest.mark.parametrize("which", ["http", "plain_http"])
 def test_forms_are_looked_into(which: str, request: pytest.FixtureRequest) -> None:
     client: httpx.Client = request.getfixturevalue(which)
