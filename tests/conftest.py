@@ -15,8 +15,11 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import HealthCheck, settings
 
-if find_spec("triton") and os.environ.get("VLLM_USE_V2_MODEL_RUNNER") != "1":
-    import tests.support.interpreter  # noqa: F401  before any test imports triton
+if find_spec("triton"):
+    from tests.support.engines import wants_v2_runner
+
+    if not wants_v2_runner():
+        import tests.support.interpreter  # noqa: F401  before any test imports triton
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")  # how long a draw takes says nothing on a machine that does other things

@@ -101,12 +101,12 @@ class Registry:
         known = None if text is None else self._known.get(text)
         if known is not None:
             return known
-        admitted = self._admit(value)
-        if text is not None and admitted is not None:
+        runnable = self._admit(value)
+        if text is not None and runnable is not None:
             if len(self._known) >= MAX_KNOWN_SPECS:
                 self._known.clear()
-            self._known[text] = admitted
-        return admitted
+            self._known[text] = runnable
+        return runnable
 
     def _admit(self, value: Any) -> RunnableSpec | None:
         preset, value = preset_named(value), expand(value, self.presets)
@@ -124,7 +124,7 @@ class Registry:
                 layers = check_request_layers(edits[-1].canonical["layers"], layers, self.config)
             except SpecError as error:
                 raise in_stack(error, index if spec.stack is not None else None) from None
-        admitted = RunnableSpec(tuple(edits), spec.report, spec.stack is not None, preset)
+        runnable = RunnableSpec(tuple(edits), spec.report, spec.stack is not None, preset)
         stages = max(assign_stages([edit.canonical for edit in edits])) + 1
         if stages > self.config.max_stages:
             raise SpecError(
@@ -133,7 +133,7 @@ class Registry:
                 f"most max_stages={self.config.max_stages}",
                 stages,
             )
-        return admitted
+        return runnable
 
     def _admit_edit(self, edit: Edit) -> RunnableEdit:
         probe = self._probe("probe", edit.probe)

@@ -118,7 +118,7 @@ def _identity(model: str, model_type: str, hidden_size: int | None, num_layers: 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from ksteer_vllm.bench.engines import model_of
 
-    if model.count("/") != 1 and "/" in model and not Path(model).is_dir():  # names on the hub have one
+    if model.count("/") > 1 and not Path(model).is_dir():  # a name on the hub has one at most
         raise UsageError(f"--model {model}: no such folder")
     try:
         return model_of(model)

@@ -16,7 +16,10 @@ from ksteer_vllm.errors import ProbeError, first_problem, listing
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["build", "choose_labels", "choose_layers", "first_line", "read_json", "read_tensors"]
+__all__ = ["GGUF_MAGIC", "build", "choose_labels", "choose_layers", "first_line", "read_json", "read_tensors"]
+
+GGUF_MAGIC = b"GGUF"
+"""What a GGUF file begins with."""
 
 
 def build(

