@@ -49,10 +49,7 @@ TESTS = {
         "test_turn_two_of_a_chat_equals_a_cold_engine[generation]",
         "test_turn_two_of_every_kind_of_edit_equals_a_cold_engine[fade]",
     ],
-    "test_triton_backend.py": [
-        "test_both_backends_generate_the_same",
-        "test_both_backends_report_the_same",
-    ],
+    "test_triton_backend.py": ["test_both_backends_report_the_same"],
     "test_v2_runner.py": ["test_the_engine_runs_the_v2_runner"],
 }
 
