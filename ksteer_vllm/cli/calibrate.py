@@ -54,7 +54,7 @@ def calibrate(
         data=data,
         model=model,
         judge=judge.judge or "",
-        judge_options=judge.of_endpoint(),
+        judge_options=judge.of_judge(),
         write=write,
         engine_options=engine.arguments(),
     )

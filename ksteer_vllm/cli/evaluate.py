@@ -40,7 +40,7 @@ def evaluate(
     one_process()
     from ksteer_vllm.experiments.evaluation.command import run_evaluation
 
-    options = judge.of_endpoint()
+    options = judge.of_judge()
     name = judge.judge or ("openai" if "url" in options else None)
     plan = EvaluationPlan(**fields, judge=name, judge_options=options)
     run_evaluation(folder, plan, wide_console())

@@ -144,8 +144,16 @@ class JudgeOptions(_Group):
     judge: Annotated[
         str | None,
         Field(
-            description="Who judges the replies: reader (exact rules; demo only), probe (the suite's "
-            "evaluation probe) or openai (a model behind an endpoint); default: the one that suits the data."
+            description="Who judges the replies: readers (exact rules), probe (the suite's evaluation "
+            "probe), openai (a model behind an endpoint) or reader (the demo's own rules); default: the one "
+            "that suits the data."
+        ),
+    ] = None
+    judge_behaviours: Annotated[
+        Path | None,
+        Field(
+            description="For readers: a file of behaviours, whose checks read the labels; default: the "
+            "readers that the labels are named after."
         ),
     ] = None
     judge_url: Annotated[
@@ -161,8 +169,8 @@ class JudgeOptions(_Group):
         float | None, Field(ge=0.1, description="For openai: time limit of a request, in seconds.")
     ] = None
 
-    def of_endpoint(self) -> dict[str, Any]:
-        """The options of the endpoint that were given, by the names `bench.judges` uses."""
+    def of_judge(self) -> dict[str, Any]:
+        """The judge's own options that were given, by the names `bench.judges` uses."""
         named = self.model_dump(exclude={"judge"}, exclude_none=True)
         return {name.removeprefix("judge_"): value for name, value in named.items()}
 

@@ -16,7 +16,14 @@ JUDGES = {
     "reader": "ksteer_vllm.demo.judge:ExactReader",
     "probe": "ksteer_vllm.bench.judges.probe:EvaluationProbe",
     "openai": "ksteer_vllm.bench.judges.endpoint:Endpoint",
+    "readers": "ksteer_vllm.bench.judges.readers:TextReaders",
 }
+
+_OPTIONS = {
+    "readers": ("behaviours", "readers"),
+    "openai": ("url", "model", "key", "descriptions", "concurrency", "timeout", "attempts", "temperature",
+               "journal", "progress"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,10 @@ def judge_for(name: str, labels: Sequence[str], **options: Any) -> Judge:
     """The judge of a name, for these labels.
 
     Args:
-        name: `reader` (the demo's exact reader), `probe` (the evaluation probe's mean logit is above 0) or
-            `openai` (a chat endpoint).
+        name: `reader` (the demo's exact reader), `probe` (the evaluation probe's mean logit is
+            above 0), `openai` (a chat endpoint) or `readers` (the exact readers of `data.readers`).
         labels: The labels it is to find.
-        options: Options of an endpoint: url, model, and what else `Endpoint` takes.
+        options: Of `readers` and `openai`: see `TextReaders` and `Endpoint`.
 
     Raises:
         UsageError: For an unknown name, labels the judge cannot read, options it does not take, or an
@@ -61,8 +68,12 @@ def judge_for(name: str, labels: Sequence[str], **options: Any) -> Judge:
     """
     if name not in JUDGES:
         raise UsageError(f"judge: unknown {name[:80]!r}; known: {listing(JUDGES)}")
-    if options and name != "openai":
-        raise UsageError(f"judge: {name!r} takes no {listing(sorted(options))}; that is for 'openai'")
+    if unknown := sorted(set(options) - set(_OPTIONS.get(name, ()))):
+        takers = [repr(judge) for judge, taken in _OPTIONS.items() if set(unknown) <= set(taken)]
+        raise UsageError(
+            f"judge: {name!r} takes no {listing(unknown)}"
+            + (f"; that is for {listing(takers)}" if takers else "")
+        )
     if name == "openai" and not options.get("url"):
         raise UsageError(
             "judge: 'openai' needs the address of an endpoint, such as --judge-url http://localhost:8000/v1"

@@ -48,6 +48,21 @@ def test_exact_reader_knows_the_demo_language_only() -> None:
         judge_for("reader", ["casual", "polite"])
 
 
+def test_exact_readers_of_text(tmp_path: Path) -> None:
+    french = _reply("Je pense que la mer est belle et que le sable est doux.")
+    broken = _reply("oui oui oui oui oui oui oui")
+    judge = judge_for("readers", ["french", "exclamations"])
+    assert judge.judge([french, broken]) == [
+        Verdict(frozenset({"french"}), True),
+        Verdict(frozenset(), False),
+    ]
+    path = tmp_path / "behaviours.yaml"
+    path.write_text("behaviours: {seaside: {instruction: Mention the sea., check: {mentions: mer}}}")
+    assert judge_for("readers", ["seaside"], behaviours=path).judge([french])[0].shows(["seaside"])
+    with pytest.raises(UsageError, match="'readers' has no reader for 'warm'; give it a check"):
+        judge_for("readers", ["warm"], behaviours=path)
+
+
 def test_evaluation_probe() -> None:
     judge = judge_for("probe", LABELS)
     read = _reply(propensity={"casual": 0.1, "cautious": -0.1, "other": 3.0})
