@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,6 +110,17 @@ class DataOptions(_Group):
             "output, if there is one."
         ),
     ] = None
+    ignore_columns: Annotated[
+        tuple[str, ...],
+        Field(description="Columns of the table to leave out; one that nothing uses is refused otherwise."),
+    ] = ()
+    encoding: Annotated[
+        str | None,
+        Field(
+            description="Encoding of the file, such as cp1252; default: UTF-8, or UTF-16 where the "
+            "file begins with its mark."
+        ),
+    ] = None
     split: Annotated[
         str | None, Field(description="Which split of hub:owner/name to use; default: train.")
     ] = None
@@ -120,14 +133,20 @@ class DataOptions(_Group):
             labels: The labels to use; empty: all of them.
 
         Raises:
-            DataError: For data that cannot be read.
+            DataError: For data that cannot be read, and for columns that nothing would read, unless somebody
+                at the terminal says to leave them out.
             UsageError: For an option that does not go with the data.
         """
         from ksteer_vllm.data.opening import open_task
         from ksteer_vllm.data.tables import Columns
 
-        columns = Columns(prompt=self.prompt_column, label=self.label_column, reply=self.reply_column)
-        return open_task(
+        columns = Columns(
+            prompt=self.prompt_column,
+            label=self.label_column,
+            reply=self.reply_column,
+            ignore=self.ignore_columns,
+        )
+        found = open_task(
             data,
             labels=labels,
             questions=self.questions,
@@ -135,7 +154,28 @@ class DataOptions(_Group):
             chat=self.chat,
             split=self.split,
             columns=columns if columns != Columns() else None,
+            encoding=self.encoding,
         )
+        if found.unused:
+            _leave_out(data, found.unused)
+        return found
+
+
+def _leave_out(data: str, unused: tuple[str, ...]) -> None:
+    """Ask whether columns are to be left out; without a terminal, raise DataError."""
+    from ksteer_vllm.errors import DataError, listing
+
+    some = len(unused) > 1
+    what = f"column{'s' * some} {listing(map(repr, unused))} would not be used"
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        if typer.confirm(f"{data}: {what}; go on without {'them' if some else 'it'}?", err=True):
+            return
+        raise typer.Exit(2)
+    typed = shlex.quote(",".join(unused))
+    raise DataError(
+        f"{data}: {what}; leave {'them' if some else 'it'} out (--ignore-columns {typed}), or say what "
+        f"{'they hold' if some else 'it holds'} (--prompt-column, --reply-column, --label-column, --labels)"
+    )
 
 
 class JudgeOptions(_Group):
@@ -179,8 +219,8 @@ Model = Annotated[str, typer.Argument(help="A model folder, or a model's name on
 Data = Annotated[
     str,
     typer.Argument(
-        help="Labelled text: a .jsonl, .json or .csv file; a predefined task (tones, debates or demo); or "
-        "hub:owner/name, a dataset on the hub."
+        help="Labelled text: a .jsonl, .json, .csv, .tsv or .parquet file; a predefined task (tones, "
+        "debates or demo); or hub:owner/name, a dataset on the hub."
     ),
 ]
 Engine = Annotated[EngineOptions, From(EngineOptions)]

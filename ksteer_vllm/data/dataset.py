@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ksteer_vllm.data.halves import PROMPT_PARTS, Partition, partition_rows
 from ksteer_vllm.data.rows import LabelledRow, Prompt, data_digest, labels_of, row_number
-from ksteer_vllm.data.tables import Columns, rows_of_records
+from ksteer_vllm.data.tables import Columns, rows_of_records, unused_columns
 from ksteer_vllm.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class TaskDataset:
         prompts: `calibration` and `evaluation` prompts that the task brings; if empty, they are taken from
             the rows.
         judge: The one that suits the data, by its name in `ksteer_vllm.bench.judges`.
+        unused: Columns of the table it was read from that are in none of this.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TaskDataset:
     rows: tuple[LabelledRow, ...]
     prompts: Mapping[str, tuple[Prompt, ...]] = field(default_factory=dict)
     judge: str = "probe"
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -46,6 +48,7 @@ class TaskDataset:
         labels: Sequence[str] = (),
         prompts: Mapping[str, Sequence[Prompt]] | None = None,
         judge: str = "probe",
+        unused: Sequence[str] = (),
     ) -> TaskDataset:
         """A task of these rows, numbered in their order where they have no number.
 
@@ -71,7 +74,7 @@ class TaskDataset:
         if given and (set(given) != set(PROMPT_PARTS) or not all(given.values())):
             raise DataError(f"prompts: give some for each of {', '.join(PROMPT_PARTS)}, or none at all")
         numbered = (row.numbered(row_number(row, index)) for index, row in enumerate(rows))
-        return cls(name, chosen, tuple(numbered), given, judge)
+        return cls(name, chosen, tuple(numbered), given, judge, tuple(unused))
 
     @property
     def digest(self) -> str:
@@ -125,39 +128,37 @@ class TaskDataset:
         )
         records = [{str(key): cell for key, cell in row.items()} for row in frame.to_dict("records")]
         rows = rows_of_records(records, columns, where=name, chat=chat)
-        return cls.of(name, rows, labels=labels, judge=judge)
+        return cls.of(
+            name, rows, labels=labels, judge=judge, unused=unused_columns(records, columns, where=name)
+        )
 
     @classmethod
-    def from_csv(
-        cls, path: str | Path, columns: Columns | None = None, *, chat: bool = False, judge: str = "probe"
+    def from_file(
+        cls,
+        path: str | Path,
+        columns: Columns | None = None,
+        *,
+        chat: bool = False,
+        judge: str = "probe",
+        encoding: str | None = None,
     ) -> TaskDataset:
-        """A CSV file with a header; arguments as of `from_pandas`.
+        """A table (.csv, .tsv, .parquet), or JSON: rows (`LabelledRow`), contrast pairs, a table's records.
+
+        Args:
+            path: The file.
+            encoding: Of a text file, as Python names it; None: UTF-8, or what its first bytes say.
+            columns, chat, judge: As of `from_pandas`.
 
         Raises:
-            DataError: Naming file, row (the header is not counted) and column.
+            DataError: Naming file, row (a header is not counted) or line, and column.
         """
-        from ksteer_vllm.data.files import csv_records
+        from ksteer_vllm.data.files import file_records, file_rows
 
-        columns = columns or Columns()
-        rows = rows_of_records(csv_records(path), columns, where=str(path), chat=chat)
-        return cls.of(Path(path).name, rows, labels=columns.labels, judge=judge)
-
-    @classmethod
-    def from_json(
-        cls, path: str | Path, columns: Columns | None = None, *, chat: bool = False, judge: str = "probe"
-    ) -> TaskDataset:
-        """JSON Lines, or one JSON list, of rows (`LabelledRow`), contrast pairs, or a table's records.
-
-        Arguments are those of `from_pandas`.
-
-        Raises:
-            DataError: Naming the file, the line or row, and the field.
-        """
-        from ksteer_vllm.data.files import json_rows
-
-        columns = columns or Columns()
-        rows = json_rows(Path(path), columns, chat=chat)
-        return cls.of(Path(path).name, rows, labels=columns.labels, judge=judge)
+        path, columns = Path(path), columns or Columns()
+        records = file_records(path, encoding)
+        rows = file_rows(path, records, columns, chat=chat, encoding=encoding)
+        unused = unused_columns(records, columns, where=str(path))
+        return cls.of(path.name, rows, labels=columns.labels, judge=judge, unused=unused)
 
     @classmethod
     def from_hub(
@@ -183,5 +184,7 @@ class TaskDataset:
         from ksteer_vllm.data.hub import hub_records
 
         columns = columns or Columns()
-        rows = rows_of_records(hub_records(name, split), columns, where=name, chat=chat)
-        return cls.of(name, rows, labels=columns.labels, judge=judge)
+        records = hub_records(name, split)
+        rows = rows_of_records(records, columns, where=name, chat=chat)
+        unused = unused_columns(records, columns, where=name)
+        return cls.of(name, rows, labels=columns.labels, judge=judge, unused=unused)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ksteer_vllm.data.dataset import TaskDataset
+from ksteer_vllm.data.files import READABLE, remedy_for
 from ksteer_vllm.data.predefined import BUNDLED, PREDEFINED, STYLED, bundled_task, styled_task
 from ksteer_vllm.data.tables import Columns
 from ksteer_vllm.errors import DataError, UsageError, listing
@@ -24,16 +25,18 @@ def open_task(
     chat: bool = False,
     split: str | None = None,
     columns: Columns | None = None,
+    encoding: str | None = None,
 ) -> TaskDataset:
     """Open labelled text by its name.
 
     Args:
-        data: A predefined task, `hub:owner/name`, or a .jsonl, .json or .csv file.
+        data: A predefined task, `hub:owner/name`, or a file of a kind in `data.files.READABLE`.
         labels: The labels to use; for a table with a column for each label, its label columns.
         questions, max_questions: Of `tones` and `debates`, see `styled_task`.
         chat: Whether plain-text prompts are user messages.
         split: Which split of a dataset on the hub; default: train.
         columns: Names of a table's columns.
+        encoding: Of a text file; default: UTF-8, or what its first bytes say.
 
     Raises:
         DataError: For data that cannot be read.
@@ -42,6 +45,8 @@ def open_task(
     name = str(data)
     if name not in STYLED and (questions is not None or max_questions is not None):
         raise UsageError(f"questions: only the tasks {listing(STYLED)} take them, not {name[:80]!r}")
+    if encoding is not None and Path(name).suffix.lower() not in READABLE:
+        raise UsageError(f"encoding: only files have one, not {name[:80]!r}")
     if split is not None and not name.startswith(HUB):
         raise UsageError(f"split: only data of the hub has splits (hub:owner/name), not {name[:80]!r}")
     if columns is not None and name in PREDEFINED:
@@ -56,11 +61,9 @@ def open_task(
     if name.startswith(HUB):
         return TaskDataset.from_hub(name.removeprefix(HUB), columns, split=split or "train", chat=chat)
     suffix = Path(name).suffix.lower()
-    if suffix == ".csv":
-        return TaskDataset.from_csv(name, columns, chat=chat)
-    if suffix in (".json", ".jsonl"):
-        return TaskDataset.from_json(name, columns, chat=chat)
+    if suffix in READABLE:
+        return TaskDataset.from_file(name, columns, chat=chat, encoding=encoding)
     raise DataError(
-        f"data: {name[:120]!r} is not a file that can be read (.jsonl, .json, .csv), a predefined task "
-        f"({listing(PREDEFINED)}) or a data set on the hub (hub:owner/name)"
+        f"data: {name[:120]!r} is not a file that can be read ({', '.join(READABLE)}), a predefined task "
+        f"({listing(PREDEFINED)}) or a data set on the hub (hub:owner/name){remedy_for(suffix)}"
     )

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from ksteer_vllm.data.chat import chat_text
+from ksteer_vllm.data.chat import chat_text, is_rendered
 from ksteer_vllm.data.rows import LabelledRow, Prompt
 from ksteer_vllm.errors import DataError, UsageError, listing
 
@@ -152,10 +152,11 @@ def window_of(name: str) -> Window:
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a prompt, as in serving: a text as it is, a chat through the model's template.
 
+    A text that has been through the template has its special tokens already, and gets no second ones.
     Raises DataError if the model has no chat template, or it refuses the chat.
     """
     if isinstance(prompt, str):
-        return list(tokenizer.encode(prompt))
+        return list(tokenizer.encode(prompt, add_special_tokens=not is_rendered(tokenizer, prompt)))
     return list(tokenizer.encode(chat_text(tokenizer, prompt), add_special_tokens=False))
 
 

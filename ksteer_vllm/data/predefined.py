@@ -47,7 +47,7 @@ def styled_task(
 
     Args:
         name: The task's.
-        questions: A .jsonl, .json or .csv file with a column text, question or prompt; None: from the hub.
+        questions: A file with a column text, question or prompt; None: from the hub.
         max_questions: Use only this many, from the first.
         labels: The styles to take; default: all.
 
@@ -74,12 +74,9 @@ def bundled_task(name: str, *, labels: Sequence[str] = ()) -> TaskDataset:
 
 
 def _from_file(path: Path) -> dict[str, int]:
-    from ksteer_vllm.data.files import csv_records, json_records
+    from ksteer_vllm.data.files import file_records
 
-    readers = {".csv": csv_records, ".json": json_records, ".jsonl": json_records}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: questions are read from {listing(readers)} files")
-    return _questions(readers[path.suffix.lower()](path), str(path))
+    return _questions(file_records(path), str(path))
 
 
 def _from_hub(task: str, names: Sequence[str]) -> dict[str, int]:

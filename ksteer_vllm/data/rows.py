@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 
+from ksteer_vllm.data.text import read_text
 from ksteer_vllm.errors import DataError, listing
 
 __all__ = [
@@ -131,22 +132,20 @@ class ContrastPair(BaseModel):
         ]
 
 
-def read_rows(path: str | Path) -> list[LabelledRow]:
+def read_rows(path: str | Path, encoding: str | None = None) -> list[LabelledRow]:
     """The rows of a JSON Lines file; blank lines are skipped, and a contrast pair gives two rows.
 
     Lines end with a line feed; other separators, such as U+2028, are text.
 
     Args:
-        path: The file, in UTF-8.
+        path: The file.
+        encoding: See `read_text`.
 
     Raises:
         DataError: Naming the file, the line and the field.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    lines = read_text(path, encoding).split("\n")
     rows: list[LabelledRow] = []
     filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
     for count, (number, line) in enumerate(filled, start=1):
@@ -239,7 +238,8 @@ def _problem(error: ValidationError, kind: Any) -> str:
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return f"{field}: required"
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        return f"{field}: unknown field; allowed: {listing(kind.model_fields)}"
+        allowed = listing(kind.model_fields)
+        return f"{field}: unknown field; allowed: {allowed}; --ignore-columns {field} leaves it out"
     if field == "prompt" and first["type"] != "value_error":
         nested = next((p for p in problems if len(p["loc"]) > 2), None)
         where = f" (message {nested['loc'][2]}: {nested['msg']})" if nested else ""

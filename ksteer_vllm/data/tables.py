@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
+from ksteer_vllm.data.cells import check_column_of_replies, check_label_column, is_missing, truth_of
 from ksteer_vllm.data.rows import LabelledRow, Message, Prompt, rows_of_line
 from ksteer_vllm.errors import DataError, listing
 
-__all__ = ["Columns", "is_row_form", "rows_of_records"]
+__all__ = ["Columns", "as_chat", "as_row", "is_row_form", "rows_of_records", "unused_columns"]
 
-_TRUTH: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _PAIR: Final = ("positive", "negative", "label")
 REPLY_NAMES: Final = ("reply", "response", "completion", "answer", "output")
 """What a column of replies is usually called; a reply that is there is never written again by the model."""
 
 
 class Columns(BaseModel):
-    """Which column of a table holds what. Columns that are not named are found by their usual names.
+    """Which column of a table holds what. Columns that are not named are found by their usual names, however
+    these are capitalised.
 
     Attributes:
         prompt: The prompt; default: `prompt`, or else `text`.
@@ -32,6 +34,7 @@ class Columns(BaseModel):
             default: all other columns. They hold true or false (1 or 0, yes or no), or, in a table without
             replies, a reply that shows the label: then a row of the table gives one labelled row for each
             label.
+        ignore: Columns to leave out, as if they were not there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +45,7 @@ class Columns(BaseModel):
     labels: tuple[str, ...] = ()
     reply: str | None = None
     system: str | None = None
+    ignore: tuple[str, ...] = ()
 
 
 def is_row_form(records: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
@@ -49,7 +53,7 @@ def is_row_form(records: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
 
     A pair has texts under positive, negative and label; where a column is named, they are a table's.
     """
-    tabular = columns.model_copy(update={"labels": ()}) != Columns()
+    tabular = columns.model_copy(update={"labels": (), "ignore": ()}) != Columns()
     return any(
         isinstance(record.get("labels"), list)
         or (not tabular and all(isinstance(record.get(name), str) for name in _PAIR))
@@ -73,13 +77,36 @@ def rows_of_records(
     """
     if not records:
         raise DataError(f"{where}: no rows")
+    records = _without_ignored(records, columns, where)
     if is_row_form(records, columns):
         return [
             (as_chat(row) if chat else row).numbered(number)
             for number, record in enumerate(records, start=1)
-            for row in _row_form(record, f"{where}, row {number}")
+            for row in _row_form(as_row(record, columns), f"{where}, row {number}")
         ]
     return _Table(records, columns, where, chat).rows()
+
+
+def unused_columns(records: Sequence[Mapping[str, Any]], columns: Columns, *, where: str) -> tuple[str, ...]:
+    """The columns of a table that `rows_of_records` does not read. Arguments and errors are its own.
+
+    Columns of true and false that `columns.labels` passes over are chosen against, not unused.
+    """
+    records = _without_ignored(records, columns, where)
+    if is_row_form(records, columns):
+        return ()
+    return _Table(records, columns, where, chat=False).unused()
+
+
+def _without_ignored(
+    records: Sequence[Mapping[str, Any]], columns: Columns, where: str
+) -> Sequence[Mapping[str, Any]]:
+    if not columns.ignore:
+        return records
+    names = dict.fromkeys(name for record in records for name in record)
+    if absent := [name for name in columns.ignore if name not in names]:
+        raise DataError(f"{where}: no column {absent[0]!r} to ignore; it has: {listing(names)}")
+    return [{name: cell for name, cell in record.items() if name not in columns.ignore} for record in records]
 
 
 def as_chat(row: LabelledRow) -> LabelledRow:
@@ -87,6 +114,22 @@ def as_chat(row: LabelledRow) -> LabelledRow:
     if not isinstance(row.prompt, str):
         return row
     return row.model_copy(update={"prompt": (Message(role="user", content=row.prompt),)})
+
+
+def as_row(record: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
+    """A record in row form by the names `LabelledRow` has for its prompt and its reply.
+
+    The same object where it has them already; a field that may mean two things keeps its name.
+    """
+    usual = [name for name in REPLY_NAMES if name in record]
+    found = {
+        "prompt": columns.prompt or columns.text or ("prompt" if "prompt" in record else "text"),
+        "reply": columns.reply or (usual[0] if len(usual) == 1 else None),
+    }
+    names = {own: name for name, own in found.items() if own in record and own != name}
+    if not names or not names.keys().isdisjoint(found):
+        return record
+    return {names.get(name, name): cell for name, cell in record.items()}
 
 
 def _row_form(record: Mapping[str, Any], where: str) -> list[LabelledRow]:
@@ -104,21 +147,34 @@ class _Table:
     ) -> None:
         self.records, self.where, self.chat = records, where, chat
         self.names = list(dict.fromkeys(name for record in records for name in record))
+        self.labels: list[str] = []
         if columns.prompt is not None and columns.text is not None:
             raise DataError(f"{where}: prompt and text are one column by two names; give one of them")
         self.prompt = self._named(columns.prompt or columns.text) or self._prompt_column()
         self.reply = self._named(columns.reply) or self._usual_reply(columns)
         self.system = self._named(columns.system) or self._usual("system", columns)
         self.label = self._named(columns.label) or self._usual("label", columns)
+        if self.label is not None:
+            check_label_column(self.where, self.label, self._column(self.label))
+            return
+        self.labels = [self._required(name) for name in columns.labels] or self._others()
+        for name in () if columns.labels else self.labels:
+            check_column_of_replies(self.where, name, self._column(name))
+
+    def unused(self) -> tuple[str, ...]:
+        """Columns that are read as nothing."""
+        read = {self.prompt, self.reply, self.system, self.label, *self.labels}
+        rest = [name for name in self.names if name not in read]
         if self.label is None:
-            self.labels = [self._required(name) for name in columns.labels] or self._others()
+            rest = [name for name in rest if any(truth_of(cell) is None for cell in self._column(name))]
+        return tuple(rest)
 
     def rows(self) -> list[LabelledRow]:
         if self.label is not None:
             return [
                 self._row(number, (self._label(number),), self._reply(number)) for number in self._numbers
             ]
-        truth = [[_truth(record.get(name)) for name in self.labels] for record in self.records]
+        truth = [[truth_of(record.get(name)) for name in self.labels] for record in self.records]
         texts = sum(cell is None for row in truth for cell in row)
         if not texts:
             return [
@@ -173,7 +229,7 @@ class _Table:
     def _text(self, number: int, column: str) -> str:
         cell = self.records[number - 1].get(column)
         place = f"{self.where}, row {number}, column {column!r}"
-        if _is_missing(cell):
+        if is_missing(cell):
             raise DataError(f"{place}: empty; fill it in, or drop the row")
         if not isinstance(cell, str):
             option = self._options.get(column)
@@ -189,23 +245,32 @@ class _Table:
             raise DataError(f"{self.where}: no column {name!r}; it has: {listing(self.names)}")
         return name
 
+    def _column(self, name: str) -> list[Any]:
+        return [record.get(name) for record in self.records]
+
     def _prompt_column(self) -> str:
         for name in ("prompt", "text"):
-            if name in self.names:
-                return name
+            if (found := self._called(name)) is not None:
+                return found
         raise DataError(
             f"{self.where}: no column 'prompt' or 'text'; it has: {listing(self.names)}; name the column "
             "that holds the prompts (--prompt-column)"
         )
 
+    def _called(self, name: str) -> str | None:
+        """The column of that name, exactly or else but for capitals."""
+        if name in self.names:
+            return name
+        return next((found for found in self.names if found.lower() == name), None)
+
     def _usual(self, name: str, columns: Columns) -> str | None:
         """The column of that usual name, unless it was named as something else."""
-        taken = {self.prompt, *columns.labels}
-        return name if name in self.names and name not in taken else None
+        found = self._called(name)
+        return None if found in {self.prompt, *columns.labels} else found
 
     def _usual_reply(self, columns: Columns) -> str | None:
         """The column of replies by one of its usual names. Raises DataError for several."""
-        found = [name for name in REPLY_NAMES if self._usual(name, columns)]
+        found = [own for name in REPLY_NAMES if (own := self._usual(name, columns))]
         if len(found) > 1:
             raise DataError(
                 f"{self.where}: columns {listing(found)} may each hold the replies; name the one that does "
@@ -233,28 +298,16 @@ class _Table:
             if (cell is None) is odd_is_text
         )
         got = self.records[number - 1].get(name)
-        what = "empty" if _is_missing(got) else f"got {str(got)[:80]!r}"
+        what = "empty" if is_missing(got) else f"got {str(got)[:80]!r}"
         allowed = "true or false (1 or 0, yes or no) in every row"
         if self.reply is None:
             allowed += ", or in every row a reply that shows the label"
+        typed = shlex.quote(name)
+        own = f"--label-column {typed} if it names the label, "
+        if self.reply is None:
+            own = f"--reply-column {typed} if it holds the replies, {own}"
         raise DataError(
             f"{self.where}, row {number}, column {name!r}: {what}; a label's column holds {allowed}; if this "
-            "is not a label's column, drop it, or name those that are (--labels a,b)"
+            f"is not a label's column, drop it, or name those that are (--labels a,b): {own}"
+            f"--ignore-columns {typed} if it is none of these"
         )
-
-
-def _truth(cell: Any) -> bool | None:
-    """True or false, or None for a cell that says neither."""
-    if isinstance(cell, str):
-        return _TRUTH.get(cell.strip().lower())
-    if isinstance(cell, bool) or type(cell).__name__ in ("bool_", "bool"):
-        return bool(cell)
-    if isinstance(cell, int | float) and cell in (0, 1):
-        return bool(cell)
-    return None
-
-
-def _is_missing(cell: Any) -> bool:
-    if isinstance(cell, str):
-        return not cell.strip()
-    return cell is None or type(cell).__name__ == "NAType" or cell != cell  # noqa: PLR0124

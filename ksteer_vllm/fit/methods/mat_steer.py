@@ -15,8 +15,9 @@ so a label's discrepancy is that of its own edit. The norm of x is kept by the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -59,9 +60,9 @@ class GatedVectors(nn.Module):
         self.gate_weight = nn.Parameter(torch.zeros_like(vectors))
         self.gate_bias = nn.Parameter(torch.zeros(len(vectors)))
 
-    def gates(self, z: Tensor) -> Tensor:
-        """[K, n]: label k's gate on its own tokens; z [K, n, d] standardised."""
-        return torch.sigmoid((z * self.gate_weight[:, None]).sum(-1) + self.gate_bias[:, None])
+    def gates(self, x: Tensor, unit: Tensor) -> Tensor:
+        """[K, n]: label k's gate on its own tokens; x * unit is standardised, x [K, n, d], unit [d]."""
+        return torch.sigmoid(_along(x, self.gate_weight * unit) + self.gate_bias[:, None])
 
 
 def fit(task: FitTask) -> Probe:
@@ -82,8 +83,8 @@ def fit(task: FitTask) -> Probe:
         weight = model.gate_weight.double() / std.double()
         bias = model.gate_bias.double() - weight @ mean.double()
         vectors = model.vectors * scale
-        sides = _draw(test, torch.Generator().manual_seed(plan.seed), _HELD_OUT)
-        before, after = objective.discrepancies(model, *sides)
+        sides = objective.sides(*_Sampler(test).draw(torch.Generator().manual_seed(plan.seed), _HELD_OUT))
+        before, after = sides.discrepancy(), objective.edited(model, sides)
     logits = test.stream.map(lambda x: x.double() @ weight.T + bias)
     discrepancy = {
         label: {"unsteered": a, "steered": b}
@@ -105,39 +106,97 @@ def squared_mmd(a: Tensor, b: Tensor, width: Tensor) -> Tensor:
     """[K]: biased estimate between samples a [K, n, d] and b [K, m, d], a mean of Gaussian kernels whose
     widths are `width` [K] times 1/2, 1 and 2."""
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        square = torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist").square() / width[:, None, None] ** 2
-        return sum((torch.exp(-square / (2 * w * w)) for w in _WIDTHS), torch.zeros_like(square)).mean((1, 2))
+    return (
+        _kernel(_squares(a, a), width) + _kernel(_squares(b, b), width) - 2 * _kernel(_squares(a, b), width)
+    )
 
-    return (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)) / len(_WIDTHS)
+
+def _kernel(squares: Tensor, width: Tensor) -> Tensor:
+    """[K]: the mean over pairs of the mean of the Gaussian kernels; squares: [K, n, m], squared distances."""
+    exponent = squares / (-2 * width[:, None, None] ** 2)
+    return torch.stack([torch.exp(exponent / (w * w)).mean((1, 2)) for w in _WIDTHS]).mean(0)
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """[K, n, m]: squared distances of a [K, n, d] and b [K, m, d]."""
+    norms = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None, :]
+    return torch.baddbmm(norms, a, b.mT, alpha=-2).clamp_min_(0)
+
+
+def _along(x: Tensor, directions: Tensor) -> Tensor:
+    """[K, n]: x . direction of label k's own tokens; x [K, n, d], directions [K, d]."""
+    return torch.bmm(x, directions[:, :, None])[:, :, 0]
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Tokens without and with each label, and their distances, which are those of unedited tokens.
+
+    An edit moves a token along one vector, so distances after it follow from these and from projections onto
+    the vector: |s_i + g_i v - y|^2 = |s_i - y|^2 + 2 g_i (s_i - y) . v + g_i^2 |v|^2. No product over d
+    dimensions of all pairs is left to differentiate, and held-out tokens need theirs once.
+
+    Attributes:
+        absent, shown: [K, n, d] and [K, m, d], centred, in units of `scale`.
+        within: [K, n, n], squared distances of `absent`.
+        across: [K, n, m], squared distances of `absent` and `shown`.
+        width: [K], the kernel's: the median distance of the two.
+    """
+
+    absent: Tensor
+    shown: Tensor
+    within: Tensor
+    across: Tensor
+    width: Tensor
+
+    @cached_property
+    def _goal(self) -> Tensor:
+        return _kernel(_squares(self.shown, self.shown), self.width)
+
+    def discrepancy(self) -> Tensor:
+        """[K]: the squared MMD of the tokens as they are."""
+        return _kernel(self.within, self.width) + self._goal - 2 * _kernel(self.across, self.width)
+
+    def edited(self, gates: Tensor, vectors: Tensor) -> Tensor:
+        """[K]: the squared MMD of absent + gates * vectors; gates [K, n], vectors [K, d]."""
+        length = vectors.square().sum(1)[:, None, None]
+        along = _along(self.absent, vectors)
+        step = gates[:, :, None] - gates[:, None, :]
+        within = self.within + 2 * step * (along[:, :, None] - along[:, None, :]) + step.square() * length
+        step = gates[:, :, None]
+        ahead = along[:, :, None] - _along(self.shown, vectors)[:, None, :]
+        across = self.across + 2 * step * ahead + step.square() * length
+        pulled = _kernel(within.clamp_min(0), self.width) - 2 * _kernel(across.clamp_min(0), self.width)
+        return pulled + self._goal
 
 
 class _Objective:
     """The training loss; activations in units of `scale`, gates on coordinates of unit deviation."""
 
     def __init__(self, mean: Tensor, std: Tensor, scale: float, plan: MATPlan) -> None:
-        self.mean, self.std, self.scale, self.plan = mean, std, scale, plan
+        self.mean, self.scale, self.plan = mean, scale, plan
+        self.unit = scale / std
 
-    def __call__(self, model: GatedVectors, absent: Tensor, shown: Tensor) -> Tensor:
-        """absent, shown: [K, n, d], tokens without and with each label."""
-        open_absent, open_shown = (model.gates((x - self.mean) / self.std) for x in (absent, shown))
-        _, after = self.discrepancies(model, absent, shown)
-        penalty = self.plan.positive * open_shown.square().mean(1) + self.plan.sparse * open_absent.mean(1)
+    def sides(self, absent: Tensor, shown: Tensor) -> _Sides:
+        """What the loss reads of tokens without and with each label: [K, n, d], [K, m, d]."""
+        start, goal = (absent - self.mean) / self.scale, (shown - self.mean) / self.scale
+        across = _squares(start, goal)
+        return _Sides(start, goal, _squares(start, start), across, across.flatten(1).median(1).values.sqrt())
+
+    def __call__(self, model: GatedVectors, sides: _Sides) -> Tensor:
+        gates, open_shown = model.gates(sides.absent, self.unit), model.gates(sides.shown, self.unit)
+        penalty = self.plan.positive * open_shown.square().mean(1) + self.plan.sparse * gates.mean(1)
         units = nn.functional.normalize(model.vectors, dim=1)
         overlap = torch.triu(units @ units.T, diagonal=1).square().sum()
-        return (after + penalty).sum() + self.plan.orthogonal * overlap
+        return (sides.edited(gates, model.vectors) + penalty).sum() + self.plan.orthogonal * overlap
 
-    def discrepancies(self, model: GatedVectors, absent: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared MMD [K] to the tokens with the label, of those without it: as they are, and edited."""
-        gates = model.gates((absent - self.mean) / self.std)
-        start, goal = (absent - self.mean) / self.scale, (shown - self.mean) / self.scale
-        width = torch.cdist(start, goal).flatten(1).median(1).values
-        edited = start + gates[:, :, None] * model.vectors[:, None]
-        return squared_mmd(start, goal, width), squared_mmd(edited, goal, width)
+    def edited(self, model: GatedVectors, sides: _Sides) -> Tensor:
+        """[K]: the squared MMD that is left when the model edits the tokens without each label."""
+        return sides.edited(model.gates(sides.absent, self.unit), model.vectors)
 
 
 def _train(
-    objective: Callable[[GatedVectors, Tensor, Tensor], Tensor],
+    objective: _Objective,
     vectors: Tensor,
     train: LabelledActivations,
     validation: LabelledActivations,
@@ -148,17 +207,19 @@ def _train(
     generator = torch.Generator().manual_seed(plan.seed)
     model = GatedVectors(vectors)
     optimizer = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
-    held_out = _draw(validation, generator, _HELD_OUT)
+    held_out = objective.sides(*_Sampler(validation).draw(generator, _HELD_OUT))
+    sampler = _Sampler(train)
     lowest, best_step, best = float("inf"), 0, model.state_dict()
     bar = progress.add_task("fitting gated vectors", total=plan.steps) if progress else None
     for step in range(1, plan.steps + 1):
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(objective(model, *_draw(train, generator, plan.batch_size)))
+        sides = objective.sides(*sampler.draw(generator, plan.batch_size))
+        torch.autograd.backward(objective(model, sides))
         optimizer.step()
         if step % _EVALUATE_EVERY and step < plan.steps:
             continue
         with torch.no_grad():
-            loss = objective(model, *held_out).item()
+            loss = objective(model, held_out).item()
         if loss < lowest:
             lowest, best_step = loss, step
             best = {name: value.clone() for name, value in model.state_dict().items()}
@@ -170,11 +231,20 @@ def _train(
     return model, best_step
 
 
-def _draw(tokens: LabelledActivations, generator: torch.Generator, count: int) -> Sequence[Any]:
-    """[K, count, d] twice: random tokens (with replacement) without each label, and with it."""
-    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for shown in tokens.targets.T > 0.5:
-        for side, keep in zip(sides, (~shown, shown), strict=True):
-            found = keep.nonzero()[:, 0]
-            side.append(tokens.stream.take(found[torch.randint(len(found), (count,), generator=generator)]))
-    return [torch.stack(side) for side in sides]
+class _Sampler:
+    """Random tokens without each label, and with it."""
+
+    def __init__(self, tokens: LabelledActivations) -> None:
+        self._stream = tokens.stream
+        shown = tokens.targets.T > 0.5
+        self._sides = [[keep.nonzero()[:, 0] for keep in side] for side in (~shown, shown)]
+
+    def draw(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """[K, count, d] twice, with replacement."""
+        drawn: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for of_label in zip(*self._sides, strict=True):
+            for side, found in zip(drawn, of_label, strict=True):
+                chosen = torch.randint(len(found), (count,), generator=generator)
+                side.append(self._stream.take(found[chosen]))
+        absent, shown = drawn
+        return torch.stack(absent), torch.stack(shown)

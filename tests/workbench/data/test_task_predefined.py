@@ -60,7 +60,7 @@ def test_instructions_are_all_different() -> None:
         ("q.csv", "topic\na\n", "no column text, question, prompt; it has: topic"),
         ("q.json", '[{"text": "a"}, {"text": ""}]', "row 2, column 'text': empty"),
         ("q.jsonl", "", "no rows"),
-        ("q.txt", "a", "questions are read from .csv, .json, .jsonl files"),
+        ("q.txt", "a", "q.txt: not a file that can be read .*.csv.*plain text says no labels"),
     ],
 )
 def test_bad_questions_are_refused(tmp_path: Path, file: str, text: str, problem: str) -> None:

@@ -196,7 +196,7 @@ def test_a_column_that_is_twice_in_an_object_is_refused(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl: No such file"):
         open_task(tmp_path / "absent.jsonl")
-    listed = r"(?s)not a file that can be read \(.jsonl, .json, .csv\).*tones.*hub:"
+    listed = r"(?s)not a file that can be read \(.jsonl, .json, .csv, .*\).*tones.*hub:.*save the sheet"
     with pytest.raises(DataError, match=listed):
         open_task("data.xlsx")
     (tmp_path / "one.json").write_text('{"prompt": "a"}')

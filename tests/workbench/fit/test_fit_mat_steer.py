@@ -7,7 +7,7 @@ import torch
 
 from ksteer_kernels.reference.mat import mat_steer
 from ksteer_vllm.errors import DataError, UsageError
-from ksteer_vllm.fit.methods.mat_steer import fit, squared_mmd
+from ksteer_vllm.fit.methods.mat_steer import GatedVectors, MATPlan, _Objective, fit, squared_mmd
 from ksteer_vllm.probes.probe import Probe
 from tests.workbench.fit.recorded import HIDDEN_SIZE, LABELS, recorded_task
 
@@ -36,6 +36,34 @@ def test_the_discrepancy_is_the_definition() -> None:
     ]
     torch.testing.assert_close(squared_mmd(a, b, width), torch.tensor(wanted), rtol=0, atol=1e-5)
     assert squared_mmd(a, a, width).abs().max() < 1e-6
+
+
+def test_the_loss_is_that_of_the_edited_tokens_themselves() -> None:
+    """Loss and gradients from distances of unedited tokens, against those of x + g v; both float32: 1e-5."""
+    generator = torch.Generator().manual_seed(0)
+    absent, shown = (torch.randn(2, 9, 6, generator=generator) + shift for shift in (0.0, 0.5))
+    mean, std, scale, plan = torch.full((6,), 0.2), torch.linspace(0.5, 2, 6), 1.7, MATPlan()
+    model = GatedVectors(torch.randn(2, 6, generator=generator))
+    torch.nn.init.normal_(model.gate_weight, generator=generator)
+    objective = _Objective(mean, std, scale, plan)
+    sides = objective.sides(absent, shown)
+    loss = objective(model, sides)
+    found = torch.autograd.grad(loss, list(model.parameters()))
+
+    def gates(x: torch.Tensor) -> torch.Tensor:
+        z = (x - mean) / std
+        return torch.sigmoid((z * model.gate_weight[:, None]).sum(-1) + model.gate_bias[:, None])
+
+    start, goal = (absent - mean) / scale, (shown - mean) / scale
+    width = torch.cdist(start, goal).flatten(1).median(1).values
+    edited = start + gates(absent)[:, :, None] * model.vectors[:, None]
+    penalty = plan.positive * gates(shown).square().mean(1) + plan.sparse * gates(absent).mean(1)
+    cosine = torch.cosine_similarity(model.vectors[0], model.vectors[1], dim=0)
+    direct = (squared_mmd(edited, goal, width) + penalty).sum() + plan.orthogonal * cosine.square()
+    torch.testing.assert_close(loss, direct, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sides.discrepancy(), squared_mmd(start, goal, width), rtol=0, atol=1e-5)
+    wanted = torch.autograd.grad(direct, list(model.parameters()))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_the_discrepancy_of_held_out_tokens_falls(probe: Probe) -> None:
