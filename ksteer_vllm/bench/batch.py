@@ -35,15 +35,29 @@ def run_batch(
     sampling: Callable[[Job], Any],
     max_tokens: int,
     scorer: Scorer | None,
+    *,
+    at_once: int | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Key and reply (the fields of `Reply` but `job`) of every job, as they finish.
 
-    As many requests are under way as the engine runs at once; a scoring request goes before the next job,
-    so little is lost if the run is stopped. When the iterator is closed early, what is under way is aborted.
+    A scoring request goes before the next job, so little is lost if the run is stopped. When the iterator is
+    closed early, what is under way is aborted.
+
+    Args:
+        llm: The engine.
+        jobs: Key -> job.
+        sampling: What the request of a job says.
+        max_tokens: Most tokens of a reply.
+        scorer: Scores replies; None: nobody does.
+        at_once: Most requests under way; None: as many as the engine runs at once.
+
+    Raises:
+        UsageError: For a prompt that leaves no room for its reply.
     """
     engine = llm.llm_engine
     prompts = _encoded(llm, jobs.values(), max_tokens + 1)
     most = engine.vllm_config.scheduler_config.max_num_seqs
+    most = min(most, at_once or most)
     waiting = iter(jobs.items())
     generating: dict[str, str] = {}
     scoring: dict[str, _Generated] = {}

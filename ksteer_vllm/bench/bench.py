@@ -120,9 +120,11 @@ class Bench:
                 values[key] = journal[key]
             else:
                 pending.setdefault(key, job)
-        task = progress.add_task(description, total=len(values) + len(pending)) if progress else None
-        if progress is not None and task is not None:
-            progress.advance(task, len(values))
+        task = None
+        if progress is not None:
+            together = min(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs, len(pending))
+            total = len(values) + len(pending)
+            task = progress.add_task(description, total=total, completed=len(values), together=together)
         for key, value in run_batch(self.llm, pending, self._sampling, self.max_tokens, scorer):
             values[key] = value
             if journal is not None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from ksteer_vllm.bench.machine import cache_bytes, free_memory
 from ksteer_vllm.config import enable
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.models import ModelIdentity, model_identity
 from ksteer_vllm.spec.capture import CAPTURE_KEY
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "generation_params",
+    "model_config",
     "model_of",
     "on_cpu",
     "reading_params",
@@ -29,6 +34,12 @@ __all__ = [
     "stop_engine",
     "take_captures",
 ]
+
+
+_LLM_SEQUENCES: Final = 256
+"""vLLM's default of `max_num_seqs` on a CPU."""
+_SIZES: Final = {"kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override"}
+"""Options by which a caller chooses the size of the cache."""
 
 
 def start_engine(
@@ -40,6 +51,9 @@ def start_engine(
 ) -> Any:
     """Start a `vllm.LLM`.
 
+    On a CPU, where vLLM would take nine tenths of all memory, the key-value cache gets `cache_bytes`, unless
+    the options or VLLM_CPU_KVCACHE_SPACE say how much.
+
     Args:
         model: A folder, or a name on the hub.
         options: Further arguments of `vllm.LLM`.
@@ -50,13 +64,19 @@ def start_engine(
 
     Raises:
         ConfigError, ProbeError: Steering cannot be set up as described.
-        Exception: Whatever vLLM raises for a model or options it cannot start with.
+        UsageError: For a model that is not there, or that vLLM does not take.
+        Exception: Whatever else vLLM raises for options it cannot start with.
     """
     from vllm import LLM
 
     given: dict[str, Any] = {"use_tqdm_on_load": False, **(options or {})}
-    if seeded and on_cpu():
-        given.setdefault("enable_chunked_prefill", False)
+    config = model_config(model, given)
+    if on_cpu():
+        if seeded:
+            given.setdefault("enable_chunked_prefill", False)
+        if _SIZES.isdisjoint(given):
+            sequences = given.get("max_num_seqs") or _LLM_SEQUENCES
+            given["kv_cache_memory_bytes"] = cache_bytes(config, sequences, free_memory())
     if steering is not None:
         given["additional_config"] = enable(**steering)
     return LLM(model, **given)
@@ -96,10 +116,28 @@ def model_of(model: str, engine_options: Mapping[str, Any] | None = None) -> Mod
     Args:
         model: A folder, or a name on the hub.
         engine_options: Further arguments of `vllm.LLM`.
+
+    Raises:
+        UsageError: For a model that is not there, or that vLLM does not take.
     """
+    return model_identity(model_config(model, engine_options))
+
+
+def model_config(model: str, engine_options: Mapping[str, Any] | None = None) -> Any:
+    """vLLM's ModelConfig. Arguments and errors as of `model_of`."""
     from vllm.engine.arg_utils import EngineArgs
 
-    return model_identity(EngineArgs(model=model, **(engine_options or {})).create_model_config())
+    if not Path(model).is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+        raise UsageError(f"model {model}: no such folder")  # a name on the hub has one slash at most
+    known = {field.name for field in fields(EngineArgs)}
+    options = {name: value for name, value in (engine_options or {}).items() if name in known}
+    try:
+        return EngineArgs(**{**options, "model": model}).create_model_config()
+    except ModuleNotFoundError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise UsageError(f"model {model}: {reason[:300]}") from None
 
 
 def generation_params(

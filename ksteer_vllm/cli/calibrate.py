@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ksteer_vllm.cli.from_models import From, command
-from ksteer_vllm.cli.options import Engine, Judge, one_process, quiet_vllm, wide_console
+from ksteer_vllm.cli.options import Engine, Judge, Source, one_process, quiet_vllm, wide_console
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
 
 __all__ = ["calibrate"]
@@ -24,6 +25,7 @@ def calibrate(
     folder: Annotated[Path, typer.Argument(help="A suite folder; or a probe folder, together with --data.")],
     plan: Plan,
     judge: Judge,
+    source: Source,
     engine: Engine,
     data: Annotated[
         str,
@@ -44,6 +46,8 @@ def calibrate(
     For every variant and number of labels, it finds the best strength and the largest one at which replies
     stay coherent. An interrupted run resumes with the replies it already has.
     """
+    if not data and (given := source.model_dump(exclude_defaults=True)):
+        raise UsageError(f"{', '.join(given)}: say how --data is read; give it, too")
     quiet_vllm()
     one_process()
     from ksteer_vllm.experiments.calibration.command import CalibrationRequest, calibrate_folder
@@ -52,6 +56,7 @@ def calibrate(
         folder=folder,
         plan=plan,
         data=data,
+        open_data=source.open,
         model=model,
         judge=judge.judge or "",
         judge_options=judge.of_judge(),

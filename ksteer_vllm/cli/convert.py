@@ -118,15 +118,10 @@ def _identity(model: str, model_type: str, hidden_size: int | None, num_layers: 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from ksteer_vllm.bench.engines import model_of
 
-    if model.count("/") > 1 and not Path(model).is_dir():  # a name on the hub has one at most
-        raise UsageError(f"--model {model}: no such folder")
     try:
         return model_of(model)
-    except ModuleNotFoundError:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()
-        raise UsageError(f"--model {model}: {reason[0][:300] if reason else type(error).__name__}") from None
+    except UsageError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

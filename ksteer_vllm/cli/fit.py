@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from ksteer_vllm.cli.from_models import From, command
-from ksteer_vllm.cli.options import Data, Engine, Model, Source, one_process, quiet_vllm, wide_console
+from ksteer_vllm.cli.options import (
+    Data,
+    Engine,
+    Model,
+    Replies,
+    Source,
+    one_process,
+    quiet_vllm,
+    wide_console,
+)
 from ksteer_vllm.experiments.suite.plan import SuitePlan
 from ksteer_vllm.fit.plans import ActAddPlan, EditPlan, FitPlan
 from ksteer_vllm.spec.families import fits
@@ -17,7 +26,7 @@ __all__ = ["fit"]
 
 ALL = "all"
 
-Fields = Annotated[dict[str, Any], From(SuitePlan, leave_out=("methods", "options"))]
+Fields = Annotated[dict[str, Any], From(SuitePlan, leave_out=("methods", "options", "replies"))]
 OfProbe = Annotated[
     dict[str, Any],
     From(FitPlan, only=("width", "loss", "weight_decay", "noise", "seeds"), prefix="For mlp: "),
@@ -50,6 +59,7 @@ def fit(
     of_training: OfTraining,
     of_edits: OfEdits,
     of_actadd: OfActAdd,
+    replies: Replies,
     source: Source,
     engine: Engine,
 ) -> None:
@@ -68,7 +78,7 @@ def fit(
     console = wide_console()
     named = tuple(name.strip() for name in method.split(",") if name.strip())
     options = {**of_probe, **of_training, **of_edits, **of_actadd}
-    plan = SuitePlan(methods=() if method == ALL else named, options=options, **fields)
+    plan = SuitePlan(methods=() if method == ALL else named, options=options, replies=replies, **fields)
     dataset = source.open(data, plan.labels)
     if len(plan.methods) == 1:
         probe = fit_single(model, dataset, out, plan, engine_options=engine.arguments(), console=console)

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from ksteer_vllm.cli.from_models import From, command
-from ksteer_vllm.cli.options import Data, Engine, Model, Source, one_process, quiet_vllm, wide_console
+from ksteer_vllm.cli.options import (
+    Data,
+    Engine,
+    Model,
+    Replies,
+    Source,
+    one_process,
+    quiet_vllm,
+    wide_console,
+)
 from ksteer_vllm.experiments.layers.plan import LayerPlan
 
 __all__ = ["layers"]
@@ -19,7 +28,8 @@ def layers(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="A suite folder, old or new; the write-up goes to OUT/layers.")],
-    plan: Annotated[LayerPlan, From(LayerPlan, leave_out=("options", "temperature"))],
+    plan: Annotated[LayerPlan, From(LayerPlan, leave_out=("options", "temperature", "replies"))],
+    replies: Replies,
     source: Source,
     engine: Engine,
 ) -> None:
@@ -35,7 +45,10 @@ def layers(
 
     console, folder = wide_console(), out / "layers"
     dataset = source.open(data, plan.labels)
-    sweep = sweep_layers(model, dataset, folder, plan, engine_options=engine.arguments(), console=console)
+    plan = plan.model_copy(update={"replies": replies})
+    sweep = sweep_layers(
+        model, dataset, folder, plan, suite=out, engine_options=engine.arguments(), console=console
+    )
     path = write_up(sweep, plan, folder, model=model, task=dataset.name, data_digest=dataset.digest)
     console.print(layer_table(sweep))
     console.print(f"recommended: layer {sweep.layer} (60 % rule: {sweep.by_depth}); {path}")

@@ -14,6 +14,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from ksteer_vllm.bench.sampling import ReplyPlan
 from ksteer_vllm.cli.from_models import From
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "Judge",
     "JudgeOptions",
     "Model",
+    "Replies",
     "Source",
     "one_process",
     "quiet_vllm",
@@ -51,11 +53,23 @@ def quiet_vllm() -> None:
 
 
 def one_process() -> None:
-    """Run engines in this process, so that they end with it, unless the caller has chosen otherwise.
+    """Run engines in this process, so that they end with it, with threads that suit what else runs here.
 
-    Call it before an engine starts.
+    The caller's own choice wins. Call it before torch is imported, which reads the number of threads then.
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if not os.environ.get("OMP_NUM_THREADS") and "torch" not in sys.modules:
+        _choose_threads()
+
+
+def _choose_threads() -> None:
+    """Set OMP_NUM_THREADS where one thread per core would be too many, and say so."""
+    from ksteer_vllm.bench.machine import threads_here
+
+    chosen = threads_here()
+    if chosen is not None:
+        os.environ["OMP_NUM_THREADS"] = str(chosen.count)
+        typer.echo(f"ksteer: OMP_NUM_THREADS={chosen.count}, for {chosen.reason}", err=True)
 
 
 class _Group(BaseModel):
@@ -225,4 +239,5 @@ Data = Annotated[
 ]
 Engine = Annotated[EngineOptions, From(EngineOptions)]
 Source = Annotated[DataOptions, From(DataOptions)]
+Replies = Annotated[ReplyPlan, From(ReplyPlan)]
 Judge = Annotated[JudgeOptions, From(JudgeOptions)]

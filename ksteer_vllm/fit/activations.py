@@ -31,6 +31,8 @@ CHUNK_BYTES = 1 << 29
 """Most bytes of float32 vectors from one chunk, all layers together; a row with more is run alone."""
 SHARD_BYTES = 128 << 20
 """Bytes after which a shard is closed, all its layers together."""
+SHARD_ROWS = 256
+"""Rows after which it is: what a recording that is interrupted may have to do again."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ class Recorder:
             if self.progress is not None and task is not None:
                 self.progress.advance(task, len(chunk))
             held = sum(piece.nbytes for stream in pieces.values() for piece in stream)
-            if held >= SHARD_BYTES or start + len(chunk) == len(rows):
+            full = held >= SHARD_BYTES or start + len(chunk) - shards.done >= SHARD_ROWS
+            if full or start + len(chunk) == len(rows):
                 streams = {layer: torch.cat(stream) for layer, stream in pieces.items()}
                 shards.write(start + len(chunk), streams, torch.cat(numbers), torch.cat(positions))
                 pieces, numbers, positions = {layer: [] for layer in self.layers}, [], []

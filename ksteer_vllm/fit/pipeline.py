@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ksteer_vllm.bench.engines import model_of
+from ksteer_vllm.bench.sampling import ReplyPlan
 from ksteer_vllm.data.positions import REPLY, Window
-from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.data.rows import LabelledRow, row_name
 from ksteer_vllm.data.split import check_labels, targets_of
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import DataError, UsageError, listing
 from ksteer_vllm.fit.plans import FitPlan
+from ksteer_vllm.fit.progress import progress_bar
 from ksteer_vllm.fit.stacking import fit_at
 from ksteer_vllm.fit.task import FitTask
 from ksteer_vllm.models import ModelIdentity, check_layers
@@ -98,6 +100,7 @@ def complete_rows(
     *,
     labels: Sequence[str] = (),
     seed: int = 0,
+    plan: ReplyPlan | None = None,
     engine_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
     progress: Progress | None = None,
@@ -107,9 +110,11 @@ def complete_rows(
     Args:
         model: A folder, or a name on the hub.
         rows: Labelled text; rows that have a reply stay as they are.
-        journal: A file that keeps the replies, so that an interrupted run resumes.
+        journal: A file that keeps the replies, so that an interrupted run resumes, and that other runs may
+            share; `plan.replies` wins.
         labels: The labels that will be fitted.
         seed: Seed of the sampling.
+        plan: How the replies are written; None: the defaults.
         engine_options: Further arguments of `vllm.LLM`.
         console, progress: Where to show how many replies are done; `progress` wins.
 
@@ -117,21 +122,41 @@ def complete_rows(
         The rows in their order, each with a reply.
 
     Raises:
-        DataError: For a label with too few rows, before anything is generated.
+        DataError: For a label with too few rows, or a prompt that ends with a reply, before anything is
+            generated.
     """
     if all(row.reply is not None for row in rows):
         return list(rows)
     check_labels(targets_of(rows, labels), labels, rows=rows)
+    _check_last_turns(rows)
     from ksteer_vllm.bench.journal import Journal
     from ksteer_vllm.bench.replies import generate_missing_replies
 
-    identity = {"model": model_of(model, engine_options).model_dump(), "seed": seed}
-    with Journal(journal, identity) as kept, progress_bar(console) as bar:
+    plan, identity = plan or ReplyPlan(), {"model": model_of(model, engine_options).model_dump()}
+    with Journal(plan.replies or journal, identity) as kept, progress_bar(console) as bar:
         return list(
             generate_missing_replies(
-                model, rows, engine_options=engine_options, seed=seed, progress=progress or bar, journal=kept
+                model,
+                rows,
+                engine_options=engine_options,
+                max_tokens=plan.reply_tokens,
+                temperature=plan.reply_temperature,
+                at_once=plan.reply_batch,
+                seed=seed,
+                progress=progress or bar,
+                journal=kept,
             )
         )
+
+
+def _check_last_turns(rows: Sequence[LabelledRow]) -> None:
+    """Raise DataError for a row without a reply whose prompt ends with one: nobody wants a second."""
+    for index, row in enumerate(rows):
+        if row.reply is None and not isinstance(row.prompt, str) and row.prompt[-1].role == "assistant":
+            raise DataError(
+                f"{row_name(row, index)}: no reply, and the prompt ends with the assistant's message; make "
+                "that the reply"
+            )
 
 
 def fit_probe_to_rows(
@@ -166,29 +191,3 @@ def few_threads(model: ModelIdentity) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _Bar(Progress):
-    """A bar that appears with the first task, so that a fit that is refused prints one line only."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def add_task(self, *arguments: Any, **options: Any) -> TaskID:
-        self.start()
-        return super().add_task(*arguments, **options)
-
-    def stop(self) -> None:
-        if self.live.is_started:
-            super().stop()
-
-
-def progress_bar(console: Console | None = None) -> Progress:
-    """A progress bar with counts and the time left."""
-    return _Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True),
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge, described, judge_for
+from ksteer_vllm.data.dataset import TaskDataset
+from ksteer_vllm.data.opening import open_task
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.merge import merged
 from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
@@ -36,6 +38,7 @@ class CalibrationRequest:
         folder: The suite or the probe folder.
         plan: What to try, and how to choose.
         data: The labelled text that prompts come from, for a probe folder; a suite has its own.
+        open_data: What opens it, for data that is not read as it is by default.
         model: The model, for a probe folder; empty: the one the probe was fitted on.
         judge: Name of the judge; empty: the one that suits the data.
         judge_options: Options of the endpoint, if the judge is `openai`.
@@ -46,6 +49,7 @@ class CalibrationRequest:
     folder: Path
     plan: CalibrationPlan = field(default_factory=CalibrationPlan)
     data: str = ""
+    open_data: Callable[[str], TaskDataset] = open_task
     model: str = ""
     judge: str = ""
     judge_options: Mapping[str, Any] = field(default_factory=dict)
@@ -126,11 +130,9 @@ def _subject(request: CalibrationRequest) -> CalibrationSubject:
         return replace(subject, model=request.model) if request.model else subject
     if not request.data:
         raise UsageError(f"{request.folder}: a probe folder needs --data, for the prompts and the judge")
-    from ksteer_vllm.data.opening import open_task
-
     judge = _judge_name(request)
     return CalibrationSubject.of_probe(
-        request.folder, open_task(request.data), model=request.model, judge=judge
+        request.folder, request.open_data(request.data), model=request.model, judge=judge
     )
 
 

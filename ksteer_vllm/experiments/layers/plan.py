@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ksteer_vllm.bench.sampling import Sampling
+from ksteer_vllm.bench.sampling import ReplyPlan, Sampling
 
 __all__ = ["LayerPlan"]
 
@@ -15,7 +15,12 @@ Length = Annotated[float, Field(gt=0)]
 
 
 class LayerPlan(Sampling):
-    """The layers to compare, and what is fitted and steered at each. options: further options of the fits."""
+    """The layers to compare, and what is fitted and steered at each.
+
+    Attributes:
+        options: Further options of the fits.
+        replies: How the model writes replies for rows that have none.
+    """
 
     layers: Annotated[tuple[Layer, ...], Field(description="Decoder blocks to compare; default: all.")] = ()
     labels: Annotated[
@@ -44,6 +49,7 @@ class LayerPlan(Sampling):
         ),
     ] = None
     options: dict[str, Any] = Field(default_factory=dict)
+    replies: ReplyPlan = ReplyPlan()
     seed: Annotated[int, Field(description="Seed of the data split, the fits and the sampling.")] = 0
 
     @property

@@ -32,7 +32,7 @@ from ksteer_vllm.data.rows import LabelledRow, Prompt, labels_of
 from ksteer_vllm.data.split import without_instruction
 from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.experiments.layers.plan import LayerPlan
-from ksteer_vllm.experiments.suite.common import ACTIVATIONS
+from ksteer_vllm.experiments.suite.common import ACTIVATIONS, REPLIES
 from ksteer_vllm.experiments.suite.fit import EVALUATION_WIDTH
 from ksteer_vllm.fit.activations import Recorder, default_layer
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
@@ -92,6 +92,7 @@ def sweep_layers(
     folder: str | Path,
     plan: LayerPlan | None = None,
     *,
+    suite: Path | None = None,
     engine_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> LayerSweep:
@@ -100,8 +101,9 @@ def sweep_layers(
     Args:
         model: what vLLM is to load.
         dataset: the labelled rows.
-        folder: where replies, probes and the journal are kept.
+        folder: where probes and the journal are kept.
         plan: the layers, and what is tried at each; None: the defaults.
+        suite: the suite folder, whose fit shares the replies that the model writes here; None: `folder`.
         engine_options: further arguments of `vllm.LLM`.
         console: where progress is shown.
 
@@ -127,8 +129,9 @@ def sweep_layers(
             return complete_rows(
                 model,
                 rows,
-                folder / f"replies-{part}.jsonl",
+                (suite or folder) / REPLIES,
                 seed=plan.seed,
+                plan=plan.replies,
                 engine_options=engine_options,
                 progress=progress,
             )

@@ -23,9 +23,11 @@ from ksteer_vllm.spec.families import fits
 if TYPE_CHECKING:
     from ksteer_vllm.data.dataset import TaskDataset
 
-__all__ = ["ACTIVATIONS", "Fits"]
+__all__ = ["ACTIVATIONS", "REPLIES", "Fits"]
 
 ACTIVATIONS = "activations"
+REPLIES = "replies.jsonl"
+"""In OUT: what the model wrote for rows without a reply; `ksteer layers` and `ksteer fit` share it."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +118,15 @@ class Fits:
             **fields,
         )
 
-    def completed(
-        self, rows: Sequence[LabelledRow], journal: str, labels: Sequence[str] = ()
-    ) -> list[LabelledRow]:
+    def completed(self, rows: Sequence[LabelledRow], labels: Sequence[str] = ()) -> list[LabelledRow]:
         """The rows, with the engine's reply where they have none; see `complete_rows`."""
         return complete_rows(
             self.model,
             rows,
-            self.out / journal,
+            self.out / REPLIES,
             labels=labels,
             seed=self.plan.seed,
+            plan=self.plan.replies,
             engine_options=self.engine_options,
             progress=self.progress,
         )

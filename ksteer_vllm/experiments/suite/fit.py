@@ -197,7 +197,7 @@ class _SuiteFit:
         if self.plan.reads_replies:
             wanted.add("steering")
         for part in sorted(wanted):
-            self.rows[part] = self.fits.completed(self.rows[part], f"replies-{part}.jsonl")
+            self.rows[part] = self.fits.completed(self.rows[part])
         self.rows["evaluation"] = [without_instruction(row) for row in self.rows["evaluation"]]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ksteer_vllm.bench.sampling import ReplyPlan
 from ksteer_vllm.data.positions import Window, window_of
 from ksteer_vllm.fit.presets import FitPreset, preset_of
 from ksteer_vllm.spec.families import fits
@@ -26,6 +27,7 @@ class SuitePlan(BaseModel):
     Attributes:
         methods: Names in `spec.families.fits()`; empty: all of them.
         options: Options of the methods, by name; each method takes those it knows.
+        replies: How the model writes replies for rows that have none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +55,7 @@ class SuitePlan(BaseModel):
         Field(description="For mlp: published settings to use, paper or pip-0.1.2 (the package k-steering)."),
     ] = None
     options: dict[str, Any] = {}
+    replies: ReplyPlan = ReplyPlan()
     seed: Annotated[int, Field(description="Seed of the data split and of everything random in the fit.")] = 0
     keep_activations: Annotated[
         bool, Field(description="Keep the recorded activations, in OUT/activations.")

@@ -57,7 +57,7 @@ def fit_single(
         fits = Fits.of(model, dataset, out, plan, engine_options or {}, progress)
         rows = list(dataset.rows)
         if plan.reads_replies:
-            rows = fits.completed(rows, "replies.jsonl", fits.labels)
+            rows = fits.completed(rows, fits.labels)
         with few_threads(fits.identity):
             probe = fit_at(fits.task(method, rows, out / ACTIVATIONS), plan.layers)
     probe.save(out)

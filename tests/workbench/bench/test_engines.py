@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import vllm
 from safetensors.torch import save
-from torch import equal, ones
+from torch import bfloat16, equal, ones
 
 from ksteer_vllm.bench import engines
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.spec.capture import CAPTURE_KEY, capture_window, check_capture
 
 
@@ -33,9 +36,20 @@ class FakeEngine:
         ]
 
 
+CONFIG = SimpleNamespace(
+    get_total_num_kv_heads=lambda: 2,
+    get_head_size=lambda: 16,
+    hf_text_config=SimpleNamespace(num_hidden_layers=4),
+    dtype=bfloat16,
+    max_model_len=896,
+)
+"""A model whose longest sequence, 896 tokens and a block, takes 512 KiB: 2 x 4 layers x 64 bytes a token."""
+
+
 @pytest.fixture(autouse=True)
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "LLM", FakeEngine)
+    monkeypatch.setattr(engines, "model_config", lambda *_: CONFIG)
 
 
 def test_an_engine_steers_only_if_asked_to() -> None:
@@ -61,6 +75,46 @@ def test_seeded_requests_on_a_cpu_have_their_prompts_computed_whole(
     monkeypatch.setattr(engines, "on_cpu", lambda: on_cpu)
     options = engines.start_engine("m", given, seeded=seeded).options
     assert options.get("enable_chunked_prefill") is chunked
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "given", "mebibytes"),
+    [
+        (True, {}, 128),
+        (True, {"max_num_seqs": 32}, 16),
+        (True, {"kv_cache_memory_bytes": 9 << 20}, 9),
+        (True, {"gpu_memory_utilization": 0.1}, None),
+        (True, {"num_gpu_blocks_override": 9}, None),
+        (False, {}, None),
+    ],
+)
+def test_the_cache_is_what_the_sequences_need(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: bool, given: dict[str, Any], mebibytes: int | None
+) -> None:
+    monkeypatch.setattr(engines, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(engines, "free_memory", lambda: 8 << 30)
+    size = engines.start_engine("m", given).options.get("kv_cache_memory_bytes")
+    assert size == (None if mebibytes is None else mebibytes << 20)
+
+
+def test_the_cache_leaves_memory_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "on_cpu", lambda: True)
+    for free, most in ((64 << 20, 16 << 20), (1 << 10, 512 << 10)):  # a quarter; but one sequence has to fit
+        monkeypatch.setattr(engines, "free_memory", lambda free=free: free)
+        assert engines.start_engine("m").options["kv_cache_memory_bytes"] == most
+    monkeypatch.setattr(engines, "free_memory", lambda: 1 << 40)
+    many = engines.start_engine("m", {"max_num_seqs": 1 << 20}).options
+    assert many["kv_cache_memory_bytes"] == 2 << 30
+
+
+def test_a_model_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    for name in (f"{tmp_path}/absent", "./absent", "a/b/c"):
+        with pytest.raises(UsageError, match=r"model .*: no such folder"):
+            engines.model_of(name)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=f"model {tmp_path}: .+"):
+        engines.start_engine(str(tmp_path))
 
 
 def test_an_engine_is_stopped_whatever_happens() -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from tests.support.engines import prepare_environment
 
@@ -15,7 +21,7 @@ prepare_environment()
 from ksteer_vllm.bench import replies  # noqa: E402
 from ksteer_vllm.bench.journal import Journal  # noqa: E402
 from ksteer_vllm.bench.replies import generate_missing_replies  # noqa: E402
-from ksteer_vllm.data.rows import LabelledRow, Message  # noqa: E402
+from ksteer_vllm.data.rows import LabelledRow, Message, write_rows  # noqa: E402
 from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR  # noqa: E402
 from ksteer_vllm.demo.reader import read  # noqa: E402
 from ksteer_vllm.errors import DataError, UsageError  # noqa: E402
@@ -96,6 +102,61 @@ def test_replies_follow_the_instruction_and_a_stopped_run_goes_on(
     assert _generate([ROWS[1]]) == [ROWS[1]]
 
 
+def test_so_many_at_once_and_the_same_row_says_the_same(
+    engine: Any, stops: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row's reply is that of its number in the data, whichever rows are asked: commands can share it."""
+    rows = [_row("casual").numbered(number) for number in range(1, 8)]
+    add, most = engine.llm_engine.add_request, [0]
+
+    def counted(*arguments: Any) -> Any:
+        most[0] = max(most[0], 1 + engine.llm_engine.get_num_unfinished_requests())
+        return add(*arguments)
+
+    monkeypatch.setattr(engine.llm_engine, "add_request", counted)
+    whole = _generate(rows, at_once=3)
+    assert most == [3]
+    assert _generate(rows[4:], at_once=3) == whole[4:]
+
+
+KILLED = """
+import os, signal, sys
+from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.bench.replies import generate_missing_replies
+from ksteer_vllm.data.rows import read_rows
+from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
+add = Journal.add
+def add_and_die(self, key, value):
+    add(self, key, value)
+    if len(self) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+Journal.add = add_and_die
+rows, journal = read_rows(sys.argv[1]), Journal(sys.argv[2], {})
+generate_missing_replies(str(MODEL_DIR), rows, engine_options=ENGINE_OPTIONS, at_once=2, journal=journal)
+"""
+"""Killed by itself once so many replies are kept: from outside it might have ended by then."""
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_with_what_it_had(stops: list[int], tmp_path: Path) -> None:
+    rows, path = [_row("casual").numbered(n) for n in range(1, 7)], tmp_path / "replies.jsonl"
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(data), str(path)], check=False, timeout=600)
+    assert killed.returncode == -signal.SIGKILL
+    kept = path.read_bytes()
+    assert len(kept.splitlines()) == 1 + 3
+    with Journal(path, {}) as journal:
+        told = io.StringIO()
+        found = _generate(rows, journal=journal, progress=Progress(console=Console(file=told, width=200)))
+    assert (
+        "3 replies will be written by the model (temperature 1, at most 128 tokens each)" in told.getvalue()
+    )
+    assert "3 are kept from before" in told.getvalue()
+    assert path.read_bytes().startswith(kept)
+    assert len(path.read_bytes().splitlines()) == 1 + 6
+    assert found == _generate(rows)
+
+
 def test_a_prompt_without_room_is_refused(stops: list[int]) -> None:
     with pytest.raises(UsageError, match="the engine holds 256"):
         _generate(ROWS, max_tokens=250)
@@ -113,7 +174,7 @@ def test_empty_replies_are_asked_again_and_then_named(monkeypatch: pytest.Monkey
 
     def run(_: Any, jobs: Any, *__: Any) -> Any:
         for key, job in jobs.items():
-            row = job.seed % len(rows)
+            row = min(job.seed % replies.SEEDS_APART, len(rows) - 1)  # the last may be numbered otherwise
             times[row] = times.get(row, 0) + 1
             yield key, {"text": "  " if times[row] <= silent.get(row, 0) else f"said {row}"}
 

@@ -72,6 +72,17 @@ def test_an_interrupted_recording_goes_on(
     equal(recorder.record(rows, REPLY, tmp_path), in_memory)
 
 
+def test_a_shard_is_closed_after_so_many_rows(
+    recorder: Recorder, rows: list[LabelledRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a small model's rows would all be lost together, which take minutes on a real one."""
+    assert activations.SHARD_ROWS == 256
+    monkeypatch.setattr(activations, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(activations, "SHARD_ROWS", 20)
+    recorder.record(rows[:50], PROMPT_LAST, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+
+
 def test_chunks_are_bounded_in_rows_and_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "CHUNK_ROWS", 3)
     monkeypatch.setattr(activations, "CHUNK_BYTES", 100)
