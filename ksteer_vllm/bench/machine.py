@@ -43,7 +43,7 @@ many weights with tokens in a second, compiled code takes so much less time, a l
 class Threads(NamedTuple):
     """A number of threads, and why it is not the default."""
 
-    count: int
+    number: int
     reason: str
 
 

@@ -68,8 +68,8 @@ def _choose_threads() -> None:
 
     chosen = threads_here()
     if chosen is not None:
-        os.environ["OMP_NUM_THREADS"] = str(chosen.count)
-        typer.echo(f"ksteer: OMP_NUM_THREADS={chosen.count}, for {chosen.reason}", err=True)
+        os.environ["OMP_NUM_THREADS"] = str(chosen.number)
+        typer.echo(f"ksteer: OMP_NUM_THREADS={chosen.number}, for {chosen.reason}", err=True)
 
 
 class _Group(BaseModel):

@@ -31,7 +31,7 @@ def test_threads_are_as_many_as_there_are_free_cores(
     monkeypatch.setattr(machine, "_visible_cores", lambda: visible)
     monkeypatch.setattr(machine, "free_cores", lambda *_: free)
     found = machine.threads_here()
-    assert (None if found is None else found.count) == threads
+    assert (None if found is None else found.number) == threads
 
 
 def test_the_users_own_number_wins_and_another_is_said(
