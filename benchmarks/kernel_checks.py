@@ -56,7 +56,7 @@ def check_edit(batch: Batch, edit: Callable[[Batch], None]) -> dict[str, float]:
     for index, row in enumerate(rows.tolist()):
         steered, _ = gradient_steps(
             x[index : index + 1], batch.weights, batch.rows.label_weights[0, row].cpu().double(),
-            alpha=float(batch.rows.strength[0, row]), num_steps=batch.steps,
+            alpha=float(batch.rows.strength[0, row]), num_steps=batch.steps, metric=batch.metric,
         )  # fmt: skip
         right[index] = (steered - x[index : index + 1])[0]
     return _passed({"whole edit": relative_error(mine.hidden.cpu()[chosen].double() - before, right)})

@@ -26,6 +26,7 @@ from ksteer_kernels.rows import token_rows_
 from ksteer_kernels.workspace import num_partials
 
 NUM_LABELS = 6
+VARIANCE_SLOT = 1
 CHECKED_TOKENS = 64
 """Tokens whose whole edit is compared with the float64 reference."""
 
@@ -34,6 +35,7 @@ CHECKED_TOKENS = 64
 class Batch:
     """T tokens of `requests` requests, each a row with a readout of its own, all steered by one probe.
 
+    The probe is in slot 0, and in VARIANCE_SLOT again with `variance` [d] as its metric.
     hidden, residual: [T, d] weight dtype. Decode: T = requests; prefill: the tokens are shared out evenly.
     """
 
@@ -48,6 +50,7 @@ class Batch:
     rows: RowTables
     workspace: Workspace
     weights: MLPWeights
+    variance: Tensor
     steps: int
 
     @property
@@ -58,6 +61,15 @@ class Batch:
     @property
     def requests(self) -> int:
         return self.request_rows.shape[0]
+
+    @property
+    def metric(self) -> Tensor | None:
+        """[d] float64, where the rows' slot has one."""
+        return self.variance.double() if bool(self.rows.slot.any()) else None
+
+    def under_variance(self) -> Batch:
+        """The same batch steered by the slot whose metric is the variance."""
+        return replace(self, rows=replace(self.rows, slot=torch.full_like(self.rows.slot, VARIANCE_SLOT)))
 
     def copy(self) -> Batch:
         """With an output and scratch of its own, for a second implementation."""
@@ -77,11 +89,13 @@ def make_batch(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
 
-    probes = ProbeTables.allocate(1, width, NUM_LABELS, hidden_size, dtype, device)
+    probes = ProbeTables.allocate(2, width, NUM_LABELS, hidden_size, dtype, device)
     basis, bias, matrix = normal(width, hidden_size).to(dtype), normal(width), normal(width, width)
     matrix_bias, head = normal(width), normal(NUM_LABELS, width)
-    probes.load(0, SlotWeights(basis, bias, matrix, matrix_bias, head, torch.zeros(NUM_LABELS)))
     tensors = (basis, bias, matrix, matrix_bias, head, torch.zeros(NUM_LABELS))
+    variance = torch.rand(hidden_size, generator=generator) + 0.5
+    probes.load(0, SlotWeights(*tensors))
+    probes.load(VARIANCE_SLOT, SlotWeights(*tensors, scale=variance))
     weights = MLPWeights(*(tensor.double() for tensor in tensors))
     hidden = (normal(tokens, hidden_size) * hidden_size**0.5 / 2).to(dtype)
     residual = (normal(tokens, hidden_size) * hidden_size**0.5 / 2).to(dtype)
@@ -111,6 +125,7 @@ def make_batch(
         rows=rows,
         workspace=Workspace.allocate(tokens, width, device, NUM_LABELS),
         weights=weights,
+        variance=variance,
         steps=steps,
     )
     run_token_rows(batch, import_module("ksteer_kernels.rows.naive"))

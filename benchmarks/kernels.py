@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -136,7 +137,8 @@ def timings(batch: setup.Batch, implementation: str, timer: Timer) -> list[dict[
     errors = check_kernels(batch, implementation)
     whole = setup.steer_with("triton" if implementation == "fused" else "torch")
     errors |= check_edit(batch, whole)
-    work = batch.copy()
+    work, scaled = batch.copy(), batch.under_variance().copy()
+    scaled_error = check_edit(scaled, whole)["whole edit"]
     capture = implementation == "fused"  # plain torch asks the device what to do, which a graph cannot hold
     found = []
     for kernel in setup.KERNELS:
@@ -148,27 +150,30 @@ def timings(batch: setup.Batch, implementation: str, timer: Timer) -> list[dict[
         cost = (kernel.bytes(batch), kernel.flops(batch))
         found.append(entry(kernel.name, *cost, errors[kernel.name], timer.times(run, capture)))
     totals = (sum(entry["bytes"] for entry in found[1:]), sum(entry["flops"] for entry in found[1:]))
-    found.append(
-        entry("whole edit", *totals, errors["whole edit"], timer.times(lambda: whole(work), capture))
-    )
+    for name, error, each in (
+        ("whole edit", errors["whole edit"], work),
+        ("whole edit, variance", scaled_error, scaled),
+    ):
+        found.append(entry(name, *totals, error, timer.times(partial(whole, each), capture)))
     return found
 
 
 def grouped_timings(batch: setup.Batch, timer: Timer) -> list[dict[str, Any]]:
-    errors = check_edit(batch, lambda copy: setup.steer_planned(copy)())
-    work = batch.copy()
+    work, scaled = batch.copy(), batch.under_variance().copy()
+    errors, scaled_errors = (
+        check_edit(each, lambda copy: setup.steer_planned(copy)()) for each in (batch, scaled)
+    )
     token_rows = setup.KERNELS[0]
     plan_times = timer.times(lambda: setup.void(setup.steer_planned(work)))
     row_times = timer.times(lambda: setup.cpu_token_rows(work))
+    cost = (setup.grouped_bytes(batch), sum(kernel.flops(batch) for kernel in setup.KERNELS))
+    edits = (("whole edit", errors, work), ("whole edit, variance", scaled_errors, scaled))
     return [
         entry(token_rows.name, token_rows.bytes(batch), 0, None, row_times),
         entry("plan", 4 * batch.requests * batch.sizes[2], 0, None, plan_times),
-        entry(
-            "whole edit",
-            setup.grouped_bytes(batch),
-            sum(kernel.flops(batch) for kernel in setup.KERNELS),
-            errors["whole edit"],
-            timer.times(setup.steer_planned(work)),
+        *(
+            entry(name, *cost, error["whole edit"], timer.times(setup.steer_planned(each)))
+            for name, error, each in edits
         ),
     ]
 

@@ -130,8 +130,9 @@ class EngineConfig(BaseModel):
             ge=0,
             le=65536,
             description="The number of device slots for probes. For each layer with tensors of its own, an "
-            "MLP probe takes three slots and any other probe one. 0 means as many as the start-up probes "
-            "take, plus 4 x max_probes if there are probe_dirs.",
+            "MLP probe takes three slots and any other probe one; the variance as a metric takes one more, a "
+            "covariance two. 0 means as many as the start-up probes take, plus 6 x max_probes if there are "
+            "probe_dirs.",
         ),
     ] = 0
     max_labels: Annotated[

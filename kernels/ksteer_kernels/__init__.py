@@ -2,9 +2,10 @@
 
 from ksteer_kernels.reports import ReportBuffers
 from ksteer_kernels.rows import token_rows_
-from ksteer_kernels.settings import NO_ROW, Flag, Loss, Program, RowSettings, RowTables
+from ksteer_kernels.settings import NO_ROW, Flag, Loss, Program, RowSettings, RowTables, check_metric
 from ksteer_kernels.steer import EditRecord, PlannedGroup, plan_groups, steer_, steer_groups_
-from ksteer_kernels.tables import NO_SLOT, Activation, ProbeTables, SlotWeights
+from ksteer_kernels.tables import NO_SLOT, ProbeTables
+from ksteer_kernels.weights import Activation, SlotWeights
 from ksteer_kernels.workspace import Workspace
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "RowTables",
     "SlotWeights",
     "Workspace",
+    "check_metric",
     "plan_groups",
     "steer_",
     "steer_groups_",

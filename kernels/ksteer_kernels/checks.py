@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_RANKS = {"basis": 2, "matrix": 2, "head": 2}
+_RANKS = {"basis": 2, "up": 2, "matrix": 2, "head": 2}
 _INTEGER = ("activation", "gate_unit")
 NUM_ACTIVATIONS = 4
 
@@ -28,6 +28,8 @@ def check_weights(
     k = weights["head"].shape[0] if "head" in weights else 0
     expected = {
         "basis": (r, hidden_size),
+        "scale": (hidden_size,),
+        "up": (r, hidden_size),
         "matrix": (m, r),
         "matrix_bias": (m,),
         "head": (k, m),
@@ -46,8 +48,13 @@ def check_weights(
             raise ValueError(f"{name}: {what} {size} exceeds the table's {limit}")
     if r == 0:
         raise ValueError("basis: has no rows")
-    if bool((weights["basis"].abs() > torch.finfo(stored).max).any()):
-        raise ValueError(f"basis: holds a value too large for {stored}")
+    for name in ("basis", "up"):
+        if name in weights and bool((weights[name].abs() > torch.finfo(stored).max).any()):
+            raise ValueError(f"{name}: holds a value too large for {stored}")
+    if "scale" in weights and "up" in weights:
+        raise ValueError("scale: given beside up, but a slot has one metric at most")
+    if "scale" in weights and bool((weights["scale"] < 0).any()):
+        raise ValueError("scale: holds a negative value, which no metric has on its diagonal")
     kinds = weights.get("activation")
     if kinds is not None and bool(((kinds < 0) | (kinds >= NUM_ACTIVATIONS)).any()):
         raise ValueError(f"activation: expected an Activation, 0..{NUM_ACTIVATIONS - 1}")

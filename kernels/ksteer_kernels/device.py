@@ -9,7 +9,7 @@ from triton.runtime.jit import JITFunction
 
 from ksteer_kernels import workspace
 from ksteer_kernels.settings import Flag, Loss, Program
-from ksteer_kernels.tables import Activation
+from ksteer_kernels.weights import Activation
 
 GRADIENT = tl.constexpr(int(Program.GRADIENT))
 REFLECT = tl.constexpr(int(Program.REFLECT))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ksteer_kernels.native import NativeSlot
+from ksteer_kernels.weights import written_rows
 
 PACKED_FROM_ROWS = 16
 """With fewer rows the plain GEMM, which also writes in place, is faster than a packed one."""
@@ -110,7 +111,9 @@ class Linear:
 class CPUSlot:
     """One slot at its true sizes r, m, K.
 
-    first: d -> r, and back; second: r -> m, and back; head: m -> K, and back; gram: r -> r.
+    first: d -> r by the basis, and back by U^T; second: r -> m, and back; head: m -> K, and back.
+    gram: r -> r by G = basis U^T; edit_gram: r -> r by E = U U^T, the same object unless there is a metric.
+    scale [d], up [r, d]: of the metric, as in `SlotWeights`.
     bias, threshold [r], matrix_bias [m], head_bias [K] float; activation, gate_unit [r] int.
     """
 
@@ -121,6 +124,9 @@ class CPUSlot:
     head: Linear
     head_back: Linear
     gram: Linear
+    edit_gram: Linear
+    scale: Tensor | None
+    up: Tensor | None
     bias: Tensor
     matrix_bias: Tensor
     head_bias: Tensor
@@ -147,16 +153,24 @@ class CPUSlot:
         activation: Tensor,
         threshold: Tensor,
         gate_unit: Tensor,
+        scale: Tensor | None = None,
+        up: Tensor | None = None,
+        edit_gram: Tensor | None = None,
     ) -> CPUSlot:
-        """Of one float dtype: basis [r, d], bias [r], matrix [m, r], head [K, m], gram [r, r], …"""
+        """Of one float dtype: basis [r, d], bias [r], matrix [m, r], head [K, m], gram [r, r], …;
+        edit_gram [r, r] with a scale or up."""
+        hidden_gram = Linear(gram)
         return cls(
             first=Linear(basis, WIDE_PACKED_FROM_ROWS),
-            first_back=Linear(basis.T, WIDE_PACKED_FROM_ROWS),
+            first_back=Linear(written_rows(basis, scale, up).T, WIDE_PACKED_FROM_ROWS),
             second=Linear(matrix),
             second_back=Linear(matrix.T),
             head=Linear(head),
             head_back=Linear(head.T),
-            gram=Linear(gram),
+            gram=hidden_gram,
+            edit_gram=hidden_gram if edit_gram is None else Linear(edit_gram),
+            scale=scale,
+            up=up,
             bias=bias,
             matrix_bias=matrix_bias,
             head_bias=head_bias,

@@ -13,7 +13,7 @@ from enum import IntEnum, IntFlag
 import torch
 from torch import Tensor
 
-from ksteer_kernels.tables import NO_SLOT, require_positive
+from ksteer_kernels.tables import NO_SLOT, ProbeTables, require_positive
 
 NO_ROW = -1
 
@@ -206,3 +206,23 @@ class RowSettings:
     readout: Tensor | None = None
     scale: Tensor | None = None
     label_weights: Tensor | None = None
+
+
+def check_metric(settings: RowSettings, probes: ProbeTables) -> None:
+    """Refuse what is undefined at a slot with a metric.
+
+    A reflection and a kept norm need x . U^T s, of which basis x says nothing once U is not the basis.
+
+    Args:
+        settings: Of one row, placed.
+        probes: The tables its slot is in.
+
+    Raises:
+        ValueError: The slot has a metric, and the program is REFLECT or the flags hold PRESERVE_NORM.
+    """
+    if not probes.has_metric(settings.slot):
+        return
+    if settings.program == Program.REFLECT:
+        raise ValueError("program: REFLECT is undefined at a slot with a metric")
+    if settings.flags & Flag.PRESERVE_NORM:
+        raise ValueError("flags: PRESERVE_NORM is undefined at a slot with a metric")

@@ -29,8 +29,8 @@ class Workspace:
         upper: [max_tokens, width] float32, the readout masked by the second hidden layer.
         step: [max_tokens, width] float32, one step's hidden gradient times its size.
         logits: [max_tokens, num_labels] float32, logits and what the loss makes of them.
-        coefficients: [max_tokens, width] float32, s: what expand multiplies the basis's rows by.
-        keep: [max_tokens] float32, x' = keep * (x - basis^T s).
+        coefficients: [max_tokens, width] float32, s: what expand multiplies the rows U by.
+        keep: [max_tokens] float32, x' = keep * (x - U^T s).
         is_open: [max_tokens] int32, 1 where the next stage of a row is open.
         steps: [max_tokens] int32, gradient steps taken, 0 where a condition shut the token out, DROPPED where
             the edit was dropped, else -1.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from ksteer_kernels import Flag, ProbeTables, Program, RowSettings, SlotWeights
+from ksteer_kernels import Flag, ProbeTables, Program, RowSettings, SlotWeights, check_metric
 from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.errors import PoolFullError, ProbeError
 from ksteer_vllm.methods.program import FamilyProgram, PlannedRow
@@ -107,10 +107,9 @@ class ProbePool:
             return
         program = _program(path, digest)
         slots = program.slots()
-        if len(slots) > self.num_free:
-            raise PoolFullError(
-                f"needs {len(slots)} slots; {self.num_free} of {self.tables.num_slots} are free"
-            )
+        needed = _num_slots(slots.values())
+        if needed > self.num_free:
+            raise PoolFullError(f"needs {needed} slots; {self.num_free} of {self.tables.num_slots} are free")
         self._place(digest, program, slots)
 
     def unload(self, digest: str) -> None:
@@ -125,20 +124,23 @@ class ProbePool:
             del self._known_edits[key]
 
     def _place(self, digest: str, program: FamilyProgram, slots: Mapping[str, SlotWeights]) -> None:
-        free = [slot for slot in range(self.tables.num_slots) if slot not in self.digest_of_slot]
-        used = free[: len(slots)]
+        free = (slot for slot in range(self.tables.num_slots) if slot not in self.digest_of_slot)
+        placed: dict[str, int] = {}
         try:
-            for slot, weights in zip(used, slots.values(), strict=True):
-                self.tables.load(slot, weights)
+            for key, weights in slots.items():
+                placed[key] = next(free)
+                if weights.up is not None:
+                    placed[f"{key}/up"] = next(free)
+                self.tables.load(placed[key], weights, placed.get(f"{key}/up"))
         except BaseException as error:
-            for slot in used:
+            for slot in placed.values():
                 self.tables.clear(slot)
             if isinstance(error, ValueError):
                 raise ProbeError(str(error)) from None
             raise
         self._programs[digest] = program
-        self._slots.update({(digest, key): slot for key, slot in zip(slots, used, strict=True)})
-        self.digest_of_slot.update(dict.fromkeys(used, digest))
+        self._slots.update({(digest, key): slot for key, slot in placed.items()})
+        self.digest_of_slot.update(dict.fromkeys(placed.values(), digest))
 
     def request_rows(self, admitted: AdmittedRequest) -> RequestRows:
         """The rows of an admitted request."""
@@ -189,6 +191,7 @@ class ProbePool:
                 settings = _compact(
                     _projecting(replace(placed, flags=placed.flags | flags, cap=edit.get("cap", placed.cap)))
                 )
+                check_metric(settings, self.tables)
             cells[layer] = settings
         return cells
 
@@ -210,9 +213,10 @@ class ProbePool:
 
 SPARE_LABELS = 64
 """Labels a probe loaded while serving may have, unless `max_labels` says otherwise."""
-SPARE_SLOTS = 4
+SPARE_SLOTS = 6
 """Slots kept free for each of max_probes probes, unless `max_slots` says otherwise. An MLP probe takes
-three, others one, each for every layer that has tensors of its own."""
+three, others one; the variance as a metric is one more and a covariance two. Each for every layer that has
+tensors of its own."""
 
 
 def _program(path: str, digest: str) -> FamilyProgram:
@@ -223,9 +227,13 @@ def _program(path: str, digest: str) -> FamilyProgram:
     return program
 
 
+def _num_slots(weights: Iterable[SlotWeights]) -> int:
+    return sum(each.num_slots for each in weights)
+
+
 def _capacity(config: ResolvedConfig, configured: Sequence[SlotWeights]) -> tuple[int, int]:
     """(slots, labels) of the tables."""
-    needed, labels = len(configured), max((weights.num_labels for weights in configured), default=1)
+    needed, labels = _num_slots(configured), max((weights.num_labels for weights in configured), default=1)
     if needed > config.max_slots > 0 or labels > config.max_labels > 0:
         raise ProbeError(
             f"the configured probes need {needed} slots and {labels} labels; the engine has "

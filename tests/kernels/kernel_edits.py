@@ -84,10 +84,14 @@ class Maker:
         return rows
 
     def load(self, weights: SlotWeights) -> int:
-        slot = len(self.loaded) + 1
-        self.probes.load(slot, weights)
+        slot = sum(loaded.num_slots for loaded in self.loaded.values()) + 1
+        self.reload(slot, weights)
         self.loaded[slot] = weights
         return slot
+
+    def reload(self, slot: int, weights: SlotWeights) -> None:
+        """Load a slot; rows `up` take the next one, too."""
+        self.probes.load(slot, weights, None if weights.up is None else slot + 1)
 
     def once(self, key: object, make: Callable[[], Any]) -> Any:
         """What make returned at the first call with this key: methods that can share a slot do."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from kernel_affine_edits import ace_edits, add_edits, gated_edits, loreft_edits, lorest_edits, sae_edits
 from kernel_edits import Edit, Maker
+from kernel_metric_edits import METRICS, metric_edits
 from kernel_probe_edits import loss_edits, plain_edits, reflect_edits
 
 
@@ -34,4 +35,5 @@ METHODS: dict[str, Callable[[Maker], list[Edit]]] = {
     "sae": sae_edits,
     "gated": gated_edits,
     "bounded": bounded_edits,
+    **{kind: metric_edits(kind) for kind in METRICS},
 }

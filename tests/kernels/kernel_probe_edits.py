@@ -55,8 +55,10 @@ def load_probe(maker: Maker, widths: tuple[int, int] = (24, 17)) -> tuple[int, M
     return maker.once(("probe", widths), make)
 
 
-def gradient(slot: int, probe: MLPWeights, c: Tensor, **changes: object) -> Edit:
-    """Gradient steps; changes are fields of RowSettings."""
+def gradient(
+    slot: int, probe: MLPWeights, c: Tensor, metric: Tensor | None = None, **changes: object
+) -> Edit:
+    """Gradient steps; changes are fields of RowSettings, metric is the slot's."""
     defaults = RowSettings(
         slot,
         Program.GRADIENT,
@@ -73,7 +75,7 @@ def gradient(slot: int, probe: MLPWeights, c: Tensor, **changes: object) -> Edit
             x, probe, c.double(), alpha=settings.strength * gain, num_steps=settings.num_steps,
             step_decay=settings.decay, loss=name, margin=settings.margin,  # type: ignore[arg-type]
             until_target=settings.until_target, until_avoid=settings.until_avoid,
-            normalised=Flag.NORMALISED in settings.flags,
+            normalised=Flag.NORMALISED in settings.flags, metric=metric,
         )  # fmt: skip
 
     return Edit(settings, truth, probe=probe)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from kernel_cases import Case, assert_edit_close, make_case
+from kernel_metric_edits import METRICS, metric_probe
 from kernel_probe_edits import gradient, load_probe
 
 from ksteer_kernels import SlotWeights, native
@@ -66,21 +67,22 @@ def case_of(
     steps: int = 1,
     scattered: bool = False,
     strength: float = 0.7,
+    metric: str | None = None,
     **more: object,
 ) -> Case:
     """One probe and two rows of it, of different steps and decays; scattered: a third of the tokens idles."""
 
     def rows(maker):
-        slot, probe = load_probe(maker, widths)
+        if metric is None:
+            slot, probe, stored = *load_probe(maker, widths), None
+        else:
+            slot, probe, stored = metric_probe(maker, metric, widths)
+        towards, away = maker.label_weights((0,), (1,)), maker.label_weights((2,), ())
+        fewer = {"num_steps": max(1, steps // 2), "decay": 0.9, "strength": strength / 2}
         return [
-            [gradient(slot, probe, maker.label_weights((0,), (1,)), num_steps=steps, strength=strength)],
-            [
-                gradient(
-                    slot, probe, maker.label_weights((2,), ()), num_steps=max(1, steps // 2), decay=0.9,
-                    strength=strength / 2,
-                )
-            ],
-        ]  # fmt: skip
+            [gradient(slot, probe, towards, stored, num_steps=steps, strength=strength)],
+            [gradient(slot, probe, away, stored, **fewer)],
+        ]
 
     case = make_case(rows, num_tokens=num_tokens, hidden_size=hidden_size, max_width=max(widths), **more)  # type: ignore[arg-type]
     index = torch.arange(num_tokens, dtype=torch.int32)
@@ -107,6 +109,14 @@ def test_matches_the_truth(path, dtype, with_residual, scattered, num_tokens, hi
     assert_edit_close(case, edited, case.truth())
     idle = ~case.tokens()
     assert torch.equal(edited[idle], case.hidden[idle])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("steps", [1, 8])
+@pytest.mark.parametrize(("hidden_size", "widths"), [(72, (40, 24)), (63, (17, 41))])
+def test_a_metric_runs_where_no_metric_does(path, metric, steps, hidden_size, widths):
+    case = case_of(11, hidden_size, widths, steps=steps, metric=metric, scattered=True)
+    assert_edit_close(case, case.run("native"), case.truth())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,6 +13,7 @@ from ksteer_kernels.hidden.naive import run_program
 from ksteer_kernels.hidden.token_settings import TokenSettings
 from ksteer_kernels.packed import CPUSlot
 from ksteer_kernels.reference import mlp, vectors
+from ksteer_kernels.weights import written_rows
 
 HIDDEN_SIZE = 48
 WIDTHS = [(1, 1), (7, 5), (64, 64), (256, 128)]
@@ -47,7 +48,7 @@ def autograd_gradient(x, probe, c, kind=Loss.MEAN):
 
 
 def cpu_slot(weights):
-    """A slot in float64, its Gram matrix, too."""
+    """A slot in float64, its Gram matrices, too."""
     given = {name: tensor.double() for name, tensor in weights.given().items()}
     r = weights.basis.shape[0]
     m, k = given.get("matrix", torch.zeros(0, r)).shape[0], weights.num_labels
@@ -58,7 +59,10 @@ def cpu_slot(weights):
     }  # fmt: skip
     fields = {name: given.get(name, value.double()) for name, value in empty.items()}
     fields["gate_unit"] = fields["gate_unit"].long()
-    return CPUSlot.of(basis=given["basis"], gram=given["basis"] @ given["basis"].T, **fields)
+    metric = {name: given.get(name) for name in ("scale", "up")}
+    written = written_rows(given["basis"], **metric)
+    grams = {"gram": given["basis"] @ written.T, "edit_gram": written @ written.T}
+    return CPUSlot.of(basis=given["basis"], **grams, **metric, **fields)
 
 
 def token_settings(settings, n, width, num_labels, gain=None):
@@ -90,7 +94,7 @@ def in_hidden_space(x, edit, weights, gain=None):
     p, program = x @ weights.basis.double().T, edit.settings.program
     s, steps = run_program(program, p, slot, settings)
     s, keep, _ = finish(s, p, (x * x).sum(1), slot, program, settings, None)
-    return keep[:, None] * (x - s @ weights.basis.double()), steps
+    return keep[:, None] * (x - slot.first_back(s)), steps
 
 
 def relative(actual, expected, start):

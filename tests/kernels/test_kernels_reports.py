@@ -11,7 +11,7 @@ from kernel_probe_edits import conditions, loss_edits, plain_edits
 from ksteer_kernels import Flag, Program, ReportBuffers, plan_groups, steer_groups_
 from ksteer_kernels.workspace import DROPPED
 
-NAMES = ("plain", "losses", "reflect", "add", "sae", "bounded")
+NAMES = ("plain", "losses", "reflect", "add", "sae", "bounded", "variance", "covariance")
 
 
 def reporting(maker):

@@ -139,17 +139,17 @@ def test_packed_and_plain_products_agree_with_the_truth(monkeypatch, packed_from
 def test_a_reloaded_slot_is_the_one_that_steers(backend, device):
     """Nothing remembered from the weights that were in the slot before."""
     tokens = {"num_tokens": 63, "hidden_size": 40, "device": device, "max_steps": 3}
-    kept = {}
+    makers = []
 
     def rows(maker):
-        kept[len(kept)] = maker.loaded
+        makers.append(maker)
         return one_stage()(maker)
 
     first, second = make_case(rows, seed=1, **tokens), make_case(rows, seed=2, **tokens)
     expected = second.run(backend)
     first.run(backend)
-    for slot, weights in kept[1].items():
-        first.probes.load(slot, weights)
+    for slot, weights in makers[1].loaded.items():
+        makers[0].reload(slot, weights)
     second.probes = first.probes
     assert torch.equal(second.run(backend), expected)
 

@@ -128,7 +128,7 @@ def test_slot_out_of_range(slot):
 
 def test_nbytes():
     store = tables(torch.bfloat16)
-    widths = 5 * 8 + 2 * 8 * 8 + 3 * 8 + 3 + 3
+    widths = 5 * 8 + 3 * 8 * 8 + 3 * 8 + 3 + 3 + 10 + 1
     assert store.nbytes == 2 * (2 * 8 * 10 + 4 * widths)
 
 

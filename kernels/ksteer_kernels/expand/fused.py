@@ -76,6 +76,8 @@ def expand_kernel(
     num_steps,
     strengths,
     basis,
+    up_slots,
+    column_scales,
     sizes,
     row_offset,
     num_tokens,
@@ -105,11 +107,14 @@ def expand_kernel(
         s = first_slot + i
         mine = slot == s
         if any_of(mine):
+            up_slot = tl.load(up_slots + s).to(tl.int64)
             edit = combine_basis(
-                coefficients, basis + s.to(tl.int64) * width * hidden_size, tl.load(sizes + s * 3),
+                coefficients, basis + up_slot * width * hidden_size, tl.load(sizes + s * 3),
                 mine, wide, at, hidden_size, coefficient_width,
                 SPLIT_DOT, BLOCK_T, BLOCK_D, BLOCK_K, PRECISION,
             )  # fmt: skip
+            scale = column_scales + s.to(tl.int64) * hidden_size + at
+            edit *= tl.load(scale, mask=at < hidden_size, other=1.0)[None, :]
             there = mine[:, None] & (at < hidden_size)[None, :]
             target = hidden + wide[:, None] * hidden_stride + at[None, :]
             old = tl.load(target, mask=there, other=0.0).to(tl.float32)
@@ -155,6 +160,8 @@ def expand_(
         rows.num_steps,
         rows.strength,
         probes.basis,
+        probes.up_slot,
+        probes.column_scale,
         probes.sizes,
         entry * rows.num_rows,
         num_tokens,

@@ -45,20 +45,20 @@ def expand_(
     rows: RowTables,
     entry: int,
 ) -> None:
-    """x' = keep * (x - basis^T s), written into hidden in float32 and rounded once, for active tokens only.
+    """x' = keep * (x - U^T s), written into hidden in float32 and rounded once, for active tokens only.
 
     hidden, residual: [T, d], x = hidden + residual; coefficients s: [>= T, W], keep: [>= T] float32.
-    The edit subtracted from hidden is keep * basis^T s + (1 - keep) x. CONDITION edits nothing.
+    The edit subtracted from hidden is keep * U^T s + (1 - keep) x. CONDITION edits nothing.
     """
     for group in active_groups(token_row, rows, entry, hidden.shape[0]):
         if group.program == Program.CONDITION:
             continue
         tokens = group.tokens
-        basis = probes.basis[group.slot, : probes.cpu_sizes[group.slot][0]].float()
+        written = probes.written(group.slot, torch.float32)
         kept = keep[tokens, None]
         x = hidden[tokens].float()
         if residual is not None:
             x = x + residual[tokens].float()
-        edit = coefficients[tokens, : basis.shape[0]] @ basis + 0.0
+        edit = coefficients[tokens, : len(written)] @ written + 0.0
         edit = torch.where(kept == 1, edit, kept * edit + (1 - kept) * x)
         hidden[tokens] = bounded_edit(hidden[tokens], edit)

@@ -10,7 +10,7 @@ from ksteer_kernels.hidden.gradient import logits_of
 from ksteer_kernels.hidden.token_settings import TokenSettings
 from ksteer_kernels.packed import CPUSlot
 from ksteer_kernels.settings import Flag
-from ksteer_kernels.tables import Activation
+from ksteer_kernels.weights import Activation
 
 
 def activate(z: Tensor, slot: CPUSlot) -> Tensor:

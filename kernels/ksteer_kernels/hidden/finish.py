@@ -1,6 +1,9 @@
 """What is done to every program's s: fading, the condition's gate, the cap and norm preservation.
 
-|edit|^2 = s^T G s          x.edit = -s.p         |x'|^2 = |x|^2 - 2 s.p + s^T G s,   x' = x - basis^T s
+|edit|^2 = s^T E s          x.edit = -s.p         |x'|^2 = |x|^2 - 2 s.p + s^T E s,   x' = x - U^T s
+
+E = U U^T is G but for a slot with a metric, where lengths stay Euclidean and no norm is preserved: there
+x.edit is not -s.p.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ def finish(
     settings: TokenSettings,
     is_open: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(s [n, r], keep [n], dropped [n] bool): x' = keep * (x - basis^T s), keep is 1 but for PRESERVE_NORM.
+    """(s [n, r], keep [n], dropped [n] bool): x' = keep * (x - U^T s), keep is 1 but for PRESERVE_NORM.
 
     p [n, r] and square = |x|^2 [n] may be None where no token is capped or keeps its norm.
     is_open: see `shut_out`.
@@ -46,7 +49,7 @@ def finish(
         assert p is not None
         assert square is not None
         x_square = square.to(s)
-        edit_square = (slot.gram(s) * s).sum(1).clamp_min(0)
+        edit_square = (slot.edit_gram(s) * s).sum(1).clamp_min(0)
         room = settings.cap.to(s) * x_square.sqrt()
         share = torch.where(capped & (edit_square > room * room), room / edit_square.sqrt(), 1.0)
         s = s * share[:, None]
@@ -63,10 +66,10 @@ def finish(
 
 
 def edit_length(s: Tensor, keep: Tensor, p: Tensor, square: Tensor, slot: CPUSlot) -> Tensor:
-    """|x' - x| [n] of x' = keep * (x - basis^T s), in the space of the basis."""
+    """|x' - x| [n] of x' = keep * (x - U^T s), in the space of the basis."""
     x_square = square.to(s)
-    edit_square = (slot.gram(s) * s).sum(1).clamp_min(0)
+    edit_square = (slot.edit_gram(s) * s).sum(1).clamp_min(0)
     off = keep - 1
-    # |off x - keep B^T s|^2
+    # |off x - keep U^T s|^2
     total = off * off * x_square - 2 * off * keep * (s * p).sum(1) + keep * keep * edit_square
     return total.clamp_min(0).sqrt()

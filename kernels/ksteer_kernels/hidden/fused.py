@@ -109,6 +109,7 @@ def hidden_(
         probes.head,
         probes.head_bias,
         probes.gram,
+        probes.edit_gram,
         probes.activation,
         probes.threshold,
         probes.gate_unit,

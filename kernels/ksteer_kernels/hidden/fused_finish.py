@@ -14,7 +14,7 @@ from ksteer_kernels.hidden.fused_layers import multiply_chunk, projection_chunk,
 def edit_products(
     coefficients,
     partial,
-    gram,
+    edit_gram,
     rows,
     mine,
     r,
@@ -27,19 +27,19 @@ def edit_products(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """(|basis^T s|^2 = s^T G s, x . basis^T s = p . s), [BLOCK_T] each."""
+    """(|U^T s|^2 = s^T E s, x . U^T s = p . s where U is the basis), [BLOCK_T] each."""
     edit_square = tl.zeros([BLOCK_T], dtype=tl.float32)
     product = tl.zeros([BLOCK_T], dtype=tl.float32)
     for n in range(0, r, BLOCK_N):
         units = n + tl.arange(0, BLOCK_N)
         there = mine[:, None] & (units < r)[None, :]
-        gs = multiply_chunk(
-            coefficients + rows, gram, 1, width, mine, units, r, r,
+        es = multiply_chunk(
+            coefficients + rows, edit_gram, 1, width, mine, units, r, r,
             False, BLOCK_T, BLOCK_N, BLOCK_K, PRECISION,
         )  # fmt: skip
         s = tl.load(coefficients + rows + units[None, :], mask=there, other=0.0)
         p = projection_chunk(partial, rows, units, there, num_tokens, workspace_width, NUM_SUMS)
-        edit_square += tl.sum(s * gs, axis=1)
+        edit_square += tl.sum(s * es, axis=1)
         product += tl.sum(s * p, axis=1)
     return tl.where(edit_square < 0.0, 0.0, edit_square), product  # tl.maximum would make 0 of a NaN
 
@@ -50,7 +50,7 @@ def finish(
     keep,
     partial,
     square,
-    gram,
+    edit_gram,
     flags,
     caps,
     tokens,
@@ -84,7 +84,7 @@ def finish(
     if any_of(capped | preserved):
         bounded = capped | preserved
         edit_square, product = edit_products(
-            coefficients, partial, gram, rows, bounded, r, num_tokens, width, workspace_width,
+            coefficients, partial, edit_gram, rows, bounded, r, num_tokens, width, workspace_width,
             NUM_SUMS, BLOCK_T, BLOCK_N, BLOCK_K, PRECISION,
         )  # fmt: skip
         x_square = square_of(square, tokens, bounded, num_tokens, NUM_SUMS)

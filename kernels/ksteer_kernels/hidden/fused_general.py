@@ -64,6 +64,7 @@ def general_kernel(
     heads,
     head_biases,
     grams,
+    edit_grams,
     activations,
     thresholds,
     gate_units,
@@ -150,7 +151,7 @@ def general_kernel(
             editing = mine & (program != CONDITION)
             if any_of(editing):
                 dropped = finish(
-                    coefficients, keep, partial, square, gram, flags, caps,
+                    coefficients, keep, partial, square, edit_grams + square_place, flags, caps,
                     tokens, rows, entry, editing, shut, program != ADD, r, num_tokens, width, workspace_width,
                     NUM_SUMS, BLOCK_T, BLOCK_N, BLOCK_K, PRECISION,
                 )  # fmt: skip

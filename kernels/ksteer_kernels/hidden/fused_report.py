@@ -94,6 +94,7 @@ def report_kernel(
     heads,
     head_biases,
     grams,
+    edit_grams,
     row_offset,
     report_offset,
     num_tokens,
@@ -127,12 +128,12 @@ def report_kernel(
             square_place = s.to(tl.int64) * width * width
             matrix, gram = matrices + square_place, grams + square_place
             edit_square, product = edit_products(
-                coefficients, partial, gram, rows, mine, r, num_tokens, width, workspace_width,
-                NUM_SUMS, BLOCK_T, BLOCK_N, BLOCK_K, PRECISION,
+                coefficients, partial, edit_grams + square_place, rows, mine, r, num_tokens, width,
+                workspace_width, NUM_SUMS, BLOCK_T, BLOCK_N, BLOCK_K, PRECISION,
             )  # fmt: skip
             kept = tl.load(keep + tokens, mask=mine, other=1.0)
             x_square = square_of(square, tokens, mine, num_tokens, NUM_SUMS)
-            # |off x - keep basis^T s|^2
+            # |off x - keep U^T s|^2
             off = kept - 1.0
             moved = off * off * x_square - 2 * (off * kept * product) + kept * kept * edit_square
             moved = tl.where(moved < 0.0, 0.0, moved)  # tl.maximum would make 0 of a NaN
@@ -208,6 +209,7 @@ def report_(
         probes.head,
         probes.head_bias,
         probes.gram,
+        probes.edit_gram,
         entry * rows.num_rows,
         entry * reports.shift.shape[1],
         num_tokens,

@@ -105,11 +105,16 @@ class NativeSlot:
     """`Slot` of gradient.cpp and the tensors it points to."""
 
     def __init__(self, slot: CPUSlot) -> None:
-        first, second = slot.first.weight, slot.second.weight
-        padded = [_padded(t) for t in (first, slot.bias, second, slot.matrix_bias, slot.gram.weight)]
+        first, second, gram = slot.first.weight, slot.second.weight, slot.gram.weight
+        if slot.up is not None:  # the kernel multiplies by G^T; otherwise G is symmetric
+            gram = gram.T
+        padded = [_padded(t) for t in (first, slot.bias, second, slot.matrix_bias, gram)]
         sizes = (padded[0].shape[1], padded[0].shape[0], padded[2].shape[0], second.shape[0])
-        self.kept = padded
-        self.fields = array("q", [*sizes, *(tensor.data_ptr() for tensor in padded)])
+        up = padded[0] if slot.up is None else _padded(slot.up)
+        scale = None if slot.scale is None else _padded(slot.scale)
+        self.kept = [*padded, up, scale]
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self.kept]
+        self.fields = array("q", [*sizes, *addresses])
         self.address = self.fields.buffer_info()[0]
 
 

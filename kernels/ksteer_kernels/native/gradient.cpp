@@ -1,7 +1,9 @@
 // Plain gradient steps of one group of tokens, on a CPU, as one parallel region:
 //
 //   z1 = W1 x + b1;  num_steps times:  z2 = W2 relu(z1) + b2,  step = 1[z1 > 0] W2^T (1[z2 > 0] a_t u),
-//   s += step,  z1 -= G step;   at last  hidden -= W1^T s, bounded and rounded once.
+//   s += step,  z1 -= G step;   at last  hidden -= U^T s, bounded and rounded once,
+//
+// with U = W1, W1 times the columns' scale, or rows of their own, and G = W1 U^T.
 //
 // A few tokens do little arithmetic on weights that are larger than a core's cache, so what counts is to read
 // them once per product: W x as dot products with W's rows, W^T s as sums of W's rows over a range of
@@ -33,7 +35,8 @@ static_assert(sizeof(void*) == 8);
 
 struct Slot {  // padded sizes, and the true number of second units
     Index hidden, first, second, true_second;
-    const float *w1, *b1, *w2, *b2, *gram;
+    const float *w1, *b1, *w2, *b2, *gram;  // gram: G^T
+    const float *up, *scale;  // U = up times scale [hidden]; null: 1
 };
 
 struct Group {
@@ -163,7 +166,8 @@ int edit(const Slot& slot, const Group& group, const Rows<Scalar>& rows, int max
             });
         }
 #pragma omp barrier
-        column_sums(s, n, r, slot.w1, d, columns, x);  // x is over: now the edit
+        column_sums(s, n, r, slot.up, d, columns, x);  // x is over: now the edit
+        if (slot.scale) each(n, d, columns, [&](Index at, Index, Index c) { x[at] *= slot.scale[c]; });
         for (Index i = 0; i < n; ++i) {
             if (!all_finite(s + i * r, r)) {
                 if (thread == 0) ++dropped;

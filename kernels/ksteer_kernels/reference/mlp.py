@@ -72,6 +72,20 @@ def logit_gradient(
     return c
 
 
+def metric_gradient(gradient: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(M g [n, d], sqrt(g^T M g) [n, 1]): the steepest direction in the metric |v|^2 = v^T M^-1 v, and the
+    length in that metric of the step M g.
+
+    Args:
+        gradient: g [n, d].
+        metric: The diagonal [d] of M, or M [d, d], symmetric and positive semi-definite; None: the identity.
+    """
+    if metric is None:
+        return gradient, gradient.norm(dim=1, keepdim=True)
+    moved = gradient * metric if metric.ndim == 1 else gradient @ metric
+    return moved, (moved * gradient).sum(1, keepdim=True).clamp_min(0).sqrt()
+
+
 def gradient_steps(
     x: Tensor,
     probe: MLPWeights,
@@ -85,12 +99,13 @@ def gradient_steps(
     until_target: float = -math.inf,
     until_avoid: float = math.inf,
     normalised: bool = False,
+    metric: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(x after the steps, steps taken [n]): x <- x - a_t grad L(x), t = 0 .. num_steps - 1.
+    """(x after the steps, steps taken [n]): x <- x - a_t M grad L(x), t = 0 .. num_steps - 1.
 
-    a_t = alpha * step_decay**t. normalised: the step has length |a_t| whatever the gradient's. A token stops
-    before a step once every target's logit is at least until_target and every avoid's at most until_avoid
-    (unless both are infinite).
+    a_t = alpha * step_decay**t. M, normalised: see `metric_gradient`; a normalised step has length |a_t| in
+    the metric, whatever the gradient's. A token stops before a step once every target's logit is at least
+    until_target and every avoid's at most until_avoid (unless both are infinite).
     """
     alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
     taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -101,10 +116,10 @@ def gradient_steps(
             high = (logits > until_avoid)[:, label_weights > 0].any(1)
             alive = alive & (low | high)
         gradient = loss_gradient(x, probe, logit_gradient(logits, label_weights, loss, margin))
+        step, length = metric_gradient(gradient, metric)
         if normalised:
-            length = gradient.norm(dim=1, keepdim=True)
-            gradient = torch.where(length > 0, gradient / length, torch.zeros_like(gradient))
-        x = torch.where(alive[:, None], x - alpha * step_decay**t * gradient, x)
+            step = torch.where(length > 0, step / length, torch.zeros_like(step))
+        x = torch.where(alive[:, None], x - alpha * step_decay**t * step, x)
         taken = taken + alive
     return x, taken
 

@@ -32,10 +32,10 @@ def steer_(
 ) -> None:
     """Apply every stage of every row at one layer to its tokens, in order, in place on `hidden`.
 
-    With B the basis of a token's slot and phi its program (K-Steering, arXiv 2505.24535, Algorithms 1 and 2;
-    README.md has the other methods'):
+    With B the basis of a token's slot, U = B M for the slot's metric M (B where it has none), and phi its
+    program (K-Steering, arXiv 2505.24535, Algorithms 1 and 2; README.md has the other methods'):
 
-        p = B x        s = phi(p)        x' = x - B^T s
+        p = B x        s = phi(p)        x' = x - U^T s
 
     A token is active in a stage iff it has a row there, the row has a slot at this layer, its strength is not
     0 and, for GRADIENT, num_steps is above 0. Every other token keeps its bits.

@@ -54,7 +54,7 @@ def plain_edit_(
 
 
 def gradient_steps(x: Tensor, group: PlannedGroup, slot: CPUSlot) -> Tensor:
-    """s [n, r] of all plain gradient steps of x [n, d]: x_after = x - basis^T s.
+    """s [n, r] of all plain gradient steps of x [n, d]: x_after = x - U^T s.
 
     The step size multiplies the readout: the hidden gradient is linear in it, so no other place needs it.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from ksteer_kernels import SlotWeights
 from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.config import ResolvedConfig
 from ksteer_vllm.device.pool import ProbePool
 from ksteer_vllm.errors import PoolFullError, ProbeError
+from ksteer_vllm.methods.mlp import MLPProgram
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.admitted import ADMISSION_KEY, AdmittedEdit, AdmittedRequest
 from testbed.models import HIDDEN_SIZE
@@ -35,6 +38,7 @@ def weights_in(pool: ProbePool, slot: int) -> dict[str, torch.Tensor]:
     return {
         name: tensor[slot, :NUM_LABELS].clone() if name.startswith("head") else tensor[slot].clone()
         for name, tensor in pool.tables.tensors().items()
+        if name != "up_slot"  # names the slot itself
     }
 
 
@@ -67,6 +71,7 @@ def test_slots_are_used_again_and_hold_the_right_weights(config_of: ConfigOf, di
         assert torch.equal(settings.readout, readout)
         held = weights_in(pool, settings.slot)
         assert all(torch.equal(held[table], weights[table]) for table in weights)
+        assert pool.tables.up_slot[settings.slot] == settings.slot
         assert pool.digest_of_slot[settings.slot] == digest(directory, name)
 
 
@@ -88,9 +93,35 @@ def test_a_full_pool_and_a_changed_folder_are_refused_and_change_nothing(
     assert pool.digests == (digest(directory, "first"),)
 
 
+def test_the_rows_of_a_metric_take_a_slot_that_comes_and_goes_with_theirs(
+    config_of: ConfigOf, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = MLPProgram.slots_at
+
+    def slots_at(program: MLPProgram, tensors: Mapping[str, torch.Tensor]) -> dict[str, SlotWeights]:
+        slots = plain(program, tensors)
+        weights = slots["probe"]
+        return {**slots, "metric": replace(weights, up=2 * weights.basis)}
+
+    monkeypatch.setattr(MLPProgram, "slots_at", slots_at)
+    assert pool_of(config_of(probe_dirs=[])).tables.num_slots == 5
+    pool = pool_of(config_of(max_slots=9))
+    assert pool.num_free == 4
+    with pytest.raises(PoolFullError, match="needs 5 slots; 4 of 9 are free"):
+        pool.load(str(directory / "second"), digest(directory, "second"))
+    (slot, up_slot) = next(iter(pool.tables.cpu_up_slots.items()))
+    assert torch.equal(pool.tables.basis[up_slot], 2 * pool.tables.basis[slot])
+    assert pool.digest_of_slot[up_slot] == digest(directory, "first")
+    pool.unload(digest(directory, "first"))
+    assert pool.num_free == 9
+    assert not pool.tables.basis.any()
+    pool.load(str(directory / "second"), digest(directory, "second"))
+    assert pool.num_free == 4
+
+
 def test_room_is_kept_only_where_probes_can_be_loaded(config_of: ConfigOf) -> None:
     assert pool_of(config_of(probe_dirs=[])).num_free == 0
-    assert pool_of(config_of(max_probes=5)).num_free == 20
+    assert pool_of(config_of(max_probes=5)).num_free == 30
     with pytest.raises(ProbeError, match="max_labels=2"):
         pool_of(config_of(max_labels=2))
 
