@@ -34,9 +34,9 @@ _CACHE_SHARE: Final = 4
 _BLOCK: Final = 128
 """Tokens of a block of vLLM's CPU attention, of which a sequence has whole ones."""
 _WEIGHTS_PER_SECOND: Final = 2e10
-_SAVED: Final = 0.25
-_COMPILING: Final = 1.5
-"""What compiling costs and saves, measured with SmolLM2-135M in bfloat16 on two cores: a core multiplies so
+_SAVED: Final = 0.2
+_COMPILING: Final = 2.0
+"""What compiling costs and saves, measured with SmolLM2-135M in bfloat16 on two cores: a thread multiplies so
 many weights with tokens in a second, compiled code takes so much less time, a layer so many seconds."""
 
 
@@ -125,7 +125,8 @@ def cache_bytes(config: Any, sequences: int, free: int) -> int:
 def compilation_pays(model: ModelIdentity, tokens: int) -> bool:
     """Whether an engine writes that many tokens, in batches, sooner if it is compiled first."""
     weights = 12 * model.num_layers * model.hidden_size**2
-    eager = tokens * weights / (_WEIGHTS_PER_SECOND * cores())
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cores())
+    eager = tokens * weights / (_WEIGHTS_PER_SECOND * threads)
     return eager * _SAVED > _COMPILING * model.num_layers
 
 

@@ -69,8 +69,12 @@ def test_free_cores_are_measured() -> None:
 
 def test_compiling_pays_for_many_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     small = ModelIdentity(name="s", model_type="llama", hidden_size=576, num_layers=30)
     tiny = ModelIdentity(name="t", model_type="llama", hidden_size=64, num_layers=4)
     assert not machine.compilation_pays(small, 10_000)
     assert machine.compilation_pays(small, 200_000)
     assert not machine.compilation_pays(tiny, 200_000)
+    assert not machine.compilation_pays(small, 70_000)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine.compilation_pays(small, 70_000)

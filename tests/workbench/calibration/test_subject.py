@@ -55,10 +55,10 @@ def test_nothing_to_calibrate_is_refused(tmp_path: Path) -> None:
         CalibrationSubject.of_suite(suite.folder).only(["random"])
 
 
-def test_an_endpoint_that_is_named_is_the_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = fitted_to(tmp_path / "caa", "")
-    monkeypatch.setattr("ksteer_vllm.data.opening.open_task", lambda _: task())
-    request = CalibrationRequest(folder, data="data.jsonl", judge_options={"url": "http://localhost:1/v1"})
+def test_an_endpoint_that_is_named_is_the_judge(tmp_path: Path) -> None:
+    folder, opened = fitted_to(tmp_path / "caa", ""), lambda _: task()
+    endpoint = {"url": "http://localhost:1/v1"}
+    request = CalibrationRequest(folder, data="data.jsonl", open_data=opened, judge_options=endpoint)
     assert command._subject(request).judge == "openai"
     with pytest.raises(UsageError, match="judge of itself"):
         command._subject(replace(request, judge_options={}))

@@ -25,6 +25,7 @@ from ksteer_vllm.data.rows import LabelledRow, Message, write_rows  # noqa: E402
 from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR  # noqa: E402
 from ksteer_vllm.demo.reader import read  # noqa: E402
 from ksteer_vllm.errors import DataError, UsageError  # noqa: E402
+from ksteer_vllm.fit.pipeline import complete_rows  # noqa: E402
 
 QUESTION = "How do I clean my kettle?"
 
@@ -103,7 +104,7 @@ def test_replies_follow_the_instruction_and_a_stopped_run_goes_on(
 
 
 def test_so_many_at_once_and_the_same_row_says_the_same(
-    engine: Any, stops: list[int], monkeypatch: pytest.MonkeyPatch
+    engine: Any, stops: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row's reply is that of its number in the data, whichever rows are asked: commands can share it."""
     rows = [_row("casual").numbered(number) for number in range(1, 8)]
@@ -114,9 +115,12 @@ def test_so_many_at_once_and_the_same_row_says_the_same(
         return add(*arguments)
 
     monkeypatch.setattr(engine.llm_engine, "add_request", counted)
-    whole = _generate(rows, at_once=3)
-    assert most == [3]
-    assert _generate(rows[4:], at_once=3) == whole[4:]
+    with Journal(tmp_path / "replies.jsonl", {}) as journal:
+        whole = _generate(rows, at_once=3, journal=journal)
+        assert most == [3]
+        assert _generate(rows[4:], at_once=3) == whole[4:]
+        monkeypatch.setattr(replies, "_start_engine", lambda *_: pytest.fail("an engine was started"))
+        assert _generate(rows[4:], journal=journal) == whole[4:]
 
 
 KILLED = """
@@ -190,3 +194,12 @@ def test_empty_replies_are_asked_again_and_then_named(monkeypatch: pytest.Monkey
     times.clear()
     with pytest.raises(DataError, match="row 8: the model's reply is empty"):
         _generate([*rows[:2], rows[2].numbered(8)])
+
+
+def test_a_prompt_that_ends_with_a_reply_gets_no_second_one(tmp_path: Path) -> None:
+    turns = (Message(role="user", content="How?"), Message(role="assistant", content="So."))
+    rows = [_row("casual" if index % 2 else "cautious", "So.") for index in range(40)]
+    rows.append(LabelledRow(prompt=turns, labels=("casual",)).numbered(41))
+    with pytest.raises(DataError, match="row 41: no reply, and the prompt ends with the assistant's message"):
+        complete_rows(str(MODEL_DIR), rows, tmp_path / "replies.jsonl", labels=["casual"])
+    assert not (tmp_path / "replies.jsonl").exists()
