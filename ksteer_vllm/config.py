@@ -62,9 +62,13 @@ class ProbeSource(BaseModel):
 
 
 class ResolvedSource(ProbeSource):
-    """Where a probe folder is, and the digest of what was found there."""
+    """Where a probe folder is, and what was found there."""
 
     digest: str
+    metric_layers: Annotated[
+        Mapping[str, tuple[int, ...]],
+        Field(description="Metric -> the layers with statistics for it, which only the tensors show."),
+    ] = {}
 
 
 class EngineConfig(BaseModel):

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ksteer_vllm.admission.completion import complete, final_alpha
 from ksteer_vllm.admission.limits import check_request_layers, check_size, check_stack
+from ksteer_vllm.admission.measures import check_measures
 from ksteer_vllm.admission.resolve import configured_probes
 from ksteer_vllm.admission.runnable import RunnableEdit, RunnableSpec, in_stack
 from ksteer_vllm.config import ResolvedConfig
@@ -17,13 +19,10 @@ from ksteer_vllm.errors import ConfigError, SpecError, listing
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.spec.clauses import Condition
 from ksteer_vllm.spec.edit import Edit
-from ksteer_vllm.spec.families import FAMILIES, Use
 from ksteer_vllm.spec.fingerprint import fingerprint
-from ksteer_vllm.spec.pip_compat import as_ordinary_edit
 from ksteer_vllm.spec.presets import expand, preset_named
 from ksteer_vllm.spec.spec import SteeringSpec
 from ksteer_vllm.spec.stages import assign_stages
-from ksteer_vllm.spec.where import GENERATION, Where
 
 __all__ = ["Registry"]
 
@@ -135,30 +134,25 @@ class Registry:
             )
         return runnable
 
-    def _admit_edit(self, edit: Edit) -> RunnableEdit:
-        probe = self._probe("probe", edit.probe)
-        if edit.compat is not None:
-            edit = as_ordinary_edit(edit)
-        method, use = self._method(edit, probe)
+    def _admit_edit(self, asked: Edit) -> RunnableEdit:
+        probe = self._probe("probe", asked.probe)
+        edit, use = complete(asked, probe)
+        layers, where = edit.layers, edit.where
+        assert layers is not None
+        assert where is not None
         for side in ("target", "avoid", "values"):
             self._check_labels(side, getattr(edit, side), edit.probe, probe)
-        own_layers = probe.default_layers or probe.layers or (probe.layer,)
-        layers = edit.layers if edit.layers is not None else own_layers
-        self._check_layers(edit, layers, probe)
+        self._check_layers(edit.probe, layers, probe)
+        check_measures(edit, layers, probe)
         if edit.num_steps > self.config.max_steps:
             raise SpecError(
                 "num_steps",
                 f"at most max_steps={self.config.max_steps}, got {edit.num_steps}",
                 edit.num_steps,
             )
-        where = edit.where or (
-            GENERATION if probe.default_where is None else Where.model_validate(probe.default_where)
-        )
-        updates: dict[str, Any] = {"method": method, "layers": tuple(layers), "where": where}
-        if "alpha" in use.takes and edit.alpha is None:
-            updates["alpha"] = _default_alpha(edit, method, use, probe)
-        admitted = edit.model_copy(update=updates)
-        canonical = admitted.canonical(use.takes)
+        if "alpha" in use.takes:
+            edit = edit.model_copy(update={"alpha": final_alpha(edit, use, probe), "strength": 1.0})
+        canonical = edit.canonical(use.takes)
         condition_digest = ""
         if edit.condition is not None:
             condition_digest = self._check_condition(edit.condition, layers)
@@ -178,23 +172,6 @@ class Registry:
             raise SpecError(field, f"no probe named {name[:80]!r}; loaded: {listing(self.probes)}", name)
         return probe
 
-    def _method(self, edit: Edit, probe: ProbeMetadata) -> tuple[str, Use]:
-        methods = FAMILIES[probe.family].methods
-        unavailable = set(probe.settings.get("unavailable", ()))
-        available = [name for name in methods if name not in unavailable]
-        method = edit.method or next(
-            (name for name in available if edit.values and "values" in methods[name].takes),
-            next(iter(available), ""),
-        )
-        if method not in available:
-            raise SpecError(
-                "method",
-                f"probe {edit.probe!r} ({probe.family}) has: {listing(available)}; got {method!r}",
-                method,
-            )
-        edit.check_method(method, methods[method].takes)
-        return method, methods[method]
-
     def _check_labels(self, side: str, labels: Mapping[str, float], name: str, probe: ProbeMetadata) -> None:
         unknown = [label for label in labels if label not in probe.labels]
         if unknown:
@@ -205,7 +182,7 @@ class Registry:
                 unknown,
             )
 
-    def _check_layers(self, edit: Edit, layers: Sequence[int], probe: ProbeMetadata) -> None:
+    def _check_layers(self, name: str, layers: Sequence[int], probe: ProbeMetadata) -> None:
         closed = [layer for layer in layers if layer not in self.open_layers]
         if closed:
             raise SpecError(
@@ -216,16 +193,9 @@ class Registry:
         absent = [layer for layer in layers if probe.layers and layer not in probe.layers]
         if absent:
             raise SpecError(
-                "layers", f"probe {edit.probe!r} has no tensors for layer {listing(absent)}; it has: "
+                "layers", f"probe {name!r} has no tensors for layer {listing(absent)}; it has: "
                 f"{listing(probe.layers, 200)}", absent,
             )  # fmt: skip
-        if edit.unit == "normalised":
-            unknown = [layer for layer in layers if layer not in probe.activation_scale]
-            if unknown:
-                raise SpecError(
-                    "unit", f"probe {edit.probe!r} stores no activation scale for layer {listing(unknown)}; "
-                    f"it has: {listing(probe.activation_scale, 200)}", edit.unit,
-                )  # fmt: skip
 
     def _check_condition(self, condition: Condition, layers: Sequence[int]) -> str:
         """The digest of the condition's probe. Raises SpecError."""
@@ -248,12 +218,3 @@ class Registry:
                 f"condition.{side}", f"expected a probability between 0 and 1, got {bound}", bound
             )
         return probe.digest
-
-
-def _default_alpha(edit: Edit, method: str, use: Use, probe: ProbeMetadata) -> float:
-    default = probe.default_alpha.get(method, use.default_alpha)
-    if edit.unit == "normalised":
-        raise SpecError("alpha", "required with unit 'normalised'")
-    if default is None:
-        raise SpecError("alpha", f"required: probe {edit.probe!r} has no default_alpha for method {method!r}")
-    return default

@@ -37,8 +37,10 @@ def resolve_config(config: EngineConfig, model: ModelIdentity) -> ResolvedConfig
         except ProbeError as error:
             raise ProbeError(f"probe {name!r}: {error}") from None
         check_fit(name, probe, config, model)
-        sources[name] = ResolvedSource(path=source.path, digest=probe.metadata.digest)
-        own_layers.update(probe.metadata.layers or (probe.metadata.layer,))
+        sources[name] = ResolvedSource(
+            path=source.path, digest=probe.metadata.digest, metric_layers=probe.metadata.metric_layers
+        )
+        own_layers.update(probe.metadata.own_layers, probe.metadata.steered_layers)
     if config.layers == "all":
         layers: tuple[int, ...] = tuple(range(model.num_layers))
     elif config.layers == "probe":
@@ -79,7 +81,8 @@ def configured_probes(config: ResolvedConfig) -> dict[str, ProbeMetadata]:
     """
     probes = {}
     for name, source in config.probes.items():
-        probes[name] = Probe.load_metadata(source.path)
-        if probes[name].digest != source.digest:
+        metadata = Probe.load_metadata(source.path)
+        if metadata.digest != source.digest:
             raise ProbeError(f"probe {name!r}: {source.path} has changed since the engine was configured")
+        probes[name] = metadata.model_copy(update={"metric_layers": source.metric_layers})
     return probes

@@ -86,7 +86,7 @@ def _facts(metadata: ProbeMetadata, tensors: Mapping[str, Array]) -> Table:
     model = metadata.model
     blocks = listing(metadata.layers) if metadata.layers else str(metadata.layer)
     rows = {
-        "family": f"{metadata.family}; methods {', '.join(FAMILIES[metadata.family].methods)}",
+        "family": f"{metadata.family}; methods {', '.join(metadata.methods)}",
         "labels": listing(metadata.labels, 100),
         "site": f"{metadata.site} of decoder block {blocks} of {model.num_layers}",
         "model": f"{model.name} ({model.model_type}, hidden size {model.hidden_size})",
@@ -94,11 +94,15 @@ def _facts(metadata: ProbeMetadata, tensors: Mapping[str, Array]) -> Table:
     if metadata.family == "mlp":
         widths = [len(tensors[name]) for name in ("w1", "w2")]
         rows["hidden layers"] = f"{widths[0]} and {widths[1]}, {metadata.activation}"
+    if metadata.default_edit is not None:
+        rows["default edit"] = ", ".join(f"{name} {value}" for name, value in metadata.default_edit.items())
     rows["default alpha"] = ", ".join(f"{m} {a:.4g}" for m, a in metadata.default_alpha.items()) or "none"
     if metadata.default_where is not None:
         rows["default where"] = str(metadata.default_where)
     for layer, scale in metadata.activation_scale.items():
         rows["activation scale"] = f"{rows.get('activation scale', '')} {scale:.4g} (layer {layer})".strip()
+    for metric, scales in metadata.metric_scale.items():
+        rows[f"{metric} scale"] = " ".join(f"{scale:.4g} (layer {layer})" for layer, scale in scales.items())
     if metadata.settings:
         rows["settings"] = ", ".join(f"{name} {value}" for name, value in metadata.settings.items())
     rows["digest"] = f"{metadata.digest} (verified)"

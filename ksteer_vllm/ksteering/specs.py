@@ -63,7 +63,7 @@ def spec_of(
     takes_alpha = _takes_alpha(metadata, edit)
     strengths = layer_strengths or (config.layer_strengths if takes_alpha else {})
     own = layers or config.steer_layers
-    steered = own or metadata.default_layers or metadata.layers or (metadata.layer,)
+    steered = own or metadata.steered_layers
     if outside := sorted(set(strengths) - set(steered)):
         raise SpecError(
             "layer_strengths",
@@ -115,7 +115,9 @@ def _default_strength(metadata: ProbeMetadata, edit: Mapping[str, Any], layer: i
     """
     method, scale = _method(edit), metadata.activation_scale.get(metadata.layer)
     steps = edit.get("num_steps", SteeringSpec.model_fields["num_steps"].default)
-    if method in metadata.default_alpha or not isinstance(steps, int) or steps < 1:
+    calibrated = metadata.default_edit or {}
+    has_own = "alpha" in calibrated and method == next(iter(metadata.methods))
+    if has_own or method in metadata.default_alpha or not isinstance(steps, int) or steps < 1:
         return {}  # of a wrong num_steps the spec itself says so
     alpha = LENGTH / steps if method == "gradient" else LENGTH
     known = scale is None or layer in metadata.activation_scale

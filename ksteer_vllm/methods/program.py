@@ -134,10 +134,15 @@ class FamilyProgram(ABC):
         return c
 
     def unit(self, edit: Mapping[str, Any], layer: int) -> float | None:
-        """The length of a normalised step at alpha 1, or None for raw ones."""
+        """The length of a normalised step at alpha 1, in the edit's metric, or None for raw ones."""
         if edit.get("unit") != "normalised":
             return None
-        return self.metadata.activation_scale[layer]
+        return self.metadata.scales(edit.get("metric", "raw"))[layer]
+
+    def slot_in(self, edit: Mapping[str, Any]) -> str:
+        """The slot of a classifier whose steps are steepest in the edit's metric."""
+        metric = edit.get("metric", "raw")
+        return "probe" if metric == "raw" else f"probe:{metric}"
 
     def signed(self, condition: Mapping[str, Any]) -> tuple[Tensor, float]:
         """(c [K], sign) of a condition: c picks the label, sign is -1 for below."""

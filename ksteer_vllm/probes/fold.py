@@ -6,12 +6,14 @@ Family `mlp`: f(x) = W3 relu(W2 relu(W1 z + b1) + b2) + b3. Family `linear`: f(x
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from ksteer_kernels.reference.mlp import MLPWeights
+from ksteer_vllm.spec.families import COVARIANCE_UP
 
-__all__ = ["fold_linear", "fold_mlp"]
+__all__ = ["fold_linear", "fold_mlp", "metrics_of", "rows_in_metric"]
 
 
 def fold_mlp(tensors: Mapping[str, Tensor]) -> MLPWeights:
@@ -40,6 +42,43 @@ def fold_linear(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         Weights [K, d] and bias [K] on the raw residual stream, float64.
     """
     return _fold(tensors, "weight", "bias")
+
+
+def metrics_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The metrics, beside raw, for which a probe has statistics at one layer.
+
+    Deviations that are all 1 were not measured. A probe fitted as another package does is left as it was.
+
+    Args:
+        settings: Those of the probe's metadata.
+        tensors: Those of family `mlp` or `linear` at the layer.
+
+    Returns:
+        Names of the spec field `metric`.
+    """
+    if "compat" in settings:
+        return ()
+    varies = bool((tensors["input_std"] != 1).any())
+    return (*(("variance",) if varies else ()), *(("covariance",) if COVARIANCE_UP in tensors else ()))
+
+
+def rows_in_metric(rows: Tensor, tensors: Mapping[str, Tensor], metric: str) -> Tensor:
+    """W M of weights W [h, d] on the raw residual stream, float64.
+
+    A step g of the hidden units moves x by g W M: the steepest direction where lengths are sqrt(v^T M^-1 v).
+
+    Args:
+        rows: W, folded.
+        tensors: Those of the probe at one layer.
+        metric: raw, or one of `metrics_of`.
+    """
+    if metric == "raw":
+        return rows
+    return (
+        tensors[COVARIANCE_UP].double()
+        if metric == "covariance"
+        else rows * tensors["input_std"].double() ** 2
+    )
 
 
 def _fold(tensors: Mapping[str, Tensor], weight: str, bias: str) -> tuple[Tensor, Tensor]:

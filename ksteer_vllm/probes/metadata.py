@@ -9,14 +9,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ksteer_vllm.errors import ProbeError, first_problem, listing
 from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.probes.files import read_regular
-from ksteer_vllm.spec.families import FAMILIES
+from ksteer_vllm.spec.default_edit import parse_default_edit
+from ksteer_vllm.spec.families import FAMILIES, Use
 from ksteer_vllm.spec.where import Where
 
 __all__ = [
@@ -36,6 +37,7 @@ MAX_METADATA_BYTES = 2**24
 MAX_WEIGHTS_BYTES = 2**33
 """Far beyond what a fit writes; a file that holds more is damaged or hostile."""
 
+Metric = Literal["variance", "covariance"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -71,6 +73,24 @@ class ProbeMetadata(BaseModel):
         dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
         Field(description="Layer -> mean of |x - mean(x)| over the fitting data: the normalised unit."),
     ] = {}
+    metric_scale: Annotated[
+        dict[Metric, dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]]],
+        Field(
+            description="Metric M -> layer -> mean of sqrt((x - m)^T M^-1 (x - m)), m = mean(x), over the "
+            "fitting data: the normalised unit with that metric."
+        ),
+    ] = {}
+    default_edit: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Fields of an edit for requests of its method that leave them out, before the other "
+            "defaults: a strength and all that it was calibrated with."
+        ),
+    ] = None
+    metric_layers: Annotated[
+        dict[str, tuple[int, ...]],
+        Field(description="Metric -> the layers with statistics for it. Read off the tensors, never stored."),
+    ] = {}
     settings: Annotated[
         dict[str, Any], Field(description="Anything else that changes what the tensors do.")
     ] = {}
@@ -94,7 +114,8 @@ class ProbeMetadata(BaseModel):
             raise ValueError(f"family: unknown {self.family[:80]!r}; known: {', '.join(FAMILIES)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a label is named twice")
-        own = dict.fromkeys((self.layer, *self.layers, *self.activation_scale))
+        measured = [layer for scales in self.metric_scale.values() for layer in scales]
+        own = dict.fromkeys((self.layer, *self.layers, *self.activation_scale, *measured))
         check_layers("layer", own, self.model.num_layers, ValueError)
         if self.layers and (list(self.layers) != sorted(set(self.layers)) or self.layer not in self.layers):
             raise ValueError("layers: expected ascending, distinct layers that include `layer`")
@@ -102,6 +123,10 @@ class ProbeMetadata(BaseModel):
         if not isinstance(unavailable, list) or not all(isinstance(name, str) for name in unavailable):
             raise ValueError("settings.unavailable: expected a list of methods")
         methods = FAMILIES[self.family].methods
+        if self.metric_scale and not FAMILIES[self.family].has_metrics:
+            raise ValueError(f"metric_scale: no method of family {self.family!r} takes a metric")
+        if self.default_edit is not None:
+            self._check_default_edit(self.default_edit)
         if absent := sorted(set(self.default_layers) - set(self.layers or (self.layer,))):
             raise ValueError(f"default_layers: no tensors for layer {absent[0]}")
         unknown = sorted(m for m in self.default_alpha if m not in methods or "alpha" not in methods[m].takes)
@@ -110,6 +135,39 @@ class ProbeMetadata(BaseModel):
                 f"default_alpha: family {self.family!r} has no method {unknown[0]!r} with an alpha"
             )
         return self
+
+    def _check_default_edit(self, fields: Mapping[str, Any]) -> None:
+        try:
+            layers = parse_default_edit(fields, self.family, self.methods).layers or ()
+        except ValueError as error:
+            raise ValueError(f"default_edit.{error}") from None
+        check_layers("default_edit.layers", layers, self.model.num_layers, ValueError)
+        if absent := sorted(set(layers) - set(self.layers or layers)):
+            raise ValueError(f"default_edit.layers: no tensors for layer {absent[0]}")
+
+    @property
+    def methods(self) -> dict[str, Use]:
+        """Those of its family that its tensors allow; first the one of requests that name none."""
+        unavailable = self.settings.get("unavailable", ())
+        every = FAMILIES[self.family].methods
+        chosen = (self.default_edit or {}).get("method")
+        ordered = sorted(every, key=lambda name: name != chosen)  # stable
+        return {name: every[name] for name in ordered if name not in unavailable}
+
+    @property
+    def own_layers(self) -> tuple[int, ...]:
+        """The layers it was fitted at."""
+        return self.layers or (self.layer,)
+
+    @property
+    def steered_layers(self) -> tuple[int, ...]:
+        """The layers of a request that names only labels."""
+        chosen: Sequence[int] | None = (self.default_edit or {}).get("layers")
+        return tuple(chosen or self.default_layers or self.own_layers)
+
+    def scales(self, metric: str) -> Mapping[int, float]:
+        """Layer -> the length of a normalised step at alpha 1, in a metric, `raw` included."""
+        return self.activation_scale if metric == "raw" else self.metric_scale.get(cast("Metric", metric), {})
 
 
 def read_metadata(folder: str | Path) -> ProbeMetadata:
@@ -131,9 +189,10 @@ def read_metadata(folder: str | Path) -> ProbeMetadata:
         reason = getattr(error, "strerror", None) or str(error)
         raise ProbeError(f"{path}: {reason}; a probe folder is what `ksteer fit` writes") from None
     try:
-        return ProbeMetadata.model_validate_json(text)
+        found = ProbeMetadata.model_validate_json(text)
     except ValidationError as error:
         raise ProbeError(f"{path}: {first_problem(error)}") from None
+    return found.model_copy(update={"metric_layers": {}})  # whatever the file claims
 
 
 def read_verified(folder: str | Path) -> tuple[ProbeMetadata, bytes]:
@@ -167,11 +226,12 @@ def check_shapes(metadata: ProbeMetadata, shapes: Mapping[str, Sequence[int]]) -
     """Raise ProbeError unless these are the tensors of the family; shapes: by the tensor's name."""
     family, sizes = FAMILIES[metadata.family], {"d": metadata.model.hidden_size}
     sizes["K"] = len(metadata.labels)
-    if set(shapes) != set(family.tensors):
+    named = {**family.tensors, **{name: dims for name, dims in family.optional.items() if name in shapes}}
+    if set(shapes) != set(named):
         found, expected = (listing(map(repr, sorted(names))) for names in (shapes, family.tensors))
         raise ProbeError(f"holds {found[:500]}; expected {expected}")
     per_layer = (len(metadata.layers),) if metadata.layers else ()
-    for name, dimensions in family.tensors.items():
+    for name, dimensions in named.items():
         shape, names = tuple(shapes[name]), dimensions.split()
         wanted = [*per_layer]
         for axis, letter in enumerate(names, start=len(per_layer)):
@@ -184,7 +244,9 @@ def check_shapes(metadata: ProbeMetadata, shapes: Mapping[str, Sequence[int]]) -
 
 
 _MEANING = ("schema_version", "labels", "layer", "site", "activation", "model")
-_MEANING_IF_SET = ("family", "layers", "default_where", "activation_scale", "settings")
+_MEANING_IF_SET = (
+    "family", "layers", "default_where", "activation_scale", "metric_scale", "default_edit", "settings",
+)  # fmt: skip
 
 
 def digest_of(weights: bytes, metadata: ProbeMetadata) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ksteer_kernels.reference.mlp import MLPWeights, probe_logits
 from ksteer_vllm.errors import ProbeError
 from ksteer_vllm.probes.files import replace_files
-from ksteer_vllm.probes.fold import fold_mlp
+from ksteer_vllm.probes.fold import fold_mlp, metrics_of
 from ksteer_vllm.probes.metadata import (
     METADATA_FILE,
     WEIGHTS_FILE,
@@ -31,6 +31,7 @@ from ksteer_vllm.probes.metadata import (
     read_metadata,
     read_verified,
 )
+from ksteer_vllm.spec.families import FAMILIES
 
 __all__ = ["Probe"]
 
@@ -40,9 +41,9 @@ class Probe:
     """Checked tensors and metadata of any family.
 
     Args:
-        metadata: The contents of `probe.json`.
-        tensors: Name -> float32 tensor on the CPU, as `FAMILIES[family].tensors` says. With metadata.layers,
-            each has one more, first dimension.
+        metadata: The contents of `probe.json`; `metric_layers` is filled in.
+        tensors: Name -> float32 tensor on the CPU, as `FAMILIES[family].tensors` and `.optional` say. With
+            metadata.layers, each has one more, first dimension.
 
     Raises:
         ProbeError: If the shape or the values of a tensor do not fit; names the tensor.
@@ -58,6 +59,10 @@ class Probe:
                 raise ProbeError(f"{name}: has values that are not finite")
             if name == "input_std" and not (tensor > 0).all():
                 raise ProbeError("input_std: must be > 0 everywhere")
+        found = self.metadata.model_copy(
+            update={"metric_layers": _metric_layers(self.metadata, self.tensors)}
+        )
+        object.__setattr__(self, "metadata", found)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -108,7 +113,8 @@ class Probe:
             }
         )
         metadata = self.metadata.model_copy(update={"digest": digest_of(weights, self.metadata)})
-        text = json.dumps(metadata.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        fields = metadata.model_dump(mode="json", exclude={"metric_layers"})
+        text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
         replace_files(folder, {WEIGHTS_FILE: weights, METADATA_FILE: text.encode()})
         return folder
 
@@ -159,6 +165,18 @@ class Probe:
             raise ProbeError(f"logits: needs a probe of family 'mlp', this one is {self.metadata.family!r}")
         folded = fold_mlp(self.at(self.metadata.layer if layer is None else layer))
         return probe_logits(x, MLPWeights(*(tensor.to(x) for tensor in vars(folded).values())))
+
+
+def _metric_layers(metadata: ProbeMetadata, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    if not FAMILIES[metadata.family].has_metrics:
+        return {}
+    deviations = tensors["input_std"] if metadata.layers else tensors["input_std"][None]
+    offered = {
+        layer: metrics_of(metadata.settings, {**tensors, "input_std": row})
+        for layer, row in zip(metadata.own_layers, deviations, strict=True)
+    }
+    named = dict.fromkeys(metric for metrics in offered.values() for metric in metrics)
+    return {metric: tuple(layer for layer in offered if metric in offered[layer]) for metric in named}
 
 
 def _as_float(name: str, tensor: Tensor) -> Tensor:

@@ -44,6 +44,15 @@ class EditFields(BaseModel):
             "calibrated one for this method."
         ),
     ] = None
+    strength: Annotated[
+        Number,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="A factor on alpha, given or calibrated: 0.5 is half of it. The weights of labels "
+            "are ratios; this is the knob.",
+        ),
+    ] = 1.0
     num_steps: Annotated[StrictInt, Field(ge=1, description="The gradient steps per token and layer.")] = 8
     step_decay: Annotated[
         Number,
@@ -69,7 +78,15 @@ class EditFields(BaseModel):
         Literal["raw", "normalised"],
         Field(
             description="What alpha is measured in: raw takes it as given; normalised measures the length of "
-            "a step in the layer's mean |x - mean(x)|."
+            "a step in the layer's mean |x - mean(x)|, both lengths in the metric if there is one."
+        ),
+    ] = "raw"
+    metric: Annotated[
+        Literal["raw", "variance", "covariance"],
+        Field(
+            description="In which metric of x a gradient step is the steepest. raw: the Euclidean one. "
+            "variance, covariance: the gradient is multiplied by that of the probe's activations, coordinate "
+            "by coordinate or as a matrix."
         ),
     ] = "raw"
     cap: Annotated[
@@ -114,7 +131,7 @@ class EditFields(BaseModel):
     def _finite(cls, alpha: float | int | None) -> float | None:
         return None if alpha is None else finite_float(alpha)
 
-    @field_validator("step_decay", "cap")
+    @field_validator("strength", "step_decay", "cap")
     @classmethod
     def _one_spelling(cls, number: float | int | None) -> float | None:
         """1 and 1.0 are the same spec, with the same fingerprint."""
@@ -146,6 +163,12 @@ class EditFields(BaseModel):
         if self.cap is not None and self.preserve_norm:
             raise SpecError(
                 "preserve_norm", "cannot be combined with cap: restoring the norm moves x again", True
+            )
+        if self.metric != "raw" and self.preserve_norm:
+            raise SpecError(
+                "preserve_norm",
+                f"cannot be combined with metric {self.metric!r}: it restores the Euclidean length",
+                True,
             )
         if self.method is not None:
             self.check_method(self.method, fields_of(self.method))
@@ -182,7 +205,7 @@ class EditFields(BaseModel):
         unused = {name for name in METHOD_FIELDS if name not in takes}
         unused |= {
             name
-            for name in ("target", "avoid", "values", "loss", "unit", "preserve_norm")
+            for name in ("target", "avoid", "values", "strength", "loss", "unit", "metric", "preserve_norm")
             if fields.get(name) == EditFields.model_fields[name].default
         }
         fields = {name: value for name, value in sorted(fields.items()) if name not in unused}
@@ -206,6 +229,7 @@ class Edit(EditFields):
 
 
 METHOD_FIELDS = (
-    "target", "avoid", "values", "alpha", "num_steps", "step_decay", "loss", "until", "unit",
+    "target", "avoid", "values", "alpha", "strength", "num_steps", "step_decay", "loss", "until", "unit",
+    "metric",
 )  # fmt: skip
 """Fields that some methods take and others do not."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-__all__ = ["FAMILIES", "METHODS", "Family", "Use", "fields_of", "fits", "load"]
+__all__ = ["COVARIANCE_UP", "FAMILIES", "METHODS", "Family", "Use", "fields_of", "fits", "load"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Family:
     """Methods that share one kind of probe.
 
     tensors: name -> dimensions: K labels, d hidden_size, a number a fixed size, any other letter a free one.
+    optional: the same, of tensors that a probe may hold beside them.
     program: module:function that gives the family's slots and rows, see `ksteer_vllm.methods.program`.
     fits: name of `ksteer fit --method` -> module:function.
     """
@@ -40,21 +41,33 @@ class Family:
     methods: Mapping[str, Use]
     program: str
     fits: Mapping[str, str] = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether any of its methods takes a metric."""
+        return any("metric" in use.takes for use in self.methods.values())
 
 
 def _use(takes: str, default_alpha: float | None = None) -> Use:
-    return Use(frozenset(takes.split()), default_alpha)
+    """`strength` multiplies alpha, so every method with the one takes the other."""
+    fields = frozenset(takes.split())
+    return Use(fields | {"strength"} if "alpha" in fields else fields, default_alpha)
 
 
 _ADD = _use("target avoid alpha unit")
 _MLP = {"w1": "h d", "b1": "h", "w2": "g h", "b2": "g", "w3": "K g", "b3": "K"}
 _INPUT = {"input_mean": "d", "input_std": "d"}
 
+COVARIANCE_UP = "covariance_up"
+"""W Sigma: the weights that act on x, times the shrunk covariance of the activations. Sigma itself, [d, d],
+is never stored: a step in its metric lies in the rows of W Sigma."""
+
 FAMILIES: dict[str, Family] = {
     "mlp": Family(
         {**_MLP, **_INPUT, "label_vectors": "K d"},
         {
-            "gradient": _use("target avoid alpha num_steps step_decay loss until unit"),
+            "gradient": _use("target avoid alpha num_steps step_decay loss until unit metric"),
             "reflect": _use("avoid"),
             "project": _use("avoid"),
             "add": _ADD,
@@ -62,12 +75,14 @@ FAMILIES: dict[str, Family] = {
         },
         "ksteer_vllm.methods.mlp:MLPProgram",
         {"mlp": "ksteer_vllm.fit.methods.mlp:fit"},
+        {COVARIANCE_UP: "h d"},
     ),
     "linear": Family(
         {"weight": "K d", "bias": "K", **_INPUT},
-        {"gradient": _use("target avoid alpha num_steps step_decay unit")},
+        {"gradient": _use("target avoid alpha num_steps step_decay unit metric")},
         "ksteer_vllm.methods.linear:LinearProgram",
         {"linear": "ksteer_vllm.fit.methods.linear:fit"},
+        {COVARIANCE_UP: "K d"},
     ),
     "vectors": Family(
         {"vectors": "K d"},

@@ -27,7 +27,7 @@ WHERE = Where(prompt=(0, None), generation=(1, None))
 DEFAULT_ALPHA = 1.0
 DEFAULT_STEPS = 1
 
-_UNKNOWN = ("values", "loss", "until", "unit", "cap", "preserve_norm", "fade", "condition")
+_UNKNOWN = ("values", "loss", "until", "unit", "metric", "cap", "preserve_norm", "fade", "condition")
 """Fields that have no counterpart in the package."""
 
 

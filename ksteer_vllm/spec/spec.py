@@ -26,6 +26,9 @@ EXTRA_ARGS_KEY = "ksteer"
 MAX_STACK = 1024
 """Beyond any engine's own limit, `EngineConfig.max_stack`."""
 
+MOST_FIELDS = 50
+"""How many fields an error message names: all that a model has."""
+
 
 class SteeringSpec(EditFields):
     """What one request asks for: either the fields of one edit, or a stack of edits, applied in order.
@@ -170,12 +173,12 @@ def _message(problem: Mapping[str, Any], path: list[str]) -> str:
     if kind == "missing":
         return "required"
     if kind == "extra_forbidden":
-        return f"unknown field; allowed: {listing(_known(path))}"
+        return f"unknown field; allowed: {listing(_known(path), MOST_FIELDS)}"
     if kind in ("too_short", "too_long"):  # of stack: no other list has bounds of pydantic's
         return f"expected a list of 1 to {MAX_STACK} edits, got {problem['ctx']['actual_length']}"
     message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a valid list")
     if kind == "model_type":
-        message = f"expected an object of {listing(_known([*path, '']))}"
+        message = f"expected an object of {listing(_known([*path, '']), MOST_FIELDS)}"
     return message if ", got " in message else f"{message} (got {_shown(problem['input'])})"
 
 

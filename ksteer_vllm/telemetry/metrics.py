@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["REASONS", "Metrics", "current", "enable", "probe_change", "refused", "set_resident"]
 
 REASONS = (
-    "probe", "method", "target", "avoid", "values", "alpha", "steps", "step_decay", "loss", "until", "unit",
-    "cap", "preserve_norm", "fade", "layers", "where", "condition", "compat", "stack", "report", "preset",
-    "size", "route", "disabled", "other",
+    "probe", "method", "target", "avoid", "values", "alpha", "strength", "steps", "step_decay", "loss",
+    "until", "unit", "metric", "cap", "preserve_norm", "fade", "layers", "where", "condition", "compat",
+    "stack", "report", "preset", "size", "route", "disabled", "other",
 )  # fmt: skip
 """Why a request was refused: the offending field of the spec; size: the spec is too large; route: the route
 would lose the spec; disabled: steering is not enabled in this engine."""

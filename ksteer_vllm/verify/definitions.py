@@ -86,8 +86,9 @@ def _edited(probe: Probe, edit: Edit, x: Tensor, layer: int, left: float) -> Edi
     for side, sign in ((edit.avoid, 1.0), (edit.target, -1.0)):
         for label, weight in side.items():
             c[labels.index(label)] = sign * weight
-    unit = metadata.activation_scale[layer] if edit.unit == "normalised" else None
+    unit = metadata.scales(edit.metric)[layer] if edit.unit == "normalised" else None
     alpha = edit.alpha if edit.alpha is not None else metadata.default_alpha.get(edit.method or "", 1.0)
+    alpha *= edit.strength
     asked = _Asked(probe.at(layer), edit, x, c, labels, alpha, unit, left)
     return _FAMILIES[metadata.family](asked)
 
@@ -109,7 +110,8 @@ def _mlp(a: _Asked) -> Edited:
     until = edit.until
     target = _logit(until.target) if until and until.target is not None else -math.inf
     avoid = _logit(until.avoid) if until and until.avoid is not None else math.inf
-    nearest = math.inf
+    nearest, h = math.inf, len(probe.b1)
+    on_hidden = replace(probe, w1=torch.eye(h, dtype=x.dtype), b1=torch.zeros(h, dtype=x.dtype))
     for step in range(edit.num_steps):
         logits = mlp.probe_logits(x, probe)
         gaps = [_kink_distance(x, probe)]
@@ -118,13 +120,31 @@ def _mlp(a: _Asked) -> Edited:
         if margin is not None:
             gaps.append(float((logits.abs() - margin).abs().min()))
         nearest = min(nearest, *gaps)
-        x, _ = mlp.gradient_steps(
-            x, probe, a.c,
-            alpha=a.left * a.alpha * (a.unit or 1.0) * edit.step_decay**step, num_steps=1,
+        z = x @ probe.w1.T + probe.b1
+        moved, _ = mlp.gradient_steps(
+            z, on_hidden, a.c, alpha=1.0, num_steps=1,
             loss=edit.loss if isinstance(edit.loss, str) else "hinge", margin=margin or 0.0,
-            until_target=target, until_avoid=avoid, normalised=a.unit is not None,
+            until_target=target, until_avoid=avoid,
         )  # fmt: skip
+        descent = _in_unit(a, (z - moved), probe.w1)
+        x = x - a.left * a.alpha * edit.step_decay**step * descent
     return x, nearest
+
+
+def _in_unit(a: _Asked, g: Tensor, rows: Tensor) -> Tensor:
+    """M grad L, where grad L = g W: of the length asked for in the metric, if one is."""
+    gradient, step = g @ rows, g @ _times_metric(a, rows)
+    if a.unit is None:
+        return step
+    length = (gradient * step).sum(1, keepdim=True).clamp_min(0).sqrt()
+    return torch.where(length > 0, a.unit * step / length, torch.zeros_like(step))
+
+
+def _times_metric(a: _Asked, rows: Tensor) -> Tensor:
+    """W M, from the statistics as they are stored."""
+    if a.edit.metric == "covariance":
+        return a.t["covariance_up"]
+    return rows * a.t["input_std"] ** 2 if a.edit.metric == "variance" else rows
 
 
 def _add(a: _Asked, rows: Tensor) -> Edited:
@@ -138,7 +158,7 @@ def _add(a: _Asked, rows: Tensor) -> Edited:
 def _linear(a: _Asked) -> Edited:
     x, weight = a.x, a.t["weight"] / a.t["input_std"]
     for step in range(a.edit.num_steps):
-        x, _ = _add(replace(a, x=x, alpha=a.alpha * a.edit.step_decay**step), weight)
+        x = x - a.left * a.alpha * a.edit.step_decay**step * _in_unit(a, a.c[None], weight)
     return x, math.inf
 
 

@@ -122,6 +122,8 @@ class HTTPSubject:
             own_layer=next(iter(card.get("default_layers") or layers), 0),
             methods=tuple(card["methods"]),
             default_alpha=card.get("default_alpha") or {},
+            default_edit=card.get("default_edit") or {},
+            metrics=card.get("metrics") or {},
             probe=probe,
         )
 

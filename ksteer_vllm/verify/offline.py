@@ -103,7 +103,6 @@ def _answer(output: Any, began: float, ended: float) -> Answer:
 def card_of(name: str, probe: Probe) -> Card:
     """What `GET /v1/ksteer/probes/NAME` of a server would say, from the probe itself."""
     metadata = probe.metadata
-    unavailable = metadata.settings.get("unavailable", ())
     return Card(
         name=name,
         digest=metadata.digest,
@@ -111,8 +110,10 @@ def card_of(name: str, probe: Probe) -> Card:
         labels=metadata.labels,
         layers=metadata.layers,
         own_layer=metadata.layer,
-        methods=tuple(m for m in FAMILIES[metadata.family].methods if m not in unavailable),
+        methods=tuple(metadata.methods),
         default_alpha=metadata.default_alpha,
+        default_edit=metadata.default_edit or {},
+        metrics=metadata.metric_layers,
         probe=probe,
     )
 

@@ -71,6 +71,8 @@ class Card:
         own_layer: The layer it was fitted at.
         methods: Its methods, the default first.
         default_alpha: Method -> strength.
+        default_edit: Fields of requests of the default method that leave them out.
+        metrics: Metric -> the layers with statistics for it.
         probe: Its tensors, where a copy of the folder is at hand.
     """
 
@@ -82,6 +84,8 @@ class Card:
     own_layer: int
     methods: tuple[str, ...]
     default_alpha: Mapping[str, float]
+    default_edit: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Sequence[int]] = field(default_factory=dict)
     probe: Probe | None = None
 
 

@@ -23,7 +23,12 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A probe with the demo probe's labels, layer and size; its weights are random."""
     folder = tmp_path_factory.mktemp("probe") / "tones"
     probe = random_probe(
-        layer=2, labels=TONES, hidden_size=128, num_layers=6, default_alpha={"gradient": 0.8, "add": 0.3}
+        layer=2,
+        labels=TONES,
+        hidden_size=128,
+        num_layers=6,
+        default_alpha={"gradient": 0.8, "add": 0.3},
+        metric_scale={"variance": {2: 11.0}},
     )
     probe.save(folder)
     return folder

@@ -20,7 +20,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "no probe": ({"target": ["warm"], "alpha": 1}, ["ksteer.probe", "required"]),
     "unknown label": ({**GOOD, "target": ["hot"]}, ["ksteer.target", "'hot'", "warm, cold, dry"]),
     "label of another probe": ({**GOOD, "avoid": ["sad"]}, ["ksteer.avoid", "'sad'", "warm, cold, dry"]),
-    "unknown field": ({**GOOD, "strength": 3}, ["ksteer.strength", "unknown field", "alpha, num_steps"]),
+    "unknown field": ({**GOOD, "force": 3}, ["ksteer.force", "unknown field", "alpha, strength, num_steps"]),
     "unknown field of where": ({**GOOD, "where": {"reply": [0, 1]}}, ["ksteer.where.reply", "prompt, gener"]),
     "layer beyond": ({**GOOD, "layers": [4]}, ["ksteer.layers", "layer 4", "0, 1, 2, 3"]),
     "negative layer": ({**GOOD, "layers": [-1]}, ["ksteer.layers", "greater than or equal to 0", "-1"]),

@@ -117,17 +117,25 @@ class ProbeCard(BaseModel):
         list[int], Field(description="The layers with weights of their own. Empty: one set for any layer.")
     ]
     default_layers: Annotated[list[int], Field(description="The layers of requests that name none.")]
-    methods: list[str]
+    methods: Annotated[list[str], Field(description="First the one of requests that name none.")]
     default_alpha: dict[str, float]
+    default_edit: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Fields of an edit for requests of the first method that leave them out, before the "
+            "other defaults."
+        ),
+    ]
+    metrics: Annotated[
+        dict[str, list[int]],
+        Field(description="Metric -> the layers with statistics for it; raw is always there."),
+    ]
     width: Annotated[int | None, Field(description="The number of rows of its basis, where known.")]
     activation_scale: Annotated[bool, Field(description="Whether unit normalised can be used at some layer.")]
 
     @classmethod
     def of(cls, name: str, probe: ProbeMetadata) -> ProbeCard:
         """The card of a probe under a name."""
-        from ksteer_vllm.spec.families import FAMILIES
-
-        unavailable = probe.settings.get("unavailable", ())
         width = probe.settings.get("width", probe.training.get("width"))
         return cls(
             name=name,
@@ -135,9 +143,11 @@ class ProbeCard(BaseModel):
             family=probe.family,
             labels=list(probe.labels),
             layers=list(probe.layers),
-            default_layers=list(probe.default_layers or probe.layers or (probe.layer,)),
-            methods=[method for method in FAMILIES[probe.family].methods if method not in unavailable],
+            default_layers=list(probe.default_layers or probe.own_layers),
+            methods=list(probe.methods),
             default_alpha=dict(probe.default_alpha),
+            default_edit=probe.default_edit,
+            metrics={metric: list(layers) for metric, layers in probe.metric_layers.items()},
             width=width if isinstance(width, int) else None,
             activation_scale=bool(probe.activation_scale),
         )

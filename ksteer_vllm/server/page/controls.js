@@ -3,7 +3,7 @@
 import { bdi, byId, el, fillSelect, short } from "./dom.js";
 import { slider } from "./slider.js";
 import {
-  DEFAULT_STEPS, defaultAlpha, defaultLayers, describe, fieldsOf, hiddenFields, layerChoices, ownSpec,
+  defaultAlpha, defaultEdit, defaultLayers, defaultSteps, describe, fieldsOf, hiddenFields, layerChoices, ownSpec,
   presetRequest, settingsOf,
 } from "./spec.js";
 
@@ -38,7 +38,7 @@ export class Controls {
 
   fresh(probe) {
     const method = this.cards[probe].methods[0];
-    return { probe, method, weights: new Map(), values: new Map(), alpha: null, steps: Math.min(DEFAULT_STEPS, this.mostSteps), layers: null };
+    return { probe, method, weights: new Map(), values: new Map(), alpha: null, steps: Math.min(defaultSteps(this.cards[probe], method), this.mostSteps), layers: null };
   }
 
   get mostSteps() {
@@ -58,7 +58,7 @@ export class Controls {
     if (this.isStack) return { preset: this.preset };
     const spec = this.settings && ownSpec(this.effective(), this.info, this.card);
     if (!spec) return false;
-    return (this.preset && presetRequest(this.preset, this.filled, spec)) || spec;
+    return (this.preset && presetRequest(this.preset, this.filled, spec, this.card)) || spec;
   }
 
   /** The settings with the strength that a probe without a default requires. */
@@ -122,7 +122,8 @@ export class Controls {
       const edits = spec.stack ?? [];
       note.textContent = `A stack of ${edits.length} edits, sent by name: ${edits.map((edit) => describe(plainSides(edit))).join("; ")}`;
     } else {
-      note.textContent = hidden ? `Also set by this preset: ${hidden}` : "";
+      const own = this.settings && !this.preset ? hiddenFields(defaultEdit(this.card, this.settings.method)) : "";
+      note.textContent = hidden ? `Also set by this preset: ${hidden}` : own && `Also set by this probe: ${own}`;
     }
     note.hidden = !note.textContent;
   }
@@ -185,7 +186,7 @@ export class Controls {
     if (takes.has("num_steps")) {
       const most = this.mostSteps;
       fields.push(slider({
-        text: "Steps", title: `gradient steps; default ${DEFAULT_STEPS}, at most ${most}`, min: 1,
+        text: "Steps", title: `gradient steps; default ${defaultSteps(this.card, this.settings.method)}, at most ${most}`, min: 1,
         max: Math.max(Math.min(SLIDER_STEPS, most), this.settings.steps), step: 1, rest: 1, value: this.settings.steps,
         show: (number) => `${number} steps`, onInput: (steps) => this.change({ steps }),
         exact: { min: 1, max: most, step: 1, inputmode: "numeric" },
@@ -196,7 +197,7 @@ export class Controls {
   }
 
   drawLayers() {
-    const usual = defaultLayers(this.card);
+    const usual = defaultLayers(this.card, this.settings.method);
     const chosen = () => [...byId("layers").querySelectorAll("input:checked")].map((box) => Number(box.value));
     const onChange = () => {
       const layers = chosen();

@@ -3,9 +3,9 @@
 // Settings: {probe, method, weights: Map label -> -1..1, values: Map label -> number, alpha: number or null (default),
 // steps, layers: sorted numbers or null (default)}.
 
-export const DEFAULT_STEPS = 8;
+const DEFAULT_STEPS = 8;
 const IN_CONTROLS = ["probe", "method", "target", "avoid", "values", "alpha", "num_steps", "layers"];
-const CLEARED = { target: {}, avoid: {}, values: {}, alpha: null, num_steps: DEFAULT_STEPS, layers: null };
+const CLEARED = { target: {}, avoid: {}, values: {}, alpha: null, num_steps: null, layers: null };
 
 /** The optional fields a method takes, as the server lists them. */
 export function fieldsOf(info, card, method) {
@@ -17,10 +17,16 @@ export function layerChoices(info, card) {
   return card.layers.length ? card.layers.filter((layer) => info.layers.includes(layer)) : info.layers;
 }
 
-export const defaultLayers = (card) => (card.default_layers?.length ? card.default_layers : card.layers);
+export const defaultLayers = (card, method) =>
+  defaultEdit(card, method).layers ?? (card.default_layers?.length ? card.default_layers : card.layers);
+
+/** The probe's default edit where it applies: to requests of the default method. */
+export const defaultEdit = (card, method) => (method === card.methods[0] && card.default_edit) || {};
 
 /** The strength of a request that gives none, or null if the server requires one. */
-export const defaultAlpha = (card, method) => card.default_alpha?.[method] ?? null;
+export const defaultAlpha = (card, method) => defaultEdit(card, method).alpha ?? card.default_alpha?.[method] ?? null;
+
+export const defaultSteps = (card, method) => defaultEdit(card, method).num_steps ?? DEFAULT_STEPS;
 
 /** The settings as a spec without a preset; null if they steer nothing. */
 export function ownSpec(settings, info, card) {
@@ -37,18 +43,19 @@ export function ownSpec(settings, info, card) {
   }
   if (!("target" in spec || "avoid" in spec || "values" in spec)) return null;
   if (takes.has("alpha") && settings.alpha !== null) spec.alpha = settings.alpha;
-  if (takes.has("num_steps") && settings.steps !== DEFAULT_STEPS) spec.num_steps = settings.steps;
+  if (takes.has("num_steps") && settings.steps !== defaultSteps(card, settings.method)) spec.num_steps = settings.steps;
   if (settings.layers !== null) spec.layers = settings.layers;
   return spec;
 }
 
 /** What is sent for a preset whose own spec `filled` was put into the controls, which now say `spec`: its
  *  name and what has changed. null: probe or method changed, so it is that preset no longer. */
-export function presetRequest(name, filled, spec) {
+export function presetRequest(name, filled, spec, card) {
   if (spec.probe !== filled.probe || spec.method !== filled.method) return null;
   const request = { preset: name };
+  const cleared = { ...CLEARED, num_steps: defaultSteps(card, spec.method) };
   for (const field of Object.keys(CLEARED)) {
-    if (JSON.stringify(spec[field]) !== JSON.stringify(filled[field])) request[field] = spec[field] ?? CLEARED[field];
+    if (JSON.stringify(spec[field]) !== JSON.stringify(filled[field])) request[field] = spec[field] ?? cleared[field];
   }
   return request;
 }
@@ -69,7 +76,7 @@ export function settingsOf(spec, card) {
     weights,
     values: new Map(Object.entries(spec.values ?? {})),
     alpha: spec.alpha ?? null,
-    steps: spec.num_steps ?? DEFAULT_STEPS,
+    steps: spec.num_steps ?? defaultSteps(card, method),
     layers: spec.layers ? [...spec.layers].sort((a, b) => a - b) : null,
   };
 }

@@ -53,9 +53,9 @@ hostile_values = (
     | st.builds(deep, st.integers(1, 200), st.sampled_from(["list", "object"]))
 )
 names = st.sampled_from(
-    ["probe", "method", "target", "avoid", "values", "alpha", "num_steps", "step_decay", "loss", "until",
-     "unit", "cap", "preserve_norm", "fade", "layers", "where", "condition", "compat", "stack", "report",
-     "preset", "prompt", "generation", "above", "below", "label", "hinge", *SHORT]
+    ["probe", "method", "target", "avoid", "values", "alpha", "strength", "num_steps", "step_decay", "loss",
+     "until", "unit", "metric", "cap", "preserve_norm", "fade", "layers", "where", "condition", "compat",
+     "stack", "report", "preset", "prompt", "generation", "above", "below", "label", "hinge", *SHORT]
 )  # fmt: skip
 
 whole_windows = st.tuples(st.integers(0, 6), st.integers(1, 2**70)).map(lambda w: [w[0], w[0] + w[1]])

@@ -223,11 +223,16 @@ CHANGES: dict[str, Any] = {
     "default_where": [{"prompt": [3, 1]}, {"reply": True}, "prompt"],
     "default_layers": [[0], [-1]],
     "activation_scale": [{"1": 0}, {"9": 1.0}, {"1": -2.0}],
+    "metric_scale": [{"variance": {"1": 0}}, {"nope": {"1": 1.0}}, {"variance": {"9": 1.0}}, [], {"": {}}],
+    "default_edit": [
+        [], {"alpha": "much"}, {"alpha": 1e300}, {"target": ["warm"]}, {"method": ["gradient"]},
+        {"layers": [9]}, {"where": [[[[]]]]}, {"compat": "pip-0.1.2"}, {"x" * 10_000: 1},
+    ],
     "settings": [{"unavailable": 3}, {"unavailable": [3]}, []],
     "digest": ["", "0" * 64, 3],
     "schema_version": [2, "1"],
     "code": ["print(1)"],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", CHANGES)

@@ -71,7 +71,7 @@ BAD: dict[str, Bad] = {
     "a number": Bad(7, "ksteer", ("expected an object", "int")),
     "true": Bad(True, "ksteer", ("expected an object", "bool")),
     "empty object": Bad({}, "ksteer.probe", ("required",)),
-    "unknown field": _bad("ksteer.strength", *_FIELDS, strength=2),
+    "unknown field": _bad("ksteer.force", *_FIELDS, force=2),
     "empty field name": _bad("ksteer", *_FIELDS, **{"": 2}),
     "long field name": _bad("ksteer.xxx", *_FIELDS, **{"x" * 60_000: 2}),
     "field name that is no text": _bad("ksteer", "string", **{"\ud800": 2}),

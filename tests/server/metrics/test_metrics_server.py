@@ -40,7 +40,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("preset", {"ksteer": {"preset": "cold"}}),
     ("size", {"ksteer": {**TONES, "target": ["warm" * 2**15]}}),
     ("route", {"route": "/v1/embeddings", "ksteer": TONES}),
-    ("other", {"ksteer": {**TONES, "strength": 2}}),
+    ("other", {"ksteer": {**TONES, "force": 2}}),
 ]
 
 

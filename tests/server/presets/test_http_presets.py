@@ -138,7 +138,7 @@ class TestChangesWhileServing:
             ("x" * 65, WARM, "name"),
             ("live", {**WARM, "probe": "nope"}, "probe"),
             ("live", {**WARM, "layers": [3]}, "layers"),
-            ("live", {**WARM, "strength": 1}, "strength"),
+            ("live", {**WARM, "force": 1}, "force"),
             ("live", {"preset": "warm"}, "preset"),
             ("live", {}, "probe"),
             ("live", [WARM], "body"),

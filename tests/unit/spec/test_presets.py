@@ -167,7 +167,7 @@ def test_a_model_name_and_a_body_that_agree() -> None:
         ("warm: {probe: t, target: [a], target: [b]}", "'target' is given twice"),
         ("warm: tones", "preset 'warm': ksteer: expected a spec (an object), got str"),
         ("warm: {probe: t, target: [a], alpha: strong}", "preset 'warm': ksteer.alpha: "),
-        ("warm: {probe: t, target: [a], strength: 1}", "preset 'warm': ksteer.strength: unknown field"),
+        ("warm: {probe: t, target: [a], force: 1}", "preset 'warm': ksteer.force: unknown field"),
         ("warm: {probe: t, target: {yes: 1}}", "preset 'warm': ksteer.target: the name True is not text"),
         ("warm: {probe: t, target: [a], where: 2026-01-01}", "ksteer.where: expected JSON types, got date"),
         ("warm: {preset: cold}", "preset 'warm': ksteer.preset: a preset cannot name another preset"),

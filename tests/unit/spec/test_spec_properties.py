@@ -61,6 +61,7 @@ def good_edits(draw: st.DrawFn) -> dict[str, Any]:
         spec |= {"avoid": {name: both[name] for name in names[cut:]}} if cut < len(names) else {}
     if "alpha" in takes:
         spec["alpha"] = draw(st.floats(-MAX_MAGNITUDE, MAX_MAGNITUDE) | st.integers(-5, 5))
+        maybe(draw, spec, strength=st.floats(0, 1e3) | st.integers(0, 3))
     if "num_steps" in takes:
         maybe(
             draw,
@@ -74,9 +75,12 @@ def good_edits(draw: st.DrawFn) -> dict[str, Any]:
         maybe(draw, spec, until=st.dictionaries(st.sampled_from(sides), probabilities, min_size=1))
     if "unit" in takes:
         maybe(draw, spec, unit=st.sampled_from(["raw", "normalised"]))
-    one_bound = st.sampled_from(
-        [{"preserve_norm": True}, {"preserve_norm": False}, {"cap": 1}, {"cap": 0.25}]
-    )
+    if "metric" in takes:
+        maybe(draw, spec, metric=st.sampled_from(["raw", "variance", "covariance"]))
+    bounds = [{"preserve_norm": False}, {"cap": 1}, {"cap": 0.25}]
+    if spec.get("metric", "raw") == "raw":
+        bounds.append({"preserve_norm": True})
+    one_bound = st.sampled_from(bounds)
     spec |= draw(st.just({}) | one_bound)
     bound = st.floats(-1, 1) | st.integers(-1, 1)
     maybe(
