@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ksteer_vllm import ModelIdentity, ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
+from ksteer_vllm.spec.families import COVARIANCE_UP
 from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 from testbed.probes import LABELS, random_probe
 
@@ -72,17 +73,47 @@ def random_family_probe(
     return Probe(ProbeMetadata(family=family, labels=labels, model=identity, **fields), tensors)
 
 
+def random_covariance(size: int, seed: int = 0) -> Tensor:
+    """Symmetric, positive definite, with coordinates of different scales; float64."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    scales = 0.3 + 1.5 * torch.rand(size, generator=generator, dtype=torch.float64)
+    return scales[:, None] * (root @ root.T / size + 0.1 * torch.eye(size)) * scales
+
+
+def with_metrics(probe: Probe, *, seed: int = 0) -> Probe:
+    """The probe (mlp or linear) with a random covariance, and scales at every layer for both metrics."""
+    tensors = probe.tensors
+    rows = tensors["w1" if "w1" in tensors else "weight"].double() / tensors["input_std"].double()
+    up = rows @ random_covariance(probe.metadata.model.hidden_size, seed)
+    scales = {metric: {layer: 8.0 + layer for layer in SCALE} for metric in ("variance", "covariance")}
+    metadata = probe.with_metadata(metric_scale=scales).metadata
+    return Probe(metadata, {**tensors, COVARIANCE_UP: up.float()})
+
+
+def at_layers(*probes: Probe) -> Probe:
+    """Probes of one family as one, with the tensors of each at its layer."""
+    layers = [probe.metadata.layer for probe in probes]
+    fields = {**probes[0].metadata.model_dump(), "layers": layers}
+    stacked = {name: torch.stack([probe.tensors[name] for probe in probes]) for name in probes[0].tensors}
+    return Probe(ProbeMetadata.model_validate(fields), stacked)
+
+
 def write_probes(root: Path) -> dict[str, Path]:
     """A folder of every family, the probe twice: `mlp`, and the wide `wide` with other labels at layer 2;
-    and `control`, vectors with tensors of their own at layers 1 and 3."""
+    `control`, vectors with tensors of their own at layers 1 and 3; and `knob`, an mlp with a network for each
+    of these two. `linear` and `knob` have statistics for both metrics, `mlp` and `wide` for the variance."""
     probes = {family: random_family_probe(family, seed=index) for index, family in enumerate(FAMILY_NAMES)}
     probes["mlp"] = random_family_probe("mlp", activation_scale=SCALE)
     probes["wide"] = random_family_probe("mlp", width=40, layer=2, seed=9, labels=("glad", "sad", "mad"))
-    per_layer = [random_family_probe("vectors", seed=20 + index).tensors["vectors"] for index in range(2)]
-    base = random_family_probe("vectors", seed=3)
-    probes["control"] = Probe(
-        base.metadata.model_copy(update={"layers": (1, 3)}), {"vectors": torch.stack(per_layer)}
+    probes["linear"] = with_metrics(probes["linear"])
+    probes["control"] = at_layers(
+        *(random_family_probe("vectors", seed=20 + index, layer=layer) for index, layer in enumerate((1, 3)))
     )
+    networks = (
+        random_family_probe("mlp", seed=30 + layer, layer=layer, activation_scale=SCALE) for layer in (1, 3)
+    )
+    probes["knob"] = at_layers(*(with_metrics(network) for network in networks))
     return {name: probe.save(root / name) for name, probe in probes.items()}
 
 

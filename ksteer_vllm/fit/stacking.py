@@ -49,7 +49,8 @@ def fit_at(task: FitTask, layers: Sequence[int] = ()) -> Probe:
 def stack_layers(probes: Sequence[Probe], layer: int) -> Probe:
     """Probes of one family and labels, ascending by layer, as one; layer: its own, one of theirs.
 
-    Metrics and training are those at `layer`, and of every layer below `layers`.
+    Metrics and training are those at `layer`, and of every layer below `layers`. A tensor that the family
+    does not require stays if it is there at every layer.
     """
     at = {probe.metadata.layer: probe for probe in probes}
     own = at[layer]
@@ -67,11 +68,23 @@ def stack_layers(probes: Sequence[Probe], layer: int) -> Probe:
                     for probe in probes
                     for number, scale in probe.metadata.activation_scale.items()
                 },
+                "metric_scale": {
+                    metric: {
+                        number: scale
+                        for probe in probes
+                        for number, scale in probe.metadata.metric_scale.get(metric, {}).items()
+                    }
+                    for metric in own.metadata.metric_scale
+                },
                 "training": {**own.metadata.training, "layers": of_layers("training")},
                 "metrics": {**own.metadata.metrics, "layers": of_layers("metrics")},
             }
         ),
-        {name: torch.stack([at[number].tensors[name] for number in sorted(at)]) for name in own.tensors},
+        {
+            name: torch.stack([at[number].tensors[name] for number in sorted(at)])
+            for name in own.tensors
+            if all(name in probe.tensors for probe in probes)
+        },
     )
 
 

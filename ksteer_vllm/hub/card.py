@@ -79,7 +79,10 @@ def _fitted(training: Mapping[str, Any]) -> list[str]:
 
 def _row(name: str, probe: Probe) -> str:
     metadata = probe.metadata
-    alpha = ", ".join(f"{method} {value:.4g}" for method, value in metadata.default_alpha.items())
+    alphas = dict(metadata.default_alpha)
+    if "alpha" in (edit := metadata.default_edit or {}):
+        alphas[next(iter(metadata.methods))] = edit["alpha"]
+    alpha = ", ".join(f"{method} {value:.4g}" for method, value in alphas.items())
     mean = metadata.metrics.get("tokens", {}).get("mean", {}) if isinstance(metadata.metrics, dict) else {}
     shown = ", ".join(f"{key} {value:.3f}" for key, value in mean.items() if isinstance(value, float))
     method = metadata.training.get("method", metadata.family)

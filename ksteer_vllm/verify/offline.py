@@ -186,7 +186,7 @@ def random_probe(model: str, **source: Any) -> Probe:
         "w3": normal(len(labels), h, scale=h**-0.5),
         "b3": normal(len(labels), scale=0.3),
         "input_mean": torch.zeros(d),
-        "input_std": torch.ones(d),
+        "input_std": 0.4 + 0.3 * normal(d).abs(),  # so that the variance is a metric of its own
         "label_vectors": normal(len(labels), d),
     }
     return Probe(metadata, tensors)

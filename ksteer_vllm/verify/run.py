@@ -110,7 +110,7 @@ def _run(trial: Trial, name: str, check: Check) -> None:
 def _plans(
     facts: Facts, layers: Sequence[int] | None, probes: Sequence[str] | None
 ) -> tuple[list[PlannedEdit], list[int]]:
-    """(one edit per layer, and per probe that these leave out; the layers no probe can be used at).
+    """(one edit per layer, probe and metric, the layers first; the layers no probe can be used at).
 
     Raises UsageError for layers or probes that are not there, or if there is no edit to ask for.
     """
@@ -150,9 +150,22 @@ def _plans(
         layer = card.own_layer if card.own_layer in places else places[0]
         if plan := plan_edit(card, layer, facts.limits["max_steps"]):
             chosen.append(plan)
+    chosen += _in_metrics(cards, chosen, facts.limits["max_steps"])
     if not chosen:
         raise UsageError("no loaded probe can be used at an open layer with a target and a strength")
     return chosen, bare
+
+
+def _in_metrics(cards: Sequence[Card], chosen: Sequence[PlannedEdit], max_steps: int) -> list[PlannedEdit]:
+    """An edit for every metric of a probe that none of its edits has, at a layer where one of them acts."""
+    found = []
+    for card in cards:
+        plans = [plan for plan in chosen if plan.card is card]
+        for metric in sorted(set(card.metrics) - {plan.metric for plan in plans}):
+            places = [plan.layer for plan in plans if not card.layers or plan.layer in card.metrics[metric]]
+            plan = plan_edit(card, places[0], max_steps, metric) if places else None
+            found += [plan] if plan else []
+    return found
 
 
 def _usable(card: Card, layer: int) -> bool:

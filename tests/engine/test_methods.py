@@ -68,6 +68,28 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "normalised linear": {
         "probe": "linear", "target": ["dry"], "alpha": 0.2, "unit": "normalised", "num_steps": 3,
     },
+    "variance": {**WARM, "alpha": 2.0, "metric": "variance", "loss": "softmin"},
+    "variance, normalised, two networks": {
+        "probe": "knob", "target": ["warm", "dry"], "avoid": ["cold"], "metric": "variance",
+        "unit": "normalised", "alpha": 0.05, "step_decay": 0.9, "where": "both",
+    },
+    "covariance, two networks": {
+        "probe": "knob", "target": ["warm"], "metric": "covariance", "alpha": 0.5, "strength": 2, "cap": 0.4,
+        "until": {"target": 0.999},
+    },
+    "covariance, normalised": {
+        "probe": "knob", "target": ["dry"], "metric": "covariance", "unit": "normalised", "alpha": 0.05,
+        "layers": [3], "fade": 6,
+    },
+    "variance, linear": {"probe": "linear", "target": ["warm"], "alpha": 2.0, "metric": "variance"},
+    "covariance, normalised, linear": {
+        "probe": "linear", "target": ["dry"], "avoid": ["warm"], "alpha": 0.04, "metric": "covariance",
+        "unit": "normalised", "cap": 0.6,
+    },
+    "condition, two networks": {
+        "probe": "knob", "target": ["warm"], "metric": "variance", "alpha": 2.0, "where": "both",
+        "condition": {"probe": "knob", "label": "dry", "above": 0.5},
+    },
     "cap": {**WARM, "alpha": 3.0, "cap": 0.3, "where": "both"},
     "cap, vectors": {"probe": "vectors", "target": ["warm"], "alpha": 5.0, "cap": 0.4},
     "preserve_norm": {**WARM, "alpha": 1.0, "preserve_norm": True, "layers": [0, 2]},
@@ -138,7 +160,7 @@ def oracle(llama: Path, probes: dict[str, Path]) -> Oracle:
 
 
 def test_every_method_of_every_family_has_a_case() -> None:
-    families = {"control": "vectors", "wide": "mlp"}
+    families = {"control": "vectors", "wide": "mlp", "knob": "mlp"}
     seen = set()
     for case in METHODS.values():
         family = families.get(case["probe"], case["probe"])

@@ -16,6 +16,7 @@ PROBES: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     "mlp": ("mlp", LABELS, (0, 1, 2, 3)),
     "wide": ("mlp", ("glad", "sad", "mad"), (0, 1, 2, 3)),
     "control": ("vectors", LABELS, (1, 3)),
+    "knob": ("mlp", LABELS, (1, 3)),
 }
 """What `testbed.families.write_probes` writes: name -> (family, labels, layers it has)."""
 
@@ -91,6 +92,8 @@ def admissible_edits(draw: st.DrawFn) -> dict[str, Any]:
         "loss": st.sampled_from(["mean", "softmin", {"hinge": 0.9}]),
         "until": st.sampled_from([{"target": 0.9}, {"avoid": 0.1}, {"target": 0.5, "avoid": 0.5}]),
         "unit": st.sampled_from(["raw", "normalised"]),
+        "strength": st.floats(0, 1e3) | st.sampled_from([0, 1]),
+        "metric": st.sampled_from(["raw", "variance", "covariance"]),
     }
     if "alpha" in takes:
         edit["alpha"] = draw(optional["alpha"])

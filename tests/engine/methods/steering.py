@@ -51,9 +51,9 @@ def steered(probe: Probe, fields: dict[str, Any], x: Tensor, layer: int | None =
     row = program.row_at(edit.canonical(family.methods[method].takes), own if layer is None else layer)
     width = max(weights.width for weights in slots.values())
     labels = len(probe.labels)
-    tables = ProbeTables.allocate(len(slots), width, labels, x.shape[1], torch.float32, "cpu")
+    tables = ProbeTables.allocate(2 * len(slots), width, labels, x.shape[1], torch.float32, "cpu")
     for slot, weights in enumerate(slots.values()):
-        tables.load(slot, weights)
+        tables.load(slot, weights, None if weights.up is None else len(slots) + slot)
     rows = RowTables.allocate(1, 1, width, labels, "cpu")
     settings = replace(row.settings, slot=list(slots).index(row.slot))
     writer = RowWriter(rows, {0: 0}, torch.device("cpu"))

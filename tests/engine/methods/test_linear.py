@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ksteer_vllm.probes.probe import Probe
-from testbed.families import SCALE
+from testbed.families import SCALE, random_covariance, with_metrics
 from tests.engine.methods.steering import (
     MIXES,
     assert_close,
@@ -66,6 +66,45 @@ def test_a_normalised_step_has_the_layers_scale(mix: dict[str, Any]) -> None:
     fields = {**mix, "alpha": 0.1, "num_steps": 3, "step_decay": 0.5, "unit": "normalised"}
     size = 0.1 * SCALE[1] * (1 + 0.5 + 0.25)
     assert_close((steered(it, fields, x) - x).norm(dim=1), torch.full((len(x),), size))
+
+
+@pytest.mark.parametrize("metric", ["variance", "covariance"])
+@pytest.mark.parametrize("mix", MIXES, ids=str)
+def test_a_step_in_a_metric(mix: dict[str, Any], metric: str) -> None:
+    """-M grad L, and normalised: v of length sqrt(v^T M^-1 v), the metric's scale."""
+    it, x = with_metrics(probe("linear")), vectors()
+    t = it.at(1)
+    matrix = torch.diag(t["input_std"] ** 2) if metric == "variance" else random_covariance(x.shape[1])
+    direction = weights_of(mix) @ (t["weight"] / t["input_std"]) @ matrix
+    raw = steered(it, {**mix, "alpha": 0.3, "num_steps": 2, "metric": metric}, x)
+    assert_close(raw, x.double() + 0.6 * direction)
+    fields = {**mix, "alpha": 0.02, "num_steps": 3, "metric": metric, "unit": "normalised"}
+    moved = (steered(it, fields, x) - x).double()
+    length = (moved @ torch.linalg.inv(matrix) * moved).sum(1).sqrt()
+    size = 0.06 * it.metadata.metric_scale[metric][1]
+    torch.testing.assert_close(length, torch.full_like(length, size), rtol=1e-4, atol=0)
+    assert_moved(raw, x)
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_on_gaussian_classes_the_covariance_gives_the_difference_of_means(correlated: bool) -> None:
+    """Their best linear probe is W = Sigma^-1 delta, so Sigma W^T is delta; the variance does as well if the
+    coordinates are uncorrelated, and the raw gradient never."""
+    base, x = probe("linear"), vectors()
+    delta = base.tensors["weight"].double()
+    covariance = random_covariance(x.shape[1])
+    covariance = covariance if correlated else torch.diag(covariance.diagonal())
+    weight, std = delta @ torch.linalg.inv(covariance), covariance.diagonal().sqrt()
+    tensors = {"weight": weight * std, "input_std": std, "covariance_up": weight @ covariance}
+    it = Probe(base.metadata, {**base.tensors, **{name: t.float() for name, t in tensors.items()}})
+
+    def likeness(metric: str) -> float:
+        moved = steered(it, {"target": ["warm"], "alpha": 0.1, "metric": metric}, x) - x
+        return float(torch.cosine_similarity(moved[0].double(), delta[0], dim=0))
+
+    assert likeness("covariance") > 0.9999
+    assert (likeness("variance") > 0.9999) != correlated
+    assert likeness("raw") < 0.9
 
 
 def test_alpha_0_keeps_the_bits() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ksteer_kernels.reference.vectors import add, matched_random
 from ksteer_vllm.probes.probe import Probe
-from testbed.families import SCALE
+from testbed.families import SCALE, random_covariance, with_metrics
 from tests.engine.methods.steering import (
     MIXES,
     assert_close,
@@ -89,6 +89,44 @@ def test_gradient_is_descent_on_the_loss(mix: dict[str, Any], loss: Any, unit: s
     assert int(path.clear.sum()) > 50
     assert_close(actual[path.clear], path.x[path.clear])
     assert float((actual - x).norm(dim=1).mean()) > 0.1
+
+
+@pytest.mark.parametrize("unit", ["raw", "normalised"])
+@pytest.mark.parametrize("metric", ["variance", "covariance"])
+@pytest.mark.parametrize("mix", MIXES, ids=str)
+def test_a_step_in_a_metric_is_the_gradient_times_its_matrix(
+    mix: dict[str, Any], metric: str, unit: str
+) -> None:
+    """x <- x - a M grad L; a normalised step v has length sqrt(v^T M^-1 v) = alpha times the scale."""
+    it, x = with_metrics(trained()), vectors(60)
+    variances = torch.diag(it.at(1)["input_std"] ** 2)
+    matrix = variances if metric == "variance" else random_covariance(x.shape[1])
+    path, alpha = Path(it, x), 0.5 if unit == "raw" else 0.03
+    for step in range(4):
+        gradient = path.gradient(mix)
+        move = alpha * 0.7**step * gradient @ matrix
+        if unit == "normalised":
+            length = (gradient * (gradient @ matrix)).sum(1, keepdim=True).sqrt()
+            move = torch.where(length > 0, move / length, move) * it.metadata.metric_scale[metric][1]
+        path.x = path.x.detach() - move
+    fields = {**mix, "alpha": alpha, "num_steps": 4, "step_decay": 0.7, "metric": metric, "unit": unit}
+    actual = steered(it, fields, x)
+    assert int(path.clear.sum()) > 50
+    assert_close(actual[path.clear], path.x[path.clear])
+    assert float((actual - x).norm(dim=1).mean()) > 0.1
+
+
+def test_a_step_by_the_variance_does_not_depend_on_the_units_of_x() -> None:
+    """Every coordinate in units of its own: the same edit, which a raw step is not."""
+    it, x = trained(), vectors(60)
+    units = 0.25 + 2 * torch.rand(x.shape[1], generator=torch.Generator().manual_seed(2))
+    statistics = {name: it.tensors[name] * units for name in ("input_mean", "input_std")}
+    other = Probe(it.metadata, {**it.tensors, **statistics})
+    fields = {**MIXES[0], "alpha": 0.5, "num_steps": 3}
+    for metric, is_same in (("variance", True), ("raw", False)):
+        asked = {**fields, "metric": metric}
+        apart = (steered(other, asked, x * units) / units - steered(it, asked, x)).abs().amax(1)
+        assert bool(apart.median() < 1e-5) == is_same, apart  # the median: no kink decides
 
 
 def test_logits_go_where_they_are_sent() -> None:

@@ -27,7 +27,7 @@ from ksteer_vllm.verify.offline import card_of
 from ksteer_vllm.verify.run import verify
 from ksteer_vllm.verify.subject import Answer, CheckRequest, Facts, UnreachableError
 from ksteer_vllm.verify.verification import EFFECT
-from testbed.families import random_family_probe
+from testbed.families import random_family_probe, with_metrics
 from testbed.models import HIDDEN_SIZE, NUM_LAYERS
 
 MAX_STEPS = 64
@@ -55,6 +55,43 @@ def test_the_oracle_runs_nothing_that_the_engine_runs(name: str) -> None:
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     ours = {module.removeprefix("ksteer_vllm.") for module in modules if module.startswith("ksteer_")}
     assert {module for module in ours if not module.startswith(tuple(allowed))} == set()
+
+
+@pytest.mark.parametrize("family", ["mlp", "linear"])
+@pytest.mark.parametrize("metric", ["variance", "covariance"])
+def test_an_edit_in_a_metric_is_planned_and_defined(family: str, metric: str) -> None:
+    """It moves a token, and not as the raw one of the same strength does."""
+    probe = with_metrics(random_family_probe(family, seed=3))
+    x = torch.randn(5, HIDDEN_SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    moved = []
+    for name in ("raw", metric):
+        plan = plan_edit(card_of("a", probe), 1, MAX_STEPS, name)
+        assert plan is not None
+        moved.append(apply_edit({"a": probe}, plan.edit(), x, 1, torch.arange(5))[0] - x)
+    raw, in_metric = moved
+    assert torch.cosine_similarity(raw, in_metric).max() < 0.95
+    assert in_metric.abs().max() > 1e-3
+    assert plan_edit(card_of("a", random_family_probe("vectors")), 1, MAX_STEPS, metric) is None
+
+
+def test_a_calibrated_edit_is_asked_for_in_full() -> None:
+    """Whatever a request leaves out comes from the default edit, of which the oracle knows nothing."""
+    default = {
+        "metric": "variance",
+        "unit": "normalised",
+        "loss": "softmin",
+        "alpha": 0.1,
+        "fade": 9,
+        "cap": 0.5,
+    }
+    probe = random_family_probe("mlp", default_edit=default, default_alpha={"gradient": 2.0})
+    plan = plan_edit(card_of("a", probe), 1, MAX_STEPS)
+    assert plan is not None
+    assert plan.name == "layer 1 (a, variance)"
+    assert set(plan.spec("both")) >= set(default)
+    edit = plan.edit()
+    assert (edit.metric, edit.unit, edit.loss, edit.alpha) == ("variance", "raw", "softmin", 2.0)
+    assert (edit.fade, edit.cap) == (None, None)
 
 
 def test_an_edit_that_cannot_be_asked_for() -> None:

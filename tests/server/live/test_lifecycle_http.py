@@ -48,7 +48,7 @@ def server(probes: Path, serving: None) -> Iterator[Server]:
         "--ksteer-probe", f"start={probes / 'first'}", "--ksteer-layers", "1,2", "--ksteer-max-probes", "3",
         "--ksteer-probe-dir", str(probes), "--api-server-count", str(SEVERAL),
         "--data-parallel-size", str(SEVERAL), "--no-log-error-stack",
-        "--additional-config", json.dumps({"ksteer": {"max_slots": 9}}),
+        "--additional-config", json.dumps({"ksteer": {"max_slots": 12}}),
     )  # fmt: skip
     dev = {"VLLM_SERVER_DEV_MODE": "1"}  # for /pause
     with serve(make_model("llama", work / "model"), work / "live.log", *flags, environment=dev) as running:
@@ -204,7 +204,7 @@ def test_the_prefix_cache_never_mixes_an_old_and_a_new_probe(server: Server) -> 
 
 @pytest.mark.usefixtures("clean")
 def test_capacity_is_a_clear_refusal_and_never_an_unsteered_answer(server: Server, probes: Path) -> None:
-    """Nine slots, three for each probe of this kind; a fourth finds no name, one held by requests waits."""
+    """Twelve slots, four for each probe of this kind; a fourth finds no name, one held by requests waits."""
     assert load(server, "one", "second").status_code == 201
     assert load(server, "two", "third").status_code == 201
     full = load(server, "three", "other-labels")

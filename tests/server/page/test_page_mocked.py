@@ -80,7 +80,10 @@ def answer(request: Request) -> str:
 
 
 def pretend(
-    screen: Screen, info: dict[str, Any], reply: Callable[[Route, Request], None] | None = None
+    screen: Screen,
+    info: dict[str, Any],
+    reply: Callable[[Route, Request], None] | None = None,
+    card: dict[str, Any] = CARD,
 ) -> None:
     """Have the page meet this server."""
 
@@ -89,7 +92,7 @@ def pretend(
 
     screen.page.route("**/v1/ksteer", lambda route: route.fulfill(json=info))
     screen.page.route(
-        "**/v1/ksteer/probes", lambda route: route.fulfill(json={"object": "list", "data": [CARD]})
+        "**/v1/ksteer/probes", lambda route: route.fulfill(json={"object": "list", "data": [card]})
     )
     screen.page.route(
         "**/v1/ksteer/presets", lambda route: route.fulfill(json={"object": "list", "data": PRESETS})
@@ -204,6 +207,23 @@ def test_a_method_that_only_avoids(screen: Screen) -> None:
     page.keyboard.press("Home")
     assert screen.preview() == {"probe": IMG, "method": "reflect", "avoid": {IMG: 1}}
     assert not page.locator("#strength-fields").is_visible()
+
+
+def test_what_a_probe_was_calibrated_with_is_shown_and_not_sent(screen: Screen) -> None:
+    edit = {"metric": "variance", "alpha": 0.3, "num_steps": 4, "layers": [0, 2]}
+    pretend(screen, INFO, card={**CARD, "default_edit": edit, "metrics": {"variance": [1]}})
+    page = screen.open().page
+    page.locator("#labels input").first.focus()
+    page.keyboard.press("End")
+    assert screen.preview() == {"probe": IMG, "method": "gradient", "target": {IMG: 1}}
+    assert "metric variance" in page.locator("#preset-note").inner_text()
+    assert page.get_by_label("Strength, exact").input_value() == "0.3"
+    assert page.locator("#layers input:checked").count() == 2
+    steps = page.get_by_label("Steps, exact")
+    assert steps.input_value() == "4"
+    steps.fill("8")
+    steps.press("Enter")
+    assert screen.preview()["num_steps"] == 8
 
 
 def test_an_error_in_mid_stream(screen: Screen) -> None:

@@ -11,9 +11,10 @@ import torch
 from ksteer_vllm.data.positions import REPLY
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.fit import FitTask, collect_activations
-from ksteer_vllm.fit.stacking import fit_at, fit_once, is_fitted
+from ksteer_vllm.fit.stacking import fit_at, fit_once, is_fitted, stack_layers
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
+from testbed.families import random_family_probe, with_metrics
 from tests.support.engines import OPTIONS, generate, start_engine
 from tests.workbench.fit.recorded import recorded_task
 
@@ -108,3 +109,18 @@ def test_the_engine_steers_each_layer_with_its_own_tensors(
         assert found[mine] == pytest.approx(found[alone], abs=1e-4)
     for other in (0, 2, 4):
         assert found[other] != pytest.approx(found[6], abs=1e-3)
+
+
+def test_statistics_of_metrics_are_by_layer() -> None:
+    one, two = (
+        with_metrics(random_family_probe("linear", layer=layer, seed=layer)).with_metadata(
+            metric_scale={"variance": {layer: float(layer)}}
+        )
+        for layer in (1, 2)
+    )
+    both = stack_layers([one, two], 2)
+    assert both.metadata.metric_scale == {"variance": {1: 1.0, 2: 2.0}}
+    assert both.metadata.metric_layers == {"variance": (1, 2), "covariance": (1, 2)}
+    assert torch.equal(both.at(1)["covariance_up"], one.at(1)["covariance_up"])
+    without = stack_layers([one, random_family_probe("linear", layer=2)], 1)
+    assert without.metadata.metric_layers == {"variance": (1, 2)}, "where one layer has no covariance"
