@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ksteer_vllm.bench.jobs import Job
@@ -82,6 +82,7 @@ def run_batch(
                     if scorer is None or not found.value["tokens"]:
                         yield key, found.value
                         continue
+                    found = replace(found, prompt=prompts[jobs[key].read_under or jobs[key].prompt])
                     request = f"score-{next(_ids)}"
                     scorer.add(request, found.prompt, found.tokens, found.value["tokens"])
                     scoring[request] = found
@@ -110,6 +111,7 @@ def _generated(key: str, output: Any) -> _Generated:
         "tokens": len(tokens) - finished,
         "finished": finished,
         "shift": told["mean_shift"] if told is not None else None,
+        "prompt_tokens": len(output.prompt_token_ids),
     }
     return _Generated(key, list(output.prompt_token_ids), tokens, value)
 
@@ -119,12 +121,13 @@ def _encoded(llm: Any, jobs: Iterable[Job], room: int) -> dict[Prompt, list[int]
     tokenizer, most = llm.get_tokenizer(), llm.llm_engine.model_config.max_model_len
     found: dict[Prompt, list[int]] = {}
     for job in jobs:
-        if job.prompt in found:
-            continue
-        found[job.prompt] = encode_prompt(tokenizer, job.prompt)
-        if len(found[job.prompt]) + room > most:
-            raise UsageError(
-                f"prompt {job.question[:60]!r} has {len(found[job.prompt])} tokens, its reply needs {room}; "
-                f"the engine holds {most}: give a larger max_model_len or a smaller max_tokens"
-            )
+        for prompt in (job.prompt, job.read_under):
+            if prompt is None or prompt in found:
+                continue
+            found[prompt] = encode_prompt(tokenizer, prompt)
+            if len(found[prompt]) + room > most:
+                raise UsageError(
+                    f"prompt {job.question[:60]!r} has {len(found[prompt])} tokens, its reply needs {room}; "
+                    f"the engine holds {most}: give a larger max_model_len or a smaller max_tokens"
+                )
     return found

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from rich.progress import Progress
 
 from ksteer_vllm.bench.engines import generation_params, start_engine, stop_engine
-from ksteer_vllm.bench.jobs import MAX_TOKENS, Job, Reply
+from ksteer_vllm.bench.jobs import MAX_TOKENS, SAMPLED, Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import UsageError
@@ -72,7 +72,7 @@ class Bench:
             "dtype": options.get("dtype", "auto"),
         }
         self.llm = start_engine(model, options, steering=wanted)
-        self._scorer = Scorer(self.llm, reader, temperature=temperature) if scored else None
+        self._scorer = Scorer(self.llm, reader, temperature=temperature or SAMPLED) if scored else None
 
     def __enter__(self) -> Self:
         return self
@@ -140,8 +140,9 @@ class Bench:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _sampling(self, job: Job) -> Any:
+        temperature = self.temperature if job.temperature is None else job.temperature
         return generation_params(
-            temperature=self.temperature, max_tokens=self.max_tokens, seed=job.seed, spec=job.spec
+            temperature=temperature, max_tokens=self.max_tokens, seed=job.seed, spec=job.spec
         )
 
 

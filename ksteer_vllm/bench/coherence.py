@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ksteer_vllm.bench.jobs import Reply
+from ksteer_vllm.bench.jobs import SAMPLED, Reply
 from ksteer_vllm.errors import UsageError
 
 __all__ = ["RULE", "CoherenceRule", "Measures", "measures", "repetition"]
@@ -24,10 +24,11 @@ _TAIL = 0.05
 
 RULE = (
     "a reply is coherent if it is not empty; its perplexity under the unsteered model is at most "
-    f"{_PERPLEXITY_FACTOR:g} times the 95th percentile of unsteered replies; its share of repeated sequences "
-    f"of {WORDS} words at most {_REPETITION_MARGIN:g} above theirs; its length at least "
-    f"1/{_LENGTH_FACTOR:g} of their 5th and at most {_LENGTH_FACTOR:g} times their 95th percentile; and it "
-    "ends by itself, if at least 95 % of theirs do"
+    f"{_PERPLEXITY_FACTOR:g} times the 95th percentile of unsteered replies sampled at temperature "
+    f"{SAMPLED:g}, or of the data's labelled replies, whichever is larger; its share of repeated sequences "
+    f"of {WORDS} words is at most {_REPETITION_MARGIN:g} above that of unsteered replies; its length is at "
+    f"least 1/{_LENGTH_FACTOR:g} of their 5th and at most {_LENGTH_FACTOR:g} times their 95th percentile; "
+    "and it ends by itself, if at least 95 % of theirs do"
 )
 
 
@@ -74,11 +75,19 @@ class CoherenceRule(BaseModel):
     budget: Annotated[float, Field(gt=0, le=1)] = 0.9
 
     @classmethod
-    def of(cls, unsteered: Sequence[Reply], *, budget: float = 0.9) -> CoherenceRule:
+    def of(
+        cls,
+        unsteered: Sequence[Reply],
+        *,
+        ordinary: Sequence[Sequence[float]] = (),
+        budget: float = 0.9,
+    ) -> CoherenceRule:
         """The rule from scored unsteered replies to the prompts that will be steered.
 
         Args:
-            unsteered: The replies.
+            unsteered: The replies, sampled as those that will be judged.
+            ordinary: The perplexities, under the unsteered model, of several kinds of ordinary text; the kind
+                with the largest 95th percentile sets the limit. Empty: the unsteered replies alone.
             budget: The coherence budget, above 0 and at most 1.
 
         Raises:
@@ -92,7 +101,8 @@ class CoherenceRule(BaseModel):
                 f"prompts: all {len(unsteered)} unsteered replies are empty, so nothing says what a "
                 "coherent one is; give prompts the model answers, in its own chat format if it has one"
             )
-        perplexity = np.quantile([found.perplexity for found in scored], 1 - _TAIL)
+        kinds = [kind for kind in ordinary if len(kind)] or [[found.perplexity for found in scored]]
+        perplexity = max(np.quantile(kind, 1 - _TAIL) for kind in kinds)
         repeated = np.quantile([found.repetition for found in scored], 1 - _TAIL)
         shortest, longest = np.quantile([found.length for found in scored], [_TAIL, 1 - _TAIL])
         cut_off = sum(not reply.finished for reply in unsteered) / len(unsteered)

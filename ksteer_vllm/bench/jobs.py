@@ -10,10 +10,13 @@ from typing import Any, Final
 
 from ksteer_vllm.data.rows import Message
 
-__all__ = ["MAX_TOKENS", "Job", "Reply"]
+__all__ = ["MAX_TOKENS", "SAMPLED", "Job", "Reply"]
 
 MAX_TOKENS: Final = 96
 """Most tokens of a reply, unless a plan says otherwise."""
+
+SAMPLED: Final = 1.0
+"""Temperature of the replies that say how likely ordinary text is, whatever that of the run."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,26 @@ class Job:
         seed: Seed of the sampling; the same prompt should have the same seed however it is steered.
         tags: What its replies are grouped by (variant, targets, alpha, layer, ...), plain JSON; part of the
             key.
+        temperature: Of the sampling; None: that of the bench.
+        read_under: The prompt under which the reply is scored; None: the one it was written under. A reply
+            to a prompt that asks for a label is read without the request, or the request is what is read.
     """
 
     prompt: str | tuple[Message, ...]
     spec: Mapping[str, Any] | None = None
     seed: int = 0
     tags: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float | None = None
+    read_under: str | tuple[Message, ...] | None = None
 
     @property
     def key(self) -> str:
         """Names the job in a journal: a digest of everything in it."""
-        prompt = (
-            self.prompt if isinstance(self.prompt, str) else [m.model_dump(mode="json") for m in self.prompt]
-        )
-        what = [prompt, self.spec, self.seed, self.tags]
+        what = [_plain(self.prompt), self.spec, self.seed, self.tags]
+        if self.temperature is not None:
+            what.append({"temperature": self.temperature})
+        if self.read_under is not None:
+            what.append({"read_under": _plain(self.read_under)})
         return hashlib.sha256(json.dumps(what, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     @property
@@ -64,6 +73,7 @@ class Reply:
         propensity: Label -> the evaluation probe's logit, mean over the reply's positions, of the text read
             by the unsteered model.
         shift: Mean |x' - x| / |x| over steered tokens, if the spec asks for a report.
+        prompt_tokens: How many tokens the prompt has.
     """
 
     job: Job
@@ -73,3 +83,8 @@ class Reply:
     nll: float | None = None
     propensity: Mapping[str, float] | None = None
     shift: float | None = None
+    prompt_tokens: int | None = None
+
+
+def _plain(prompt: str | tuple[Message, ...]) -> Any:
+    return prompt if isinstance(prompt, str) else [message.model_dump(mode="json") for message in prompt]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ksteer_vllm.data.rows import Prompt
+from ksteer_vllm.data.rows import LabelledRow, Prompt
 from ksteer_vllm.errors import UsageError, first_problem
 from ksteer_vllm.probes.metadata import METADATA_FILE
 from ksteer_vllm.probes.probe import Probe
@@ -36,6 +36,9 @@ class SuiteFile(BaseModel):
         seed: Seed of the split into halves.
         prompts: `calibration` and `evaluation` prompts, from conversations that no probe was fitted to,
             without the instructions that asked for labels.
+        labelled: Some labelled replies of the data, for the limit on perplexity (`CoherenceRule`).
+        instructions: Label -> what asks a model for it, in one or several wordings; labels may be missing.
+        invisible: Labels that the replies do not show and that were fitted all the same.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +52,9 @@ class SuiteFile(BaseModel):
     seed: int = 0
     engine_options: dict[str, bool | int | float | str | None] = {}
     prompts: dict[str, tuple[Prompt, ...]]
+    labelled: tuple[LabelledRow, ...] = ()
+    instructions: dict[str, tuple[str, ...]] = {}
+    invisible: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

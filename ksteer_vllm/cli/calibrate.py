@@ -60,6 +60,7 @@ def calibrate(
         model=model,
         judge=judge.judge or "",
         judge_options=judge.of_judge(),
+        allow_chance_judge=judge.allow_chance_judge,
         write=write,
         engine_options=engine.arguments(),
     )

@@ -17,7 +17,7 @@ Fields = Annotated[
     dict[str, Any],
     From(
         EvaluationPlan,
-        leave_out=("judge", "judge_options", "texts", "temperature", "max_tokens"),
+        leave_out=("judge", "judge_options", "allow_chance_judge", "texts", "temperature", "max_tokens"),
         repeated=("variants",),
         open=("sizes", "avoid"),
     ),
@@ -42,5 +42,7 @@ def evaluate(
 
     options = judge.of_judge()
     name = judge.judge or ("openai" if "url" in options else None)
-    plan = EvaluationPlan(**fields, judge=name, judge_options=options)
+    plan = EvaluationPlan(
+        **fields, judge=name, judge_options=options, allow_chance_judge=judge.allow_chance_judge
+    )
     run_evaluation(folder, plan, wide_console())

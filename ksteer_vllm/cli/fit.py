@@ -71,6 +71,7 @@ def fit(
     quiet_vllm()
     one_process()
     from ksteer_vllm.experiments.suite.fit import fit_suite
+    from ksteer_vllm.experiments.suite.reading import judge_line, linear_reads_better
     from ksteer_vllm.experiments.suite.single import fit_single
     from ksteer_vllm.experiments.suite.writeup import suite_table
     from ksteer_vllm.fit.describe import metrics_tables
@@ -91,5 +92,8 @@ def fit(
     else:
         suite = fit_suite(model, dataset, out, plan, engine_options=engine.arguments(), console=console)
         console.print(suite_table(suite))
+        for line in (linear_reads_better(suite.probes), judge_line(suite.evaluation, suite.file.labels)):
+            if line:
+                console.print(line, style="yellow", highlight=False)
         console.print(f"suite of {len(suite.paths)} methods and the evaluation probe: {out}")
         console.print(f"next: ksteer calibrate {out}")

@@ -223,9 +223,17 @@ class JudgeOptions(_Group):
         float | None, Field(ge=0.1, description="For openai: time limit of a request, in seconds.")
     ] = None
 
+    allow_chance_judge: Annotated[
+        bool,
+        Field(
+            description="Judge by the evaluation probe even if it is no better than chance on held-out "
+            "replies."
+        ),
+    ] = False
+
     def of_judge(self) -> dict[str, Any]:
         """The judge's own options that were given, by the names `bench.judges` uses."""
-        named = self.model_dump(exclude={"judge"}, exclude_none=True)
+        named = self.model_dump(exclude={"judge", "allow_chance_judge"}, exclude_none=True)
         return {name.removeprefix("judge_"): value for name, value in named.items()}
 
 

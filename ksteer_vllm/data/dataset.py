@@ -30,6 +30,7 @@ class TaskDataset:
             the rows.
         judge: The one that suits the data, by its name in `ksteer_vllm.bench.judges`.
         unused: Columns of the table it was read from that are in none of this.
+        instructions: Label -> what asks a model for it, in one or several wordings; labels may be missing.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TaskDataset:
     prompts: Mapping[str, tuple[Prompt, ...]] = field(default_factory=dict)
     judge: str = "probe"
     unused: tuple[str, ...] = ()
+    instructions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -49,6 +51,7 @@ class TaskDataset:
         prompts: Mapping[str, Sequence[Prompt]] | None = None,
         judge: str = "probe",
         unused: Sequence[str] = (),
+        instructions: Mapping[str, Sequence[str]] | None = None,
     ) -> TaskDataset:
         """A task of these rows, numbered in their order where they have no number.
 
@@ -74,7 +77,8 @@ class TaskDataset:
         if given and (set(given) != set(PROMPT_PARTS) or not all(given.values())):
             raise DataError(f"prompts: give some for each of {', '.join(PROMPT_PARTS)}, or none at all")
         numbered = (row.numbered(row_number(row, index)) for index, row in enumerate(rows))
-        return cls(name, chosen, tuple(numbered), given, judge, tuple(unused))
+        asked = {label: tuple(words) for label, words in (instructions or {}).items()}
+        return cls(name, chosen, tuple(numbered), given, judge, tuple(unused), asked)
 
     @property
     def digest(self) -> str:

@@ -64,7 +64,8 @@ def styled_task(
         for question, number in list(found.items())[:max_questions]
         for label, instruction in task.styles.items()
     ]
-    return TaskDataset.of(name, rows, labels=labels or tuple(task.styles))
+    asked = {label: (instruction,) for label, instruction in task.styles.items()}
+    return TaskDataset.of(name, rows, labels=labels or tuple(task.styles), instructions=asked)
 
 
 def bundled_task(name: str, *, labels: Sequence[str] = ()) -> TaskDataset:

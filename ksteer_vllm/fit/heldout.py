@@ -10,6 +10,8 @@ import torch
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 
+from ksteer_vllm.bench.chance import INTERVAL, BalancedAccuracy
+
 __all__ = ["evaluate", "evaluate_ranking"]
 
 _MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -33,7 +35,8 @@ def evaluate(logits: Tensor, targets: Tensor, row: Tensor, labels: Sequence[str]
         labels: K names.
 
     Returns:
-        `tokens` and `replies`, each with metrics per label and their mean, as plain JSON.
+        `tokens` and `replies`, each with metrics per label and their mean, as plain JSON; of replies, the
+        interval of each label's balanced accuracy as well (`BalancedAccuracy`).
     """
     return _evaluate(logits, targets, row, labels, _COLUMNS)
 
@@ -53,10 +56,16 @@ def _evaluate(
     replies = torch.zeros(len(counts), scores.shape[1], dtype=torch.float64)
     replies.index_add_(0, inverse, scores.double())
     shown = torch.zeros_like(replies).index_add_(0, inverse, targets.double()) > 0
-    return {
+    means, truth = (replies / counts[:, None]).numpy(), shown.numpy()
+    found = {
         "tokens": _scores(scores.numpy(), targets.numpy() > 0.5, labels, columns),
-        "replies": _scores((replies / counts[:, None]).numpy(), shown.numpy(), labels, columns),
+        "replies": _scores(means, truth, labels, columns),
     }
+    if "balanced_accuracy" in columns:
+        for index, label in enumerate(labels):
+            interval = BalancedAccuracy.of(truth[:, index], means[:, index] > 0)
+            found["replies"]["labels"][label][INTERVAL] = [interval.low, interval.high]
+    return found
 
 
 def _scores(

@@ -175,7 +175,7 @@ def fit_probe_to_rows(
         rows,
         labels=labels,
         layer=layer,
-        options=plan.model_dump() if plan else None,
+        options=plan.model_dump(exclude_unset=True) if plan else None,
         engine_options=engine_options,
         console=console,
     )

@@ -45,7 +45,14 @@ class FitPlan(SplitPlan):
         ),
     ] = None
     learning_rate: Annotated[float, Field(gt=0, description="Learning rate of AdamW.")] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, description="Weight decay of AdamW.")] = 0.01
+    weight_decay: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Weight decay of AdamW; without it and noise, little data is fitted with several of "
+            "both, and the best validation loss decides.",
+        ),
+    ] = 0.01
     noise: Annotated[
         float, Field(ge=0, description="Gaussian noise on the training inputs, in standard deviations.")
     ] = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ def fit_probe(
     provenance: dict[str, Any] | None = None,
     progress: Progress | None = None,
     rows: Sequence[LabelledRow] = (),
+    grid: Sequence[Mapping[str, float]] = ({},),
 ) -> Probe:
     """Fit a probe on one layer's residual stream; the same inputs give the same probe.
 
@@ -71,6 +72,7 @@ def fit_probe(
         provenance: What `probe.json` is to say of the data.
         progress: Where to show the loss.
         rows: The rows themselves, so that messages can name them; empty: they are numbered.
+        grid: Changes to the plan to try; the one with the best validation loss is kept.
 
     Returns:
         The probe with its held-out metrics.
@@ -107,30 +109,38 @@ def fit_probe(
         )
         return _probe(network, metadata, mean32, std32, vectors)
 
-    fitted = [
-        train_network(
+    def trained(changes: Mapping[str, float]) -> FittedNetwork:
+        return train_network(
             train_x.standardised(mean32, std32),
             train_y,
             valid_x.standardised(mean32, std32),
             valid_y,
-            plan.model_copy(update={"seed": plan.seed + index}),
+            plan.model_copy(update=dict(changes)),
             progress,
             deviation=noise,
         )
-        for index in range(plan.seeds)
-    ]
+
+    tried = [trained(changes) for changes in grid]
+    chosen = min(range(len(grid)), key=lambda index: tried[index].loss)
+    fitted = [tried[chosen]]
+    fitted += [trained({**grid[chosen], "seed": plan.seed + index}) for index in range(1, plan.seeds)]
     metrics = [
         _metrics(test_x.map(probe_of(one.network).logits), test_y, test_row, labels, plan) for one in fitted
     ]
     best = min(range(plan.seeds), key=lambda index: fitted[index].loss)
     training = {
         **(provenance or {}),
-        **plan.model_dump(mode="json"),
+        **plan.model_copy(update=dict(grid[chosen])).model_dump(mode="json"),
         "split": {name: {"rows": len(rows), "tokens": int(of[name].sum())} for name, rows in parts.items()},
         "best_epoch": fitted[best].best_epoch,
         "epochs_run": fitted[best].epochs,
         "validation_loss": fitted[best].loss,
     }
+    if len(grid) > 1:
+        training["grid"] = [
+            {**changes, "validation_loss": one.loss, "epochs_run": one.epochs}
+            for changes, one in zip(grid, tried, strict=True)
+        ]
     if plan.seeds > 1:
         training["by_seed"] = _by_seed(fitted, metrics)
     return probe_of(fitted[best].network).with_metadata(training=training, metrics=metrics[best])

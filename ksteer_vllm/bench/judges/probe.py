@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ksteer_vllm.bench.chance import at_chance
 from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.bench.judges import Verdict
 from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.probes.probe import Probe
 
-__all__ = ["EvaluationProbe"]
+__all__ = ["EvaluationProbe", "check_reader"]
+
+
+def check_reader(reader: Probe | None, labels: Sequence[str]) -> None:
+    """Refuse an evaluation probe that cannot tell whether a reply shows a label.
+
+    Args:
+        reader: The evaluation probe; None is for others to refuse.
+        labels: The labels it is to find.
+
+    Raises:
+        UsageError: If the balanced accuracy of a label on held-out replies is not above chance for certain.
+    """
+    poor = at_chance(reader.metadata.metrics, labels) if reader is not None else {}
+    if poor:
+        figures = listing((f"{label} {accuracy}" for label, accuracy in poor.items()), 12)
+        raise UsageError(
+            f"judge: the evaluation probe does not tell {figures} from other replies (balanced accuracy on "
+            "held-out replies, chance is 0.50); fit it to more replies, or to such that show their labels, "
+            "take another judge (--judge), or go on all the same (--allow-chance-judge)"
+        )
 
 
 class EvaluationProbe:

@@ -9,7 +9,11 @@ from ksteer_vllm.bench.combinations import Avoid, avoided, combinations
 from ksteer_vllm.bench.jobs import Job
 from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.data.rows import Prompt
-from ksteer_vllm.experiments.calibration.record import Point
+from ksteer_vllm.experiments.calibration.bisect import bracket, largest_coherent
+from ksteer_vllm.experiments.calibration.choose import best_strength
+from ksteer_vllm.experiments.calibration.plan import Metric
+from ksteer_vllm.experiments.calibration.record import CalibratedCell, Gain, Point
+from ksteer_vllm.experiments.calibration.scores import Scored, gain
 
 __all__ = ["OpenCell", "targets_of"]
 
@@ -41,7 +45,7 @@ def targets_of(labels: Sequence[str], size: int, prompts: int) -> Targets:
 
 @dataclass
 class OpenCell:
-    """One variant at one size and layer while it is being calibrated. points: by strength."""
+    """One variant at one size and layer while it is being calibrated. points, scored: by strength."""
 
     variant: Variant
     size: int
@@ -49,6 +53,7 @@ class OpenCell:
     targets: Targets
     grid: tuple[float, ...] = ()
     points: dict[float, Point] = field(default_factory=dict)
+    scored: dict[float, list[Scored]] = field(default_factory=dict)
 
     @property
     def scores(self) -> Mapping[float, float]:
@@ -57,6 +62,39 @@ class OpenCell:
     @property
     def coherent(self) -> Mapping[float, bool]:
         return {alpha: point.within_budget for alpha, point in self.points.items()}
+
+    def calibrated(self, plain: Sequence[Scored], metric: Metric) -> CalibratedCell:
+        """The strengths that are chosen, and what every coherent one gains over unsteered replies.
+
+        plain: Unsteered replies to the prompts, seen from the cell's targets.
+        """
+        coherent = [alpha for alpha, fine in self.coherent.items() if fine]
+
+        def gained(scored: Sequence[Scored]) -> Gain | None:
+            return gain(scored, plain, metric, strengths=len(coherent))
+
+        gains = {alpha: gained(self.scored[alpha]) for alpha in coherent}
+        best = best_strength(self.scores, self.coherent)
+        of_best = self.scored.get(best, []) if best is not None and self.size == 1 else []
+        labels = dict.fromkeys(one.target[0] for one in of_best)
+        by_label = {
+            label: found
+            for label in labels
+            if (found := gained([one for one in of_best if one.target == (label,)])) is not None
+        }
+        return CalibratedCell(
+            variant=self.variant.name,
+            size=self.size,
+            layer=self.layer,
+            points=tuple(
+                point.model_copy(update={"gain": gains.get(alpha)})
+                for alpha, point in sorted(self.points.items())
+            ),
+            best=best,
+            largest_coherent=largest_coherent(self.coherent),
+            bracketed=bracket(self.coherent) is not None,
+            by_label=by_label,
+        )
 
     def jobs(
         self, alpha: float, prompts: Sequence[Prompt], labels: Sequence[str], avoid: Avoid, seed: int

@@ -15,6 +15,7 @@ from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge, described, judge_for
+from ksteer_vllm.bench.judges.probe import EvaluationProbe, check_reader
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.opening import open_task
 from ksteer_vllm.errors import UsageError
@@ -23,6 +24,7 @@ from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
 from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration
 from ksteer_vllm.experiments.calibration.run import calibrate, check_plan
 from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
+from ksteer_vllm.experiments.calibration.verdict import where_nothing_steers
 from ksteer_vllm.experiments.calibration.write import write_defaults
 from ksteer_vllm.experiments.calibration.writeup import calibration_frame, write_up
 from ksteer_vllm.fit.pipeline import few_threads, progress_bar
@@ -42,6 +44,7 @@ class CalibrationRequest:
         model: The model, for a probe folder; empty: the one the probe was fitted on.
         judge: Name of the judge; empty: the one that suits the data.
         judge_options: Options of the endpoint, if the judge is `openai`.
+        allow_chance_judge: Whether an evaluation probe that is at chance may judge.
         write: Whether the strengths become the probes' defaults.
         engine_options: Further arguments of `vllm.LLM`.
     """
@@ -53,6 +56,7 @@ class CalibrationRequest:
     model: str = ""
     judge: str = ""
     judge_options: Mapping[str, Any] = field(default_factory=dict)
+    allow_chance_judge: bool = False
     write: bool = True
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,6 +82,8 @@ def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibrati
     plan = request.plan.model_copy(update={"sizes": request.plan.sizes_of(len(subject.labels))})
     judge = _judge(request, subject, plan)
     check_plan(subject, plan, judge)
+    if not request.allow_chance_judge and (plan.metric == "propensity" or _is_reader(judge)):
+        check_reader(subject.reader, subject.labels)
     used = {variant.probe for variant in subject.variants}
     layers = {at for v in subject.variants for at in subject.layers_of(v, plan.layers) if at is not None}
     layers |= {subject.probes[name].metadata.layer for name in used}
@@ -106,6 +112,7 @@ def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibrati
         calibration,
         written,
         notes=notes,
+        invisible=subject.invisible,
         model=subject.model,
         probes=calibration.digests,
         plan=plan.model_dump(mode="json"),
@@ -116,6 +123,10 @@ def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibrati
     for name, changes in written.items():
         if changes["removed"]:
             console.print(f"{name}: earlier strength of {', '.join(changes['removed'])} removed")
+    for line in where_nothing_steers(calibration, subject.invisible):
+        console.print(line, style="yellow", highlight=False)
+    if request.write and not any(changes["default_alpha"] for changes in written.values()):
+        console.print("no strength is written")
     for note in notes:
         console.print(f"note: {note}", style="yellow")
     console.print(f"results: {path}")
@@ -168,6 +179,10 @@ def _judge(request: CalibrationRequest, subject: CalibrationSubject, plan: Calib
             **options,
         }
     return judge_for(name, subject.labels, **options)
+
+
+def _is_reader(judge: Judge | None) -> bool:
+    return judge is not None and judge.name == EvaluationProbe.name
 
 
 def _table(calibration: Calibration) -> Table:

@@ -14,7 +14,7 @@ from ksteer_vllm.bench.variants import Variant
 from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.experiments.calibration.plan import Metric, Rule
 
-__all__ = ["CALIBRATION", "CalibratedCell", "Calibration", "Point"]
+__all__ = ["CALIBRATION", "CalibratedCell", "Calibration", "Gain", "Point"]
 
 CALIBRATION = "calibration"
 """The folder, within the suite's."""
@@ -24,15 +24,37 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class Gain(_Record):
+    """Mean of a score minus that of the unsteered replies to the same prompts, with its interval.
+
+    The bootstrap resamples prompts. Among n coherent strengths the best one is chosen, so the interval holds
+    1 - 0.05 / n of the resamples (Bonferroni).
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def beats_unsteered(self) -> bool:
+        """Whether the whole interval is above 0: the one rule by which a strength is written."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
 class Point(_Record):
     """One strength: means over its replies, all combinations of one size together.
 
     Attributes:
+        alpha: The strength; 0 for unsteered replies.
         score: By the chosen metric.
         coherent: Share of coherent replies.
         on_target: Share that show every target and are coherent; None without a judge.
         propensity: Mean of the weakest target's probability under the evaluation probe; None without one.
         perplexity: Median, under the unsteered model.
+        gain: Of the score over unsteered; None where it was not looked at.
     """
 
     alpha: float
@@ -43,6 +65,7 @@ class Point(_Record):
     on_target: float | None = None
     propensity: float | None = None
     perplexity: float | None = None
+    gain: Gain | None = None
 
 
 class CalibratedCell(_Record):
@@ -52,6 +75,7 @@ class CalibratedCell(_Record):
         points: By strength, ascending.
         best, largest_coherent: Strengths; None if no strength tried was within the budget.
         bracketed: Whether a larger strength than largest_coherent was tried and exceeded the budget.
+        by_label: Of single labels, what each gains at the best strength.
     """
 
     variant: str
@@ -61,10 +85,17 @@ class CalibratedCell(_Record):
     best: float | None = None
     largest_coherent: float | None = None
     bracketed: bool = True
+    by_label: dict[str, Gain] = {}
 
     def at(self, alpha: float | None) -> Point | None:
         """The point of a strength; None for None."""
         return next((point for point in self.points if point.alpha == alpha), None)
+
+    def strength(self, rule: Rule) -> float | None:
+        """The strength that the rule chooses, if its score beats that of unsteered replies."""
+        alpha = self.best if rule == "best" else self.largest_coherent
+        point = self.at(alpha)
+        return alpha if point is not None and point.gain and point.gain.beats_unsteered else None
 
 
 class Calibration(_Record):
@@ -74,6 +105,7 @@ class Calibration(_Record):
         digests: Digests of the probes and the evaluation probe, by name, at the time.
         temperature, max_tokens: How the replies were sampled.
         layers: Variant -> the layer chosen for it; None for the probe's own.
+        unsteered: Size -> the unsteered replies to the same prompts, seen from the same targets.
     """
 
     variants: tuple[Variant, ...]
@@ -85,6 +117,7 @@ class Calibration(_Record):
     temperature: float
     max_tokens: int
     layers: dict[str, int | None] = {}
+    unsteered: dict[int, Point] = {}
     cells: tuple[CalibratedCell, ...]
 
     @classmethod
@@ -139,6 +172,19 @@ class Calibration(_Record):
             f"{variant!r} was calibrated for combinations of {listing(sizes)} labels, not {size}; "
             f"run `ksteer calibrate --sizes {','.join(map(str, [*sizes, size]))}`"
         )
+
+    def best_variant(self) -> str | None:
+        """The variant with the highest score at its best strength, for the smallest combinations."""
+        found = {}
+        for variant in self.variants:
+            cells = [
+                c for c in self.cells if (c.variant, c.layer) == (variant.name, self.layer(variant.name))
+            ]
+            cell = min(cells, key=lambda cell: cell.size, default=None)
+            point = cell.at(cell.best) if cell is not None else None
+            if point is not None:
+                found[variant.name] = point.score
+        return max(found, key=lambda name: found[name], default=None)
 
     def layer(self, variant: str) -> int | None:
         """The layer the variant's strengths are for; None: the probe's own."""

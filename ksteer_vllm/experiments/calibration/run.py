@@ -13,17 +13,16 @@ from ksteer_vllm.bench.combinations import avoided, combinations
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge
-from ksteer_vllm.bench.unsteered import unsteered_rule
+from ksteer_vllm.bench.unsteered import unsteered
 from ksteer_vllm.bench.verdicts import Verdicts
 from ksteer_vllm.data.rows import Prompt
 from ksteer_vllm.errors import UsageError
-from ksteer_vllm.experiments.calibration.bisect import bracket, largest_coherent, next_strengths
+from ksteer_vllm.experiments.calibration.bisect import next_strengths
 from ksteer_vllm.experiments.calibration.cells import OpenCell, targets_of
-from ksteer_vllm.experiments.calibration.choose import best_strength
 from ksteer_vllm.experiments.calibration.grid import has_natural_strength, log_grid, towards_shift
 from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
 from ksteer_vllm.experiments.calibration.record import CalibratedCell, Calibration
-from ksteer_vllm.experiments.calibration.scores import Scores
+from ksteer_vllm.experiments.calibration.scores import Scored, Scores
 from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 
 __all__ = ["calibrate", "check_plan"]
@@ -102,21 +101,24 @@ class _CalibrationRun:
     journal: Journal | None
     progress: Progress | None
     prompts: tuple[Prompt, ...] = field(init=False)
+    plain: dict[int, Reply] = field(init=False)
     scores: Scores = field(init=False)
 
     def __post_init__(self) -> None:
         self.prompts = self.subject.prompts[: self.plan.prompts]
         verdicts = Verdicts(self.judge)
-        rule = unsteered_rule(
+        found = unsteered(
             self.bench,
             self.prompts,
             verdicts,
+            labelled=self.subject.labelled,
             budget=self.plan.budget,
             seed=self.plan.seed,
             journal=self.journal,
             progress=self.progress,
         )
-        self.scores = Scores(rule, verdicts, self.plan.metric)
+        self.plain = {reply.job.seed: reply for reply in found.replies[: len(self.prompts)]}
+        self.scores = Scores(found.rule, verdicts, self.plan.metric)
 
     def cells(self) -> list[OpenCell]:
         """All cells, with the strengths of their grids."""
@@ -152,21 +154,14 @@ class _CalibrationRun:
             jobs += found
         replies = self._run(jobs, description)
         for (cell, alpha), part in zip(wanted, slices, strict=True):
-            cell.points[alpha] = self.scores.point(alpha, replies[part])
+            here = replies[part]
+            targets = [tuple(reply.job.tags["target"]) for reply in here]
+            cell.scored[alpha] = self.scores.scored(here, targets)
+            cell.points[alpha] = self.scores.point(alpha, cell.scored[alpha])
 
     def result(self, cells: Sequence[OpenCell]) -> Calibration:
-        found = [
-            CalibratedCell(
-                variant=cell.variant.name,
-                size=cell.size,
-                layer=cell.layer,
-                points=tuple(point for _, point in sorted(cell.points.items())),
-                best=best_strength(cell.scores, cell.coherent),
-                largest_coherent=largest_coherent(cell.coherent),
-                bracketed=bracket(cell.coherent) is not None,
-            )
-            for cell in cells
-        ]
+        plain = {cell.size: self._plain(cell) for cell in cells}
+        found = [cell.calibrated(plain[cell.size], self.plan.metric) for cell in cells]
         return Calibration(
             variants=self.subject.variants,
             metric=self.plan.metric,
@@ -177,8 +172,18 @@ class _CalibrationRun:
             temperature=self.bench.temperature,
             max_tokens=self.bench.max_tokens,
             layers={variant.name: _best_layer(variant.name, found) for variant in self.subject.variants},
+            unsteered={size: self.scores.point(0.0, scored) for size, scored in plain.items()},
             cells=tuple(found),
         )
+
+    def _plain(self, cell: OpenCell) -> list[Scored]:
+        """The unsteered replies to the cell's prompts, with the same seeds, seen from its targets."""
+        pairs = [
+            (self.plain[self.plan.seed + k], target)
+            for target, chosen in cell.targets.combinations
+            for k in chosen
+        ]
+        return self.scores.scored([reply for reply, _ in pairs], [target for _, target in pairs])
 
     def _centres(self, places: Mapping[tuple[str, int | None], OpenCell]) -> dict[Any, float]:
         """Place -> natural strength, where alpha has no unit of its own found from the shift it causes."""

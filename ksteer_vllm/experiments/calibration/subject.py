@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksteer_vllm.bench.ordinary import labelled_replies
 from ksteer_vllm.bench.suite import EVALUATION, SUITE_FILE, Suite
 from ksteer_vllm.bench.variants import Variant, variants_of
-from ksteer_vllm.data.rows import Prompt
+from ksteer_vllm.data.rows import LabelledRow, Prompt
 from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.probes.metadata import METADATA_FILE
 from ksteer_vllm.probes.probe import Probe
@@ -46,6 +47,8 @@ class CalibrationSubject:
         variants: The variants to calibrate.
         task: Name of the task.
         notes: Caveats that a reader of the results has to know.
+        labelled: Labelled replies of the data, for the limit on perplexity.
+        invisible: Labels that the replies the probes were fitted to do not show.
     """
 
     folder: Path
@@ -60,6 +63,8 @@ class CalibrationSubject:
     variants: tuple[Variant, ...]
     task: str = ""
     notes: tuple[str, ...] = ()
+    labelled: tuple[LabelledRow, ...] = ()
+    invisible: tuple[str, ...] = ()
 
     @classmethod
     def of_suite(cls, folder: str | Path) -> CalibrationSubject:
@@ -81,6 +86,8 @@ class CalibrationSubject:
             suite.file.engine_options,
             tuple(variants_of(suite.paths)),
             suite.file.task,
+            labelled=suite.file.labelled,
+            invisible=suite.file.invisible,
         )
 
     @classmethod
@@ -114,6 +121,7 @@ class CalibrationSubject:
             for method, use in FAMILIES[family].methods.items()
             if "alpha" in use.takes and method not in unavailable
         )
+        visible = probe.metadata.training.get("visible_labels", {})
         return cls(
             folder,
             model or probe.metadata.model.name,
@@ -127,6 +135,8 @@ class CalibrationSubject:
             variants,
             dataset.name,
             (_FITTED_TO,) if _may_be_fitted_to(probe, dataset) else (),
+            tuple(labelled_replies(dataset.rows, probe.labels)),
+            tuple(label for label, found in visible.items() if not found["visible"]),
         )
 
     @staticmethod

@@ -26,8 +26,9 @@ def write_defaults(
     """Make calibrated strengths the defaults of the probes.
 
     A method's default is its strength for the smallest combinations of labels. Only variants that amount to
-    a request with the method's default settings count. A method without a strength within the budget loses
-    the default it had. Where a layer was chosen, all defaults are for one layer: that of the family's first
+    a request with the method's default settings count. A method without a strength within the budget, or
+    whose score there does not beat that of unsteered replies beyond its interval (`Gain`), loses the default
+    it had. Where a layer was chosen, all defaults are for one layer: that of the family's first
     method with a strength.
 
     Args:
@@ -88,7 +89,7 @@ def _strength(calibration: Calibration, variant: Variant, layer: int, own: int, 
     if not cells or factor is None:
         return None
     cell = min(cells, key=lambda cell: cell.size)
-    alpha = cell.best if rule == "best" else cell.largest_coherent
+    alpha = cell.strength(rule)
     return None if alpha is None else alpha * factor
 
 

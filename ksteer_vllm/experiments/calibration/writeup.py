@@ -11,6 +11,7 @@ from ksteer_vllm.bench.coherence import RULE
 from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.experiments.calibration.choose import TOLERANCE
 from ksteer_vllm.experiments.calibration.record import CalibratedCell, Calibration
+from ksteer_vllm.experiments.calibration.verdict import where_nothing_steers, why_nothing_steers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,13 +23,23 @@ __all__ = ["calibration_frame", "curves", "write_up"]
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
 _STYLES = ("-", "--", ":", "-.")
 _COLUMNS = 4
+UNSTEERED = "unsteered"
 
 
 def calibration_frame(calibration: Calibration, *, chosen: bool = False) -> pd.DataFrame:
     """One row per cell: its strengths and what was seen at them. chosen: only at the chosen layers."""
     import pandas as pd
 
-    rows = []
+    rows: list[dict[str, Any]] = [
+        {
+            "variant": UNSTEERED,
+            "labels": size,
+            _metric(calibration): point.score,
+            "coherent": point.coherent,
+            "note": "",
+        }
+        for size, point in sorted(calibration.unsteered.items())
+    ]
     for cell in calibration.cells:
         if chosen and cell.layer != calibration.layer(cell.variant):
             continue
@@ -40,14 +51,16 @@ def calibration_frame(calibration: Calibration, *, chosen: bool = False) -> pd.D
                 "layer": cell.layer,
                 "best alpha": cell.best,
                 _metric(calibration): best.score if best else None,
+                "over unsteered": str(best.gain) if best and best.gain else "",
                 "coherent": best.coherent if best else None,
                 "largest coherent alpha": cell.largest_coherent,
                 f"{_metric(calibration)} there": largest.score if largest else None,
-                "note": _note(cell),
+                "note": _note(calibration, cell),
             }
         )
-    frame = pd.DataFrame(rows)
-    return frame.drop(columns=[name for name in ("layer", "note") if not _says_something(frame[name])])
+    frame = pd.DataFrame(rows, columns=_columns(calibration)).sort_values("labels", kind="stable")
+    empty = [name for name in ("layer", "over unsteered", "note") if not _says_something(frame[name])]
+    return frame.drop(columns=empty).reset_index(drop=True)
 
 
 def write_up(
@@ -56,6 +69,7 @@ def write_up(
     written: dict[str, Any] | None = None,
     *,
     notes: Sequence[str] = (),
+    invisible: Sequence[str] = (),
     **source: Any,
 ) -> Path:
     """Write results.md, results.json and a figure for every size.
@@ -65,6 +79,7 @@ def write_up(
         calibration: What was found.
         written: What `write_defaults` returned; None if nothing was written.
         notes: Caveats that the reader has to know.
+        invisible: Labels that the replies the probes were fitted to do not show.
         source: Further provenance, such as model and data.
 
     Returns:
@@ -76,12 +91,18 @@ def write_up(
         f"({rule.budget:g} of the unsteered share, {rule.unsteered:.3f}). Best: of the strengths within the "
         f"budget, the middle one of those around the highest {_metric(calibration)} that score within "
         f"{TOLERANCE} of it. Largest coherent: the largest strength tried within the budget, found by "
-        "bisection on a log scale."
+        "bisection on a log scale. Over unsteered: the mean difference to the unsteered replies to the same "
+        "prompts, with the bootstrap interval that is left of 95 % when it is divided among the coherent "
+        "strengths (Bonferroni); a strength is written into a probe only where all of it is above 0."
     )
     writeup.text(f"Here {RULE}." + (" The judge's word counts as well." if calibration.judge else ""))
     for note in notes:
         writeup.text(f"**Note:** {note}.")
     writeup.table(calibration_frame(calibration), caption="Strength by variant and number of target labels")
+    lost = list(where_nothing_steers(calibration, invisible))
+    if lost:
+        writeup.heading("Where nothing steers")
+        writeup.text("\n".join(f"- {line}" for line in lost))
     if written:
         writeup.text(
             "Written into the probes, for requests without a strength: "
@@ -146,6 +167,9 @@ def _panel(axis: Axes, calibration: Calibration, cells: Sequence[CalibratedCell]
                 if alpha is not None:
                     axis.axvline(alpha, color=colour, linewidth=1, alpha=0.5, label=label)
     axis.axhline(calibration.coherence.least, color=_GREY, linestyle=":", linewidth=1, label="budget")
+    if (plain := calibration.unsteered.get(cells[0].size)) is not None:
+        label = f"{_metric(calibration)}, unsteered"
+        axis.axhline(plain.score, color=_BLUE, linestyle="-.", linewidth=1, alpha=0.6, label=label)
     axis.set_xscale("log")
     axis.set_ylim(-0.03, 1.03)
     axis.set_title(cells[0].variant, fontsize=9)
@@ -157,10 +181,17 @@ def _metric(calibration: Calibration) -> str:
     return "on target" if calibration.metric == "judge" else "P(weakest target)"
 
 
-def _note(cell: CalibratedCell) -> str:
+def _columns(calibration: Calibration) -> list[str]:
+    metric = _metric(calibration)
+    strengths = ["best alpha", metric, "over unsteered", "coherent"]
+    return ["variant", "labels", "layer", *strengths, "largest coherent alpha", f"{metric} there", "note"]
+
+
+def _note(calibration: Calibration, cell: CalibratedCell) -> str:
     if cell.largest_coherent is None:
         return "no strength tried is within the budget"
-    return "" if cell.bracketed else "coherent up to the largest strength tried"
+    notes = ["nothing steers here"] if why_nothing_steers(calibration, cell) else []
+    return "; ".join([*notes, *(() if cell.bracketed else ("coherent up to the largest strength tried",))])
 
 
 def _written(changes: dict[str, Any]) -> str:
@@ -168,7 +199,8 @@ def _written(changes: dict[str, Any]) -> str:
     if layers := changes.get("default_layers"):
         alphas += f" at layer {layers[0]}"
     removed = [
-        f"{method}'s earlier strength removed, as none is within the budget" for method in changes["removed"]
+        f"{method}'s earlier strength removed, as none within the budget beats unsteered"
+        for method in changes["removed"]
     ]
     return ", ".join(filter(None, [alphas, *removed]))
 

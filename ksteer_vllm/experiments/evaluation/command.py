@@ -27,7 +27,7 @@ __all__ = ["RESULTS", "run_evaluation"]
 RESULTS = "results"
 """The folder, within the suite's."""
 
-_SHOWN = ("on_target", "success", "coherent", "nll", "shift", "kl")
+_SHOWN = ("on_target", "success", "coherent", "nll", "shift", "kl", "prompt_tokens")
 
 
 def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Evaluation:
@@ -63,6 +63,7 @@ def run_evaluation(folder: Path, plan: EvaluationPlan, console: Console) -> Eval
         plan.model_copy(update={"judge_options": options}),
         results,
         rule=calibration.coherence,
+        together=calibration.best_variant(),
         console=console,
     )
     found.without = without
@@ -96,7 +97,7 @@ def _judge_options(suite: Suite, plan: EvaluationPlan, results: Path) -> dict[st
 
 def _print(found: Evaluation, console: Console) -> None:
     table = size_table(found)
-    names = {**MEASURES, "shift": "displace-\nment", "kl": "KL, nats"}
+    names = {**MEASURES, "shift": "displace-\nment", "kl": "KL, nats", "prompt_tokens": "prompt\ntokens"}
     shown = Table(title="each variant at its own calibrated strength", title_justify="left", box=SIMPLE_HEAD)
     shown.add_column("labels")
     shown.add_column("variant", no_wrap=True)
@@ -107,7 +108,7 @@ def _print(found: Evaluation, console: Console) -> None:
         size = int(row["size"])
         if previous and size != previous:
             shown.add_section()
-        figures = [_figure(row["alpha"], ".3g"), *(_figure(row[column], ".2f") for column in _SHOWN)]
+        figures = [_figure(row["alpha"], ".3g"), *(_figure(row[column], _form(column)) for column in _SHOWN)]
         shown.add_row(str(size) if size != previous else "", row["variant"], *figures)
         previous = size
     console.print(shown)
@@ -117,6 +118,10 @@ def _print(found: Evaluation, console: Console) -> None:
                 console.print(f"[bold]{size_name(size)}, {comparison}[/bold]")
                 for line in lines:
                     console.print(f"  {line}", highlight=False)
+
+
+def _form(column: str) -> str:
+    return ".0f" if column == "prompt_tokens" else ".2f"
 
 
 def _figure(value: float, form: str) -> str:

@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+from ksteer_vllm.bench.intervals import LEVEL, interval_of_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Difference", "best_of", "compare", "difference_table", "intervals", "sentences"]
-
-LEVEL = 0.95
-RESAMPLES = 5000
+__all__ = ["LEVEL", "Difference", "best_of", "compare", "difference_table", "intervals", "sentences"]
 
 
 @dataclass(frozen=True)
@@ -136,12 +133,7 @@ def _plain(name: str) -> str:
 
 def _interval(values: pd.Series, seed: int) -> tuple[float, float]:
     """Bootstrap percentiles of the mean; values: indexed by prompt, which is what is resampled."""
-    prompts = values.groupby("prompt")
-    sums, counts = prompts.sum().to_numpy(), prompts.size().to_numpy()
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return interval_of_mean(values.to_numpy(), values.index.get_level_values("prompt"), seed=seed)
 
 
 def difference_table(differences: Sequence[Difference]) -> pd.DataFrame:

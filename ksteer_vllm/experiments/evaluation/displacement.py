@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ksteer_vllm.bench.combinations import Avoid, name_of
 from ksteer_vllm.bench.journal import Journal
-from ksteer_vllm.experiments.evaluation.forced import ForcedText, Reader
+from ksteer_vllm.experiments.evaluation.forced import ForcedReader, ForcedText
 from ksteer_vllm.experiments.evaluation.matching import Attempt, match_strengths
 from ksteer_vllm.experiments.evaluation.settings import Setting
 
@@ -27,7 +27,7 @@ class Displacement:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: ForcedReader,
         texts: Sequence[ForcedText],
         targets: Sequence[Sequence[str]],
         labels: Sequence[str],

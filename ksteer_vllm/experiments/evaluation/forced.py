@@ -22,7 +22,7 @@ from ksteer_vllm.report import report
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["EXACT_UP_TO", "TOP_TOKENS", "ForcedText", "Moved", "Reader"]
+__all__ = ["EXACT_UP_TO", "TOP_TOKENS", "ForcedReader", "ForcedText", "Moved"]
 
 EXACT_UP_TO = 2048
 """Vocabularies up to this size are compared whole, larger ones by their likeliest tokens."""
@@ -49,7 +49,7 @@ class Moved:
     kl: float = math.nan
 
 
-class Reader:
+class ForcedReader:
     """Runs texts under specs on a bench, whose engine's `max_logprobs` must allow for the vocabulary up to
     `EXACT_UP_TO` tokens, else for `TOP_TOKENS`.
 

@@ -35,10 +35,11 @@ MEASURES = {
     "nll_change": "Δ nats per token",
     "repetition": "repetition",
     "tokens": "tokens",
+    "prompt_tokens": "prompt tokens",
 }
 """Columns of `towards` that are averaged, and their names in tables."""
 
-READING = ("on_target", "success", "coherent", "nll", "repetition", "tokens")
+READING = ("on_target", "success", "coherent", "nll", "repetition", "tokens", "prompt_tokens")
 """The measures that describe how replies read."""
 
 
@@ -63,6 +64,7 @@ def reply_frame(
         target = tuple(row.pop("target", ()))
         row |= {"target": name_of(target), "size": len(target), "text": reply.text}
         row |= {"tokens": reply.tokens, "nll": np.nan if reply.nll is None else reply.nll}
+        row |= {"prompt_tokens": np.nan if reply.prompt_tokens is None else reply.prompt_tokens}
         row |= {"repetition": repeated, "coherent": float(by_rule and verdict.coherent is not False)}
         logits = reply.propensity or {}
         for label in labels:

@@ -35,6 +35,7 @@ class EvaluationPlan(Sampling):
     ] = ()
     judge: str | None = None
     judge_options: dict[str, Any] = Field(default_factory=dict)
+    allow_chance_judge: bool = False
     avoid: Annotated[
         Avoid,
         Field(

@@ -15,15 +15,17 @@ from ksteer_vllm.bench.combinations import combinations
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge, judge_for
+from ksteer_vllm.bench.judges.probe import EvaluationProbe, check_reader
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.displacement import Displacement
-from ksteer_vllm.experiments.evaluation.forced import EXACT_UP_TO, TOP_TOKENS, Reader
+from ksteer_vllm.experiments.evaluation.forced import EXACT_UP_TO, TOP_TOKENS, ForcedReader
 from ksteer_vllm.experiments.evaluation.matching import Attempt
 from ksteer_vllm.experiments.evaluation.metrics import reply_frame, towards
 from ksteer_vllm.experiments.evaluation.outcome import STEPS_OF, Evaluation, Matched
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.projections import mean_streams, projected, worth_a_point
+from ksteer_vllm.experiments.evaluation.prompted import prompted_and_steered, prompted_jobs
 from ksteer_vllm.experiments.evaluation.settings import Setting, jobs_of, step_settings, unsteered_jobs
 from ksteer_vllm.experiments.evaluation.steerability import MULTIPLIERS, propensities
 
@@ -44,6 +46,7 @@ def evaluate_suite(
     folder: Path,
     *,
     rule: CoherenceRule | None = None,
+    together: str | None = None,
     console: Console | None = None,
 ) -> Evaluation:
     """Generate, score and judge. A run that was interrupted resumes with the replies in `folder`.
@@ -54,13 +57,14 @@ def evaluate_suite(
         plan: what to evaluate, with nothing left open.
         folder: where the journal is kept.
         rule: the coherence rule; None: made from the unsteered replies.
+        together: name of the variant that is also tried on prompts that ask for the labels; None: the first.
         console: where progress is shown.
 
     Returns:
         Everything the write-up is made from.
 
     Raises:
-        UsageError: if the plan does not fit the suite.
+        UsageError: if the plan does not fit the suite, or its evaluation probe judges and is at chance.
     """
     from ksteer_vllm.fit.pipeline import few_threads, progress_bar
 
@@ -90,13 +94,15 @@ def evaluate_suite(
             Journal(folder / JOURNAL, bench.identity) as journal,
         ):
             run = _EvaluationRun(
-                suite, list(settings), plan, bench, journal, progress, prompts, targets, judge, rule
+                suite, list(settings), plan, bench, journal, progress, prompts, targets, judge, rule, together
             )
             return run.evaluation()
 
 
 def _judge(suite: Suite, plan: EvaluationPlan, progress: Progress) -> Judge:
     name = plan.judge or suite.file.judge
+    if name == EvaluationProbe.name and not plan.allow_chance_judge:
+        check_reader(suite.evaluation, suite.file.labels)
     shown = {"progress": progress} if name == "openai" else {}
     return judge_for(name, suite.file.labels, **shown, **plan.judge_options)
 
@@ -113,6 +119,7 @@ class _EvaluationRun:
     targets: list[tuple[str, ...]]
     judge: Judge
     rule: CoherenceRule | None
+    together: str | None
 
     def evaluation(self) -> Evaluation:
         labels, plan = self.suite.file.labels, self.plan
@@ -122,8 +129,10 @@ class _EvaluationRun:
         others = {
             m: self._jobs(self.settings, singles, multiplier=m) for m in MULTIPLIERS if m not in (0.0, 1.0)
         }
-        groups = self._generate([plain, main, *others.values()], "generating at calibrated strengths")
-        unsteered, steered = groups[:2]
+        groups = self._generate(
+            [plain, main, self._prompted(), *others.values()], "generating at calibrated strengths"
+        )
+        unsteered, steered, prompted = groups[:3]
         self._rule = self.rule or CoherenceRule.of(unsteered)
         displacement, exact = self._displacement(unsteered)
         moved = displacement.table(self.settings)
@@ -133,8 +142,8 @@ class _EvaluationRun:
             [self._jobs(matched_settings, self.targets), self._jobs(step_counts, self.targets)],
             "generating at equal displacement",
         )
-        own = self._seen(unsteered, steered)
-        by_multiplier = {1.0: steered, **dict(zip(others, groups[2:], strict=True))}
+        own = self._seen(unsteered, [*prompted, *steered])
+        by_multiplier = {1.0: steered, **dict(zip(others, groups[3:], strict=True))}
         return Evaluation(
             plan=plan,
             settings=self.settings,
@@ -150,7 +159,7 @@ class _EvaluationRun:
             step_strengths=step_strengths,
             propensities=propensities(unsteered, by_multiplier, [t[0] for t in singles]),
             points=self._points(unsteered, steered),
-            samples=[r for r in [*unsteered, *steered] if r.job.tags["prompt"] == 0],
+            samples=[r for r in [*unsteered, *prompted, *steered] if r.job.tags["prompt"] == 0],
             not_judged=int(own["success"].isna().sum()),
             source={
                 "model": self.suite.file.model,
@@ -171,6 +180,16 @@ class _EvaluationRun:
         labels, avoid = self.suite.file.labels, self.plan.avoid
         return jobs_of(settings, targets, self.prompts, labels, avoid, multiplier=multiplier)
 
+    def _prompted(self) -> list[Job]:
+        """The labels asked for in the prompt, alone and together with one variant; none where the task has no
+        instructions."""
+        instructions = self.suite.file.instructions
+        jobs = prompted_jobs(self.targets, self.prompts, instructions)
+        setting = next((s for s in self.settings if s.name == self.together), self.settings[0])
+        return jobs + prompted_and_steered(
+            setting, self.targets, self.prompts, instructions, self.suite.file.labels, self.plan.avoid
+        )
+
     def _generate(self, groups: Sequence[Sequence[Job]], description: str) -> list[list[Reply]]:
         """The replies of every group; all of them are one batch."""
         jobs = [job for group in groups for job in group]
@@ -181,7 +200,7 @@ class _EvaluationRun:
 
     def _displacement(self, unsteered: Sequence[Reply]) -> tuple[Displacement, bool]:
         on_prompt = [name for name, probe in self.suite.probes.items() if probe.metadata.default_where]
-        reader = Reader(self.bench, on_prompt)
+        reader = ForcedReader(self.bench, on_prompt)
         texts = [text for reply in unsteered if (text := reader.text(reply)) is not None][: self.plan.texts]
         if not texts:
             raise UsageError("every unsteered reply is empty: nothing can be measured on this model")

@@ -115,7 +115,8 @@ def _own_strength(writeup: WriteUp, found: Evaluation) -> None:
     writeup.table(
         shown,
         caption="Every variant calibrated to the same coherence budget. Nats per token: of the reply under "
-        "the unsteered model. Displacement: mean ‖x′ − x‖/‖x‖ where it edits.",
+        "the unsteered model, without the request where the labels were asked for in the prompt (prompted). "
+        "Displacement: mean ‖x′ − x‖/‖x‖ where it edits. Prompt tokens: what every request pays for.",
     )
     cells = summarise(found.own, ["size", "target", "variant"])
     writeup.figure("composition", figures.composition(cells), "Share of replies on target, targets × methods")

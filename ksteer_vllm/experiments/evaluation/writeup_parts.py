@@ -39,6 +39,8 @@ def equal_displacement(writeup: WriteUp, found: Evaluation) -> None:
 def steps(writeup: WriteUp, found: Evaluation) -> None:
     if found.steps is None:
         return
+    import pandas as pd
+
     writeup.heading("How many gradient steps")
     table = intervals(found.steps)
     curve = table[table["variant"] != UNSTEERED].merge(
@@ -51,11 +53,13 @@ def steps(writeup: WriteUp, found: Evaluation) -> None:
     if len(reached):
         writeup.figure(
             "steps",
-            figures.steps(reached, references[references["variant"] == "CAA"]),
-            f"K-Steering by number of steps, at the displacement of {STEPS_OF}; dashed: CAA at the common "
-            "displacement",
+            figures.steps(reached, references[references["variant"].isin([UNSTEERED, "CAA"])]),
+            f"K-Steering by number of steps, at the displacement of {STEPS_OF}; dashed: unsteered replies, "
+            "and CAA at the common displacement",
         )
-    shown = curve[["size", "steps", "mean", "low", "high", "alpha", "displacement", "reached"]]
+    plain = table[table["variant"] == UNSTEERED].assign(steps=UNSTEERED)
+    shown = pd.concat([plain, curve], ignore_index=True).sort_values("size", kind="stable")
+    shown = shown[["size", "steps", "mean", "low", "high", "alpha", "displacement", "reached"]]
     missed = [f"{m.variant} at {size_name(m.size)}" for m in found.step_strengths if not m.reached]
     writeup.table(
         shown.assign(reached=_words(shown["reached"])),

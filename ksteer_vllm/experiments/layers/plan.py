@@ -55,5 +55,4 @@ class LayerPlan(Sampling):
     @property
     def fit_options(self) -> dict[str, Any]:
         """Options of the fits, by name."""
-        noise = {} if self.noise is None else {"noise": self.noise}
-        return {"epochs": self.epochs, **noise, "seed": self.seed, **self.options}
+        return {"epochs": self.epochs, "noise": self.noise or 0.0, "seed": self.seed, **self.options}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
+from ksteer_vllm.bench.ordinary import labelled_replies
 from ksteer_vllm.bench.suite import EVALUATION, Suite, SuiteFile
 from ksteer_vllm.data.positions import REPLY, Window
 from ksteer_vllm.data.rows import data_digest
@@ -25,6 +26,7 @@ from ksteer_vllm.fit.activations import Activations, Recorder
 from ksteer_vllm.fit.pipeline import few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once, is_fitted
 from ksteer_vllm.fit.task import FitTask
+from ksteer_vllm.fit.visibility import Visibility, invisible
 
 if TYPE_CHECKING:
     from ksteer_vllm.data.dataset import TaskDataset
@@ -60,7 +62,8 @@ def fit_suite(
         The suite, with the evaluation probe.
 
     Raises:
-        DataError: for rows a method that was named cannot be fitted to.
+        DataError: for rows a method that was named cannot be fitted to, and for replies the model wrote
+            under instructions that do not show their labels.
         UsageError: for a plan that does not suit the model, or another suite in `out`.
     """
     with progress_bar(console) as progress:
@@ -97,11 +100,15 @@ class _SuiteFit:
                 seed=plan.seed,
                 engine_options={name: value for name, value in engine_options.items() if _plain(value)},
                 prompts={name: tuple(prompts) for name, prompts in partition.prompts.items()},
+                instructions={
+                    label: words for label, words in dataset.instructions.items() if label in fits.labels
+                },
             ),
         )
         self.writeup = self.suite.folder / "fit" / "results.md"
         self.recorded: dict[str, dict[Window, Activations]] = {"steering": {}, "evaluation": {}}
         self.left_out: dict[str, str] = {}
+        self.visible: list[Visibility] = []
 
     def run(self) -> None:
         self._check_folder()
@@ -113,7 +120,14 @@ class _SuiteFit:
         if not self.writeup.exists():
             from ksteer_vllm.experiments.suite.writeup import write_up
 
-            write_up(self.suite, self.left_out, self._recorded(), self.rows["steering"], self.fits.layer)
+            write_up(
+                self.suite,
+                self.left_out,
+                self._recorded(),
+                self.rows["steering"],
+                self.fits.layer,
+                visible=self.visible,
+            )
         self.fits.clean_up()
 
     def _fit_all(self, todo: Sequence[str]) -> None:
@@ -189,16 +203,30 @@ class _SuiteFit:
             )
 
     def _generate_replies(self) -> None:
-        """Have the engine give the replies that the data does not, where something reads them.
+        """Have the engine give the replies that the data does not, where something reads them, and check that
+        they show their labels.
 
         The evaluation probe reads text, not what was asked for: its rows are left without instructions.
         """
         wanted = {"evaluation"}
         if self.plan.reads_replies:
             wanted.add("steering")
+        given = [row for part in sorted(wanted) for row in self.rows[part]]
         for part in sorted(wanted):
             self.rows[part] = self.fits.completed(self.rows[part])
+        spoken = [row for part in sorted(wanted) for row in self.rows[part]]
+        self.visible = self.fits.check_replies(spoken, given)
         self.rows["evaluation"] = [without_instruction(row) for row in self.rows["evaluation"]]
+        hidden = tuple(one.label for one in invisible(self.visible))
+        checked = [row for row in self.rows["evaluation"] if set(hidden).isdisjoint(row.labels)]
+        file = self.suite.file.model_copy(
+            update={
+                "labelled": tuple(labelled_replies(checked, self.fits.labels)),
+                "invisible": hidden,
+            }
+        )
+        self.suite = Suite(self.suite.folder, file)
+        self.suite.write()
 
 
 def _plain(value: Any) -> bool:

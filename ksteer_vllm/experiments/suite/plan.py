@@ -60,6 +60,13 @@ class SuitePlan(BaseModel):
     keep_activations: Annotated[
         bool, Field(description="Keep the recorded activations, in OUT/activations.")
     ] = False
+    allow_invisible_labels: Annotated[
+        bool,
+        Field(
+            description="Fit even if the replies that the model wrote under instructions do not show their "
+            "labels."
+        ),
+    ] = False
 
     @property
     def window(self) -> Window:

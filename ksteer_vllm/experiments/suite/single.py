@@ -47,7 +47,8 @@ def fit_single(
         The probe.
 
     Raises:
-        DataError: for rows the method cannot be fitted to.
+        DataError: for rows the method cannot be fitted to, and for replies the model wrote under
+            instructions that do not show their labels.
         UsageError: for a plan that does not suit the model, or a folder that holds a suite.
     """
     (method,), out = plan.methods, Path(out)
@@ -55,11 +56,15 @@ def fit_single(
         raise UsageError(f"{out}: holds a suite, to which several methods are fitted; take another folder")
     with progress_bar(console) as progress:
         fits = Fits.of(model, dataset, out, plan, engine_options or {}, progress)
-        rows = list(dataset.rows)
+        rows, visible = list(dataset.rows), {}
         if plan.reads_replies:
             rows = fits.completed(rows, fits.labels)
+            found = fits.check_replies(rows, dataset.rows)
+            visible = {one.label: one.as_json() for one in found}
         with few_threads(fits.identity):
             probe = fit_at(fits.task(method, rows, out / ACTIVATIONS), plan.layers)
+    if visible:
+        probe = probe.with_metadata(training={**probe.metadata.training, "visible_labels": visible})
     probe.save(out)
     fits.clean_up()
     return probe

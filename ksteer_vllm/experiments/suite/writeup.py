@@ -15,8 +15,10 @@ from ksteer_vllm.bench.palette import OKABE_ITO
 from ksteer_vllm.bench.suite import EVALUATION, Suite
 from ksteer_vllm.data.positions import Window
 from ksteer_vllm.data.rows import LabelledRow
+from ksteer_vllm.experiments.suite.reading import judge_frame, linear_reads_better, visibility_frame
 from ksteer_vllm.fit.activations import Activations
 from ksteer_vllm.fit.stream import Stream
+from ksteer_vllm.fit.visibility import Visibility
 from ksteer_vllm.probes.probe import Probe
 
 if TYPE_CHECKING:
@@ -35,8 +37,19 @@ def write_up(
     recorded: Mapping[Window, Activations],
     rows: Sequence[LabelledRow],
     layer: int,
+    *,
+    visible: Sequence[Visibility] = (),
 ) -> None:
-    """Write SUITE/fit. left_out: methods that were not fitted, and why."""
+    """Write SUITE/fit.
+
+    Args:
+        suite: The suite, with its probes.
+        left_out: Methods that were not fitted, and why.
+        recorded: Activations, to draw.
+        rows: The rows they are of.
+        layer: The layer to draw.
+        visible: What a bag of words finds of each label in the replies.
+    """
     writeup = WriteUp(suite.folder / "fit", f"Fit: {suite.file.task}")
     probes = {**suite.probes, **({EVALUATION: suite.evaluation} if suite.evaluation else {})}
     frame = metrics_frame(probes)
@@ -50,6 +63,22 @@ def write_up(
     writeup.table(frame)
     for name, reason in left_out.items():
         writeup.text(f"Left out: {name}: {reason}")
+    if line := linear_reads_better(probes):
+        writeup.text(line)
+    judging = judge_frame(suite.evaluation)
+    if judging is not None:
+        writeup.table(
+            judging,
+            caption="The evaluation probe as a judge: balanced accuracy on held-out replies, with its 95 % "
+            "interval; a label whose interval reaches 0.5 is at chance.",
+        )
+    if visible:
+        writeup.heading("Do the replies show their labels?")
+        writeup.table(
+            visibility_frame(visible),
+            caption="What a bag of words tells of each label, cross-fitted by question: balanced accuracy "
+            "with its 95 % interval, and AUROC.",
+        )
     writeup.heading(f"Activations at layer {layer}")
     for window, activations in recorded.items():
         if layer in activations.streams:
@@ -69,6 +98,7 @@ def write_up(
     writeup.results = {
         "methods": {name: probe.metadata.metrics for name, probe in probes.items()},
         "left_out": dict(left_out),
+        "visible_labels": {one.label: one.as_json() for one in visible},
         "labels": suite.file.labels,
         "layers": suite.file.layers,
     }

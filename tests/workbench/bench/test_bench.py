@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.bench.ordinary import perplexities
 from ksteer_vllm.bench.suite import Suite
+from ksteer_vllm.data.positions import encode_prompt
+from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.demo import MODEL_DIR
 from ksteer_vllm.errors import UsageError
 from tests.workbench.bench.small_suite import LABELS, LAYER, prompts
@@ -142,3 +146,27 @@ def test_a_refused_spec_leaves_nothing_under_way(bench: Bench, jobs: list[Job]) 
 def test_a_prompt_without_room_for_its_reply_is_named(bench: Bench) -> None:
     with pytest.raises(UsageError, match=r"has \d+ tokens, its reply needs 41; .*max_model_len"):
         bench.run([Job("word " * 200)])
+
+
+def test_a_reply_may_be_read_under_another_prompt_than_its_own(bench: Bench) -> None:
+    """Its text is the same, its score that of the text under the other prompt; so is that of `perplexities`,
+    which leaves out the reply's end."""
+    asked, plain = prompts(2)
+    own, other = bench.run([Job(asked, seed=1), Job(asked, seed=1, read_under=plain)])
+    assert own.text == other.text
+    assert own.prompt_tokens == other.prompt_tokens == len(encode_prompt(bench.llm.get_tokenizer(), asked))
+    assert own.nll is not None
+    assert other.nll is not None
+    rows = [LabelledRow(prompt=prompt, reply=own.text, labels=()) for prompt in (asked, plain)]
+    for reply, perplexity in zip((own, other), perplexities(bench, rows), strict=True):
+        whole = reply.nll * (reply.tokens + reply.finished) if reply.nll else 0.0
+        end = whole - math.log(perplexity) * reply.tokens
+        assert -TOLERANCE * reply.tokens < end < 10 * reply.finished + TOLERANCE * reply.tokens
+    assert other.nll > own.nll + 0.05, "an answer to another question"
+
+
+def test_a_job_has_a_temperature_of_its_own(bench: Bench) -> None:
+    (prompt,) = prompts(1)
+    greedy = bench.run([Job(prompt, seed=seed, temperature=0.0) for seed in (1, 2)])
+    assert greedy[0].text == greedy[1].text
+    assert len({job.key for job in (Job(prompt), Job(prompt, temperature=0.0))}) == 2

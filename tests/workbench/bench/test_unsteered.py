@@ -18,6 +18,7 @@ class Bench:
     """Every reply is as likely as any other; its text is its seed."""
 
     jobs: Sequence[Job] = ()
+    temperature = 1.0
 
     def run(self, jobs: Sequence[Job], **_: Any) -> list[Reply]:
         self.jobs = jobs

@@ -10,6 +10,7 @@ from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.judges import Verdict
 
 SHIFT_PER_ALPHA = 0.125
+LOW = dict.fromkeys(("a", "b", "c"), -2.0)
 
 
 class FakeBench:
@@ -27,7 +28,7 @@ class FakeBench:
 
     def _reply(self, job: Job) -> Reply:
         if job.spec is None:
-            return Reply(job, f"plain {job.seed}", 20, True, 1.0 + 0.001 * (job.seed % 7), {"a": -2, "b": -2})
+            return Reply(job, f"plain {job.seed}", 20, True, 1.0 + 0.001 * (job.seed % 7), LOW)
         limit, alpha = self.limits[job.spec["probe"]], job.spec["alpha"]
         target = job.tags.get("target", ())
         shown = [label for label in target if alpha >= limit / 2]

@@ -19,6 +19,7 @@ from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.command import run_evaluation
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.strengths import calibrated_settings, chosen_variants, planned
+from ksteer_vllm.experiments.evaluation.writeup import size_table
 from testbed.families import random_family_probe
 from tests.workbench.evaluation.calibrations import calibration_of, digests_of, write_calibration
 
@@ -127,7 +128,8 @@ def test_sizes_without_single_labels_and_methods_without_steps(suite: Suite, tmp
     """Nothing is said of steerability, steps and projections; a suite need not have a probe that reads."""
     folder = tmp_path / "suite"
     shutil.copytree(suite.folder, folder, ignore=shutil.ignore_patterns("evaluation", "calibration"))
-    file = suite.file.model_copy(update={"judge": "stub"})
+    asked = {label: (f"w{k} w9", f"w{k} w8") for k, label in enumerate(suite.file.labels)}
+    file = suite.file.model_copy(update={"judge": "stub", "instructions": asked})
     Suite(folder, file).write()
     digests = digests_of(suite.paths)
     write_calibration(
@@ -143,6 +145,13 @@ def test_sizes_without_single_labels_and_methods_without_steps(suite: Suite, tmp
     text = (folder / "results" / "results.md").read_text()
     assert "## Side effects" in text
     assert "## Steerability" not in text
+    rows = size_table(found).set_index("variant")
+    assert list(rows.index)[:3] == ["unsteered", "prompted", "prompted + CAA"]
+    tokens = rows["prompt_tokens"]
+    assert tokens["prompted"] == tokens["prompted + CAA"] == tokens["unsteered"] + 4
+    assert tokens["CAA"] == tokens["unsteered"]
+    assert set(rows["replies"]) == {3}, "every pair of three labels, one prompt"
+    assert rows["nll"].notna().all()
 
 
 class Stub:

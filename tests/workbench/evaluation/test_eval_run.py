@@ -15,7 +15,7 @@ from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.bench.variants import variants_of
 from ksteer_vllm.errors import UsageError
-from ksteer_vllm.experiments.evaluation.forced import EXACT_UP_TO, Reader
+from ksteer_vllm.experiments.evaluation.forced import EXACT_UP_TO, ForcedReader
 from ksteer_vllm.experiments.evaluation.metrics import UNSTEERED
 from ksteer_vllm.experiments.evaluation.outcome import Evaluation
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
@@ -48,7 +48,7 @@ def test_displacement_and_kl_are_those_of_transformers(suite: Suite) -> None:
     options = {**suite.file.engine_options, "max_logprobs": EXACT_UP_TO}
     with Bench(suite.file.model, suite.paths, engine_options=options, max_tokens=12) as bench:
         (reply,) = bench.run(unsteered_jobs(prompts[:1]))
-        reader = Reader(bench, ["actadd"])
+        reader = ForcedReader(bench, ["actadd"])
         assert reader.exact
         text = reader.text(reply)
         assert text is not None
