@@ -132,6 +132,6 @@ def _margins(train: csr_matrix, shown: np.ndarray, test: csr_matrix) -> np.ndarr
 
     if shown.all() or not shown.any():
         return np.full(test.shape[0], 1.0 if shown.all() else -1.0)
-    model = LogisticRegression(C=10.0, class_weight="balanced", solver="liblinear")
+    model = LogisticRegression(C=3.0, class_weight="balanced", solver="liblinear")
     margins: np.ndarray = model.fit(train, shown).decision_function(test)
     return margins
