@@ -31,8 +31,9 @@ _PROBED = 1e-3
 
 
 def variants_for(probes: Sequence[str]) -> list[Variant]:
-    """The standard ways to steer with these probes, K-Steering first, the random control last."""
-    return [variant for variant in STANDARD if variant.probe in probes]
+    """The standard ways to steer with these probes in the raw metric, K-Steering first, the random control
+    last."""
+    return [variant for variant in STANDARD if variant.probe in probes and "metric" not in variant.settings]
 
 
 def spec_of(

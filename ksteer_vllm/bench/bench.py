@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -20,7 +21,7 @@ from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES, load
 from ksteer_vllm.spec.spec import SteeringSpec
 
-__all__ = ["Bench", "room_for"]
+__all__ = ["Bench", "room_for", "without_default_edits"]
 
 
 class Bench:
@@ -57,6 +58,8 @@ class Bench:
     ) -> None:
         from ksteer_vllm.bench.scoring import Scorer
 
+        self._copies = TemporaryDirectory(prefix="ksteer-")
+        probes = without_default_edits(probes, Path(self._copies.name))
         loaded = {name: Probe.load(folder) for name, folder in probes.items()}
         capture = {"capture": {"layers": [reader.metadata.layer]}} if scored and reader is not None else {}
         options = {**(engine_options or {}), "enforce_eager": True}
@@ -85,6 +88,7 @@ class Bench:
     def close(self) -> None:
         """Stop the engine and release what it holds."""
         stop_engine(self.llm)
+        self._copies.cleanup()
 
     def run(
         self,
@@ -158,6 +162,21 @@ def room_for(probes: Mapping[str, Probe]) -> dict[str, int]:
         "max_probes": max(fields["max_probes"].default, len(probes)),
         "max_width": max([fields["max_width"].default, *widths]),
     }
+
+
+def without_default_edits(probes: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    """The probes as experiments use them: what a spec leaves out is the same for every probe.
+
+    Args:
+        probes: Name -> folder.
+        folder: Where copies of probes with a default edit are written.
+    """
+    found = {}
+    for name, path in probes.items():
+        found[name] = path
+        if Probe.load_metadata(path).default_edit is not None:
+            found[name] = Probe.load(path).with_metadata(default_edit=None).save(folder / name)
+    return found
 
 
 def _named(spec: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from ksteer_vllm.data.rows import LabelledRow, row_name
 from ksteer_vllm.data.split import check_labels, split_conversations
 from ksteer_vllm.errors import DataError
 from ksteer_vllm.fit.heldout import evaluate, evaluate_ranking
+from ksteer_vllm.fit.metric import MetricStatistics, metric_statistics
 from ksteer_vllm.fit.plans import FitPlan
 from ksteer_vllm.fit.statistics import activation_scale, label_vectors, standardisation
 from ksteer_vllm.fit.stream import Stream
@@ -99,6 +100,9 @@ def fit_probe(
     if not plan.standardise:
         noise, mean32, std32 = std32, torch.zeros_like(mean32), torch.ones_like(std32)
     vectors = label_vectors(train_x, train_y)
+    lengths = (
+        metric_statistics(train_x, mean32, std32, rows=len(parts["train"])) if plan.standardise else None
+    )
 
     def probe_of(network: nn.Sequential) -> Probe:
         metadata = ProbeMetadata(
@@ -106,8 +110,9 @@ def fit_probe(
             layer=layer,
             model=model,
             activation_scale={layer: scale} if scale else {},
+            metric_scale=lengths.at(layer) if lengths is not None else {},
         )
-        return _probe(network, metadata, mean32, std32, vectors)
+        return _probe(network, metadata, mean32, std32, vectors, lengths)
 
     def trained(changes: Mapping[str, float]) -> FittedNetwork:
         return train_network(
@@ -136,6 +141,8 @@ def fit_probe(
         "epochs_run": fitted[best].epochs,
         "validation_loss": fitted[best].loss,
     }
+    if lengths is not None:
+        training["metric"] = dict(lengths.training)
     if len(grid) > 1:
         training["grid"] = [
             {**changes, "validation_loss": one.loss, "epochs_run": one.epochs}
@@ -179,7 +186,12 @@ def _by_seed(fitted: Sequence[FittedNetwork], metrics: Sequence[dict[str, Any]])
 
 
 def _probe(
-    network: nn.Sequential, metadata: ProbeMetadata, mean: Tensor, std: Tensor, vectors: Tensor
+    network: nn.Sequential,
+    metadata: ProbeMetadata,
+    mean: Tensor,
+    std: Tensor,
+    vectors: Tensor,
+    lengths: MetricStatistics | None,
 ) -> Probe:
     first, second, third = (module for module in network if isinstance(module, nn.Linear))
     tensors = {
@@ -193,6 +205,8 @@ def _probe(
         "input_std": std,
         "label_vectors": vectors,
     }
+    if lengths is not None:
+        tensors |= lengths.tensors(first.weight)
     return Probe(metadata, {name: tensor.detach() for name, tensor in tensors.items()})
 
 

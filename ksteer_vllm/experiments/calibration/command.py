@@ -26,8 +26,9 @@ from ksteer_vllm.experiments.calibration.run import calibrate, check_plan
 from ksteer_vllm.experiments.calibration.subject import CalibrationSubject
 from ksteer_vllm.experiments.calibration.verdict import where_nothing_steers
 from ksteer_vllm.experiments.calibration.write import write_defaults
-from ksteer_vllm.experiments.calibration.writeup import calibration_frame, write_up
+from ksteer_vllm.experiments.calibration.writeup import calibration_frame, spelled, write_up
 from ksteer_vllm.fit.pipeline import few_threads, progress_bar
+from ksteer_vllm.probes.probe import Probe
 
 __all__ = ["CalibrationRequest", "calibrate_folder"]
 
@@ -86,6 +87,7 @@ def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibrati
         check_reader(subject.reader, subject.labels)
     used = {variant.probe for variant in subject.variants}
     layers = {at for v in subject.variants for at in subject.layers_of(v, plan.layers) if at is not None}
+    layers |= {at for variant in subject.variants for at in variant.settings.get("layers", ())}
     layers |= {subject.probes[name].metadata.layer for name in used}
     with (
         few_threads(subject.probes[min(used)].metadata.model),
@@ -107,6 +109,8 @@ def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibrati
         calibration, dropped = _with_earlier(calibration, whole)
         notes += dropped
     written = write_defaults(subject, calibration, rule=plan.rule, probes=used) if request.write else {}
+    digests = {name: Probe.load_metadata(subject.paths[name]).digest for name in written}
+    calibration = calibration.model_copy(update={"digests": {**calibration.digests, **digests}})
     path = write_up(
         writeup,
         calibration,
@@ -121,11 +125,14 @@ def calibrate_folder(request: CalibrationRequest, console: Console) -> Calibrati
     if named := [name for name, changes in written.items() if changes["default_alpha"]]:
         console.print(f"strengths written into: {', '.join(named)}")
     for name, changes in written.items():
+        if changes.get("default_edit"):
+            console.print(f"{name}: default edit {spelled(changes['default_edit'])}", highlight=False)
+    for name, changes in written.items():
         if changes["removed"]:
             console.print(f"{name}: earlier strength of {', '.join(changes['removed'])} removed")
     for line in where_nothing_steers(calibration, subject.invisible):
         console.print(line, style="yellow", highlight=False)
-    if request.write and not any(changes["default_alpha"] for changes in written.values()):
+    if request.write and not any(c["default_alpha"] or c.get("default_edit") for c in written.values()):
         console.print("no strength is written")
     for note in notes:
         console.print(f"note: {note}", style="yellow")

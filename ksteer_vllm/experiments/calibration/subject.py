@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksteer_vllm.bench.ordinary import labelled_replies
 from ksteer_vllm.bench.suite import EVALUATION, SUITE_FILE, Suite
-from ksteer_vllm.bench.variants import Variant, variants_of
+from ksteer_vllm.bench.variants import Variant, in_a_metric, variants_for
 from ksteer_vllm.data.rows import LabelledRow, Prompt
 from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.probes.metadata import METADATA_FILE
@@ -84,7 +84,7 @@ class CalibrationSubject:
             tuple(suite.file.prompts.get("calibration", ())),
             suite.file.judge,
             suite.file.engine_options,
-            tuple(variants_of(suite.paths)),
+            tuple(variants_for({name: probe.metadata for name, probe in suite.probes.items()})),
             suite.file.task,
             labelled=suite.file.labelled,
             invisible=suite.file.invisible,
@@ -122,6 +122,7 @@ class CalibrationSubject:
             if "alpha" in use.takes and method not in unavailable
         )
         visible = probe.metadata.training.get("visible_labels", {})
+        variants += tuple(in_a_metric(name, probe.metadata))
         return cls(
             folder,
             model or probe.metadata.model.name,
@@ -185,10 +186,12 @@ class CalibrationSubject:
         return {name: found.metadata.digest for name, found in {**used, **reader}.items()}
 
     def layers_of(self, variant: Variant, wanted: Sequence[int]) -> tuple[int | None, ...]:
-        """The layers to try a variant at; None: the probe's only one.
+        """The layers to try a variant at; None: the probe's only one, or those of the variant's own.
 
         wanted: empty for its main layer. Raises UsageError for one it was not fitted at.
         """
+        if "layers" in variant.settings:
+            return (None,)
         metadata = self.probes[variant.probe].metadata
         has = metadata.layers or (metadata.layer,)
         absent = [layer for layer in wanted if layer not in has]

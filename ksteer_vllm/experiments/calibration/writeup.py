@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["calibration_frame", "curves", "write_up"]
+__all__ = ["calibration_frame", "curves", "spelled", "write_up"]
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
 _STYLES = ("-", "--", ":", "-.")
@@ -202,7 +202,21 @@ def _written(changes: dict[str, Any]) -> str:
         f"{method}'s earlier strength removed, as none within the budget beats unsteered"
         for method in changes["removed"]
     ]
-    return ", ".join(filter(None, [alphas, *removed]))
+    edit = changes.get("default_edit")
+    whole = f"default edit {spelled(edit)}" if edit else ""
+    return ", ".join(filter(None, [alphas, whole, *removed]))
+
+
+def spelled(edit: Mapping[str, Any]) -> str:
+    """A default edit in a sentence: `gradient, alpha 0.3, metric variance, layers 9+12`."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, list):
+            return "+".join(map(str, value))
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    fields = (f"{name} {said(value)}" for name, value in edit.items() if name != "method")
+    return ", ".join([str(edit["method"]), *fields])
 
 
 def _says_something(column: pd.Series) -> bool:

@@ -13,7 +13,7 @@ from rich.table import Table
 from ksteer_vllm.bench.combinations import combinations, size_name
 from ksteer_vllm.bench.judges import described
 from ksteer_vllm.bench.suite import EVALUATION, Suite
-from ksteer_vllm.bench.variants import variants_of
+from ksteer_vllm.bench.variants import variants_for
 from ksteer_vllm.experiments.calibration.record import Calibration
 from ksteer_vllm.experiments.evaluation.metrics import MEASURES
 from ksteer_vllm.experiments.evaluation.outcome import Evaluation
@@ -78,7 +78,8 @@ def _variants(suite: Suite, calibration: Calibration, plan: EvaluationPlan) -> l
     and the rest are reported as left out."""
     calibrated = [variant for variant in calibration.variants if variant.probe in suite.paths]
     known = {variant.name for variant in calibrated}
-    others = [variant for variant in variants_of(suite.paths) if variant.name not in known]
+    there_are = variants_for({name: probe.metadata for name, probe in suite.probes.items()})
+    others = [variant for variant in there_are if variant.name not in known]
     return chosen_variants([*calibrated, *others], plan.variants)
 
 

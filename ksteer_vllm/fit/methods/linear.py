@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ksteer_vllm.fit.heldout import evaluate
 from ksteer_vllm.fit.logistic import logistic_regression
+from ksteer_vllm.fit.metric import metric_statistics
 from ksteer_vllm.fit.plans import SplitPlan
 from ksteer_vllm.fit.statistics import activation_scale, standardisation
 from ksteer_vllm.fit.stream import Stream
@@ -35,13 +36,15 @@ def fit(task: FitTask) -> Probe:
     train, test = task.train_and_test()
     mean, std = standardisation(train.stream)
     weight, bias, iterations = regressions(train.stream.standardised(mean, std), train.targets, plan)
+    lengths = metric_statistics(train.stream, mean, std, rows=len(task.parts["train"]))
     logits = test.stream.map(lambda x: (x - mean) / std @ weight.T + bias)
     return task.probe(
         "linear",
-        {"weight": weight, "bias": bias, "input_mean": mean, "input_std": std},
-        training={**task.training(plan), "iterations": iterations},
+        {"weight": weight, "bias": bias, "input_mean": mean, "input_std": std, **lengths.tensors(weight)},
+        training={**task.training(plan), "iterations": iterations, "metric": dict(lengths.training)},
         metrics=evaluate(logits, test.targets, test.row, task.labels),
         scale=activation_scale(train.stream),
+        metric_scale=lengths.at(task.layer),
     )
 
 

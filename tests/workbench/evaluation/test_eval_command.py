@@ -71,6 +71,8 @@ def test_variants_are_chosen_by_their_name_or_their_probes() -> None:
         "K-Steering, 1 step",
         "K-Steering, 8 steps",
         "K-Steering, 8 steps, softmin",
+        "K-Steering, 8 steps, variance",
+        "K-Steering, 8 steps, covariance",
         "CAA",
     ]
     assert chosen_variants(named, []) == named

@@ -13,7 +13,7 @@ from ksteer_vllm import SteeringSpec
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.suite import Suite
-from ksteer_vllm.bench.variants import variants_of
+from ksteer_vllm.bench.variants import Variant, variants_for
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.evaluation.forced import EXACT_UP_TO, ForcedReader
 from ksteer_vllm.experiments.evaluation.metrics import UNSTEERED
@@ -30,7 +30,11 @@ ALPHA = {"mlp": 2.0, "caa": 1.0, "ace": 1.0, "actadd": 0.5}
 
 
 def _settings(suite: Suite) -> list[Setting]:
-    return [Setting(v, dict.fromkeys((1, 2), ALPHA[v.probe])) for v in variants_of(suite.paths)]
+    return [Setting(v, dict.fromkeys((1, 2), ALPHA[v.probe])) for v in _variants(suite)]
+
+
+def _variants(suite: Suite) -> list[Variant]:
+    return variants_for({name: probe.metadata for name, probe in suite.probes.items()})
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def _stream(suite: Suite, tokens: list[int]) -> torch.Tensor:
 
 
 def test_every_variant_and_the_controls_are_in_every_table(found: Evaluation, suite: Suite) -> None:
-    names = {UNSTEERED, *(variant.name for variant in variants_of(suite.paths))}
+    names = {UNSTEERED, *(variant.name for variant in _variants(suite))}
     assert {"random direction", "K-Steering, 8 steps", "CAA"} < names
     for frame in (found.own, found.matched):
         for size in (1, 2):
