@@ -37,6 +37,7 @@ def option_cases() -> dict[str, dict[str, Any]]:
     return {
         "mlp: gradient, softmin": {**gradient, "loss": "softmin"},
         "mlp: gradient, until": {**gradient, "until": {"target": 0.999999}},
+        "mlp: gradient, variance": {**gradient, "metric": "variance"},
         "mlp: gradient, cap": {**gradient, "cap": 0.5},
         "mlp: gradient, preserve_norm": {**gradient, "preserve_norm": True},
         "mlp: gradient, report": {**gradient, "report": True},

@@ -42,11 +42,11 @@ def _size(dimension: str, room: dict[str, int]) -> int:
 
 
 def random_tensor(name: str, shape: list[int], generator: torch.Generator) -> Tensor:
-    """Rows of length about 1; subspaces with orthonormal rows, masks of 0 and 1, deviations of 1."""
+    """Rows of length about 1; subspaces with orthonormal rows, masks of 0 and 1, deviations of about 1."""
     if name == "removed":
         return torch.randint(0, 2, shape, generator=generator).float()
     if name == "input_std":
-        return torch.ones(shape)
+        return torch.rand(shape, generator=generator) + 0.5
     values = torch.randn(shape, generator=generator) * shape[-1] ** -0.5
     if name in ORTHONORMAL:
         return torch.linalg.qr(values.mT)[0].mT.contiguous()

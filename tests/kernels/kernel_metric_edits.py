@@ -58,7 +58,7 @@ def metric_probe(
 
 
 def metric_edits(kind: str) -> Callable[[Maker], list[Edit]]:
-    """Every loss, stopping rule, step unit and bound under a metric, and constants."""
+    """Every loss, stopping rule, step unit and bound under a metric; under a variance constants, too."""
 
     def edits(maker: Maker) -> list[Edit]:
         slot, probe, metric = metric_probe(maker, kind)
@@ -74,21 +74,21 @@ def metric_edits(kind: str) -> Callable[[Maker], list[Edit]]:
                 slot, probe, c, metric, loss=Loss.SOFTMIN, flags=Flag.NORMALISED, **several, **until
             ),
         ]  # fmt: skip
-        return [*steps, steps[0].bounded(cap=0.05), *constant_edits(maker, kind)]
+        constants = constant_edits(maker) if kind == "variance" else []
+        return [*steps, steps[0].bounded(cap=0.05), *constants]
 
     return edits
 
 
-def constant_edits(maker: Maker, kind: str) -> list[Edit]:
+def constant_edits(maker: Maker) -> list[Edit]:
     """The gradient of a linear probe: the same vector everywhere, the second time with a cap."""
-    stored = maker.probes.basis.dtype
 
     def make() -> tuple[int, Tensor]:
-        metric = random_metric(kind, maker.hidden_size, maker.generator)
-        weights = with_metric(SlotWeights(maker.directions(maker.num_labels)), metric)
-        return maker.load(weights), weights.basis.double() @ full(stored_metric(weights, stored))
+        scale = random_metric("variance", maker.hidden_size, maker.generator).float()
+        basis = maker.directions(maker.num_labels)
+        return maker.load(SlotWeights(basis, scale=scale)), basis.double() * scale.double()
 
-    slot, written = maker.once((kind, "vectors"), make)
+    slot, written = maker.once("scaled vectors", make)
     c = -maker.label_weights((0,), (1,))
     added = RowSettings(slot, Program.ADD, strength=1.5, readout=c)
     capped = RowSettings(slot, Program.AFFINE, readout=-1.5 * c)

@@ -6,18 +6,23 @@ import pytest
 import torch
 from kernel_cases import LOGIT_TOLERANCE, make_case, one_stage
 from kernel_methods import METHODS
+from kernel_metric_edits import METRICS
 from kernel_probe_edits import conditions, loss_edits, plain_edits
 
 from ksteer_kernels import Flag, Program, ReportBuffers, plan_groups, steer_groups_
 from ksteer_kernels.workspace import DROPPED
 
-NAMES = ("plain", "losses", "reflect", "add", "sae", "bounded", "variance", "covariance")
+NAMES = ("plain", "losses", "reflect", "add", "sae", "bounded")
 
 
 def reporting(maker):
     return [[edit.flagged(Flag.REPORT)] for name in NAMES for edit in METHODS[name](maker)] + [
         [edit] for edit in plain_edits(maker)
     ]
+
+
+def under_metrics(maker):
+    return [[edit.flagged(Flag.REPORT)] for kind in METRICS for edit in METHODS[kind](maker)]
 
 
 def conditional(maker):
@@ -75,9 +80,18 @@ def collect(case, backend):
 @pytest.mark.parametrize("rows", [reporting, conditional])
 def test_reports_are_the_truth(backend, device, rows):
     case = make_case(rows, num_tokens=63, hidden_size=63, device=device, with_gain=True, max_steps=5, seed=7)
+    assert len({record.steps for record in case.records()}) > 3
+    assert_reported(case, backend)
+
+
+def test_a_reported_length_is_euclidean_under_a_metric(backend, device):
+    case = make_case(under_metrics, num_tokens=16, hidden_size=63, device=device, with_gain=True, max_steps=2)
+    assert_reported(case, backend)
+
+
+def assert_reported(case, backend):
     found, expected = collect(case, backend), case.records()
     assert set(found) == {(record.stage, record.token) for record in expected}
-    assert len({record.steps for record in expected}) > 3
     for record in expected:
         shift, steps, before, after = found[record.stage, record.token]
         assert steps == record.steps
