@@ -32,6 +32,7 @@ __all__ = [
     "running_engine",
     "start_engine",
     "stop_engine",
+    "streamed",
     "take_captures",
 ]
 
@@ -168,6 +169,14 @@ def generation_params(
         output_kind=RequestOutputKind.FINAL_ONLY,
         **fields,
     )
+
+
+def streamed(parameters: SamplingParams) -> SamplingParams:
+    """The same request, told as it goes: every output holds only what is new."""
+    from vllm.sampling_params import RequestOutputKind
+
+    parameters.output_kind = RequestOutputKind.DELTA
+    return parameters
 
 
 def reading_params(

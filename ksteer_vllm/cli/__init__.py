@@ -11,6 +11,7 @@ import typer
 
 import ksteer_vllm
 from ksteer_vllm.cli.calibrate import calibrate
+from ksteer_vllm.cli.chat import chat
 from ksteer_vllm.cli.condition import condition
 from ksteer_vllm.cli.convert import convert
 from ksteer_vllm.cli.demo import demo
@@ -56,6 +57,7 @@ app.command()(layers)
 app.command()(calibrate)
 app.command("sweep", hidden=True)(calibrate)  # what calibrate was called before
 app.command("eval")(evaluate)
+app.command()(chat)
 app.command()(condition)
 app.command()(inspect)
 app.command()(convert)

@@ -52,12 +52,19 @@ def test_inspect(folder: Path) -> None:
     assert len(refused.stderr.splitlines()) == 1
 
 
+def test_chat_with_a_server_asks_for_the_server_alone() -> None:
+    refused = ksteer("chat", "tones", "--url", "http://127.0.0.1:9")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("ksteer: --url: http://127.0.0.1:9: ")
+
+
 def test_the_rest_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text("")
     for arguments in (
         ("fit", "m", tmp_path / "d.jsonl", "--out", tmp_path / "x"),
         ("calibrate", tmp_path),
         ("demo", "--out", tmp_path / "x"),
+        ("chat", tmp_path),
     ):
         refused = ksteer(*arguments)
         assert refused.returncode == 2, refused.stderr
