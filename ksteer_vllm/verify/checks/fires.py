@@ -126,7 +126,7 @@ def _judge_effects(trial: Trial) -> None:
         trial.passed(
             name,
             f"log-probabilities move by {min(effects):.2g} to {max(effects):.2g} in {len(effects)} requests, "
-            f"one per layer and probe: {listing(fired.plan.name for fired in trial.fired)}",
+            f"one per layer, probe and metric: {listing(fired.plan.name for fired in trial.fired)}",
             effect=figures,
         )
 
