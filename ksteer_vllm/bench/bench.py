@@ -34,6 +34,7 @@ class Bench:
         layers: The layers that requests may steer.
         engine_options: Further arguments of `vllm.LLM`.
         temperature: Sampling temperature of the replies; 0 is greedy.
+        top_p: Share of the next token's probability that is sampled from, the likeliest tokens first.
         max_tokens: Most tokens of a reply.
         scored: False for an engine that only generates.
         steering: Further keys of `ksteer_vllm.enable`.
@@ -52,6 +53,7 @@ class Bench:
         layers: Literal["all"] | Sequence[int] = "all",
         engine_options: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
+        top_p: float = 1.0,
         max_tokens: int = MAX_TOKENS,
         scored: bool = True,
         steering: Mapping[str, Any] | None = None,
@@ -65,12 +67,14 @@ class Bench:
         options = {**(engine_options or {}), "enforce_eager": True}
         wanted = {"probes": probes, "layers": layers, **room_for(loaded), **(steering or {}), **capture}
         self.temperature = temperature
+        self._narrowed = {} if top_p == 1.0 else {"top_p": top_p}
         self.max_tokens = max_tokens
         self._digests = {name: Probe.load_metadata(folder).digest for name, folder in probes.items()}
         self.identity: dict[str, Any] = {
             "model": model,
             "reader": _digest_of(reader) if scored and reader is not None else None,
             "temperature": temperature,
+            **self._narrowed,
             "max_tokens": max_tokens,
             "dtype": options.get("dtype", "auto"),
         }
@@ -146,7 +150,11 @@ class Bench:
     def _sampling(self, job: Job) -> Any:
         temperature = self.temperature if job.temperature is None else job.temperature
         return generation_params(
-            temperature=temperature, max_tokens=self.max_tokens, seed=job.seed, spec=job.spec
+            temperature=temperature,
+            max_tokens=self.max_tokens,
+            seed=job.seed,
+            spec=job.spec,
+            **self._narrowed,
         )
 
 

@@ -1,0 +1,47 @@
+"""Every way to steer a real model, towards behaviours that code can check.
+
+    python -m benchmarks.verifiable                 # about 100 minutes on 2 cores with nothing else running
+    python -m benchmarks.verifiable --minutes 40    # a piece of it; the next run resumes
+
+SmolLM2-135M-Instruct (fetched by `ksteer model smollm2` if --model is left out). Replies with true
+labels are written and fitted to, settings are chosen on one half of the questions, and everything is
+reported on the other: results/verifiable.md. What is done is kept in OUT, reply by reply.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.harness import run_in_process
+from benchmarks.record import RESULTS, provenance, wide_console
+
+PIECE_SECONDS = 60.0
+
+
+def main(
+    model: Annotated[str, typer.Option(help="model folder; default: SmolLM2, fetched into OUT/model")] = "",
+    out: Annotated[Path, typer.Option(help="folder that keeps what is done")] = Path("verifiable-out"),
+    minutes: Annotated[float, typer.Option(help="stop after about so many minutes; 0: run to the end")] = 0,
+    results: Annotated[Path, typer.Option(help="folder of the page")] = RESULTS,
+) -> None:
+    """Run what is not done yet, and write the page when everything is."""
+    run_in_process()
+    from benchmarks.verifiable.stages import Stages, describe
+
+    console, deadline = wide_console(), time.monotonic() + 60 * minutes if minutes else float("inf")
+    out.mkdir(parents=True, exist_ok=True)
+    if not model:
+        from ksteer_vllm.convert.model import write_model
+
+        model = str(write_model("smollm2", out / "model"))
+    stages = Stages(model, out, console, deadline)
+    page = stages.run(results, describe(provenance()))
+    console.print(f"page: {page}" if page else f"time is up; run the command again to go on (kept in {out})")
+
+
+if __name__ == "__main__":
+    typer.run(main)
