@@ -10,6 +10,8 @@ reported on the other: results/verifiable.md. What is done is kept in OUT, reply
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +20,6 @@ import typer
 
 from benchmarks.harness import run_in_process
 from benchmarks.record import RESULTS, provenance, wide_console
-
-PIECE_SECONDS = 60.0
 
 
 def main(
@@ -35,9 +35,9 @@ def main(
     console, deadline = wide_console(), time.monotonic() + 60 * minutes if minutes else float("inf")
     out.mkdir(parents=True, exist_ok=True)
     if not model:
-        from ksteer_vllm.convert.model import write_model
-
-        model = str(write_model("smollm2", out / "model"))
+        model = str(out / "model")
+        ksteer = Path(sys.executable).with_name("ksteer")
+        subprocess.run([ksteer, "model", "smollm2", "--out", model], check=True)
     stages = Stages(model, out, console, deadline)
     page = stages.run(results, describe(provenance()))
     console.print(f"page: {page}" if page else f"time is up; run the command again to go on (kept in {out})")

@@ -28,8 +28,8 @@ Effects = dict[str, Any]
 def side_effects(bench: Bench, journal: Journal, settings: Mapping[str, Setting]) -> dict[str, Effects]:
     """Divergence and knowledge of every way at its setting, and of the unsteered model.
 
-    Each behaviour is steered towards in turn; the multiple-choice items are shared out among the behaviours, so
-    that every way answers each item once.
+    Each behaviour is steered towards in turn; the multiple-choice items are shared out among them, so that
+    every way answers each item once.
 
     Returns:
         By the way's name, and `unsteered`.

@@ -26,11 +26,9 @@ def findings(
     ours = _leader(singles, chosen, mine=True)
     theirs = _leader(singles, chosen, mine=False)
     found = [
-        f"On the seven, {ours} shows the behaviour in {_shown(singles, ours, SEVEN_TARGETS)} of the replies "
-        f"({singles[ours].broken_share:.0%} broken, perplexity {singles[ours].perplexity:.1f}), the best "
-        f"baseline, {theirs}, in {_shown(singles, theirs, SEVEN_TARGETS)} "
-        f"({singles[theirs].broken_share:.0%} broken, perplexity {singles[theirs].perplexity:.1f}), prompting in "
-        f"{_shown(singles, PROMPTED, SEVEN_TARGETS)}, and no steering in {_shown(singles, UNSTEERED, SEVEN_TARGETS)}.",
+        f"On the seven, {_told(singles, ours)}; the best baseline, {_told(singles, theirs)}; prompting "
+        f"{_shown(singles, PROMPTED, SEVEN_TARGETS)}; no steering "
+        f"{_shown(singles, UNSTEERED, SEVEN_TARGETS)}.",
         _lead(singles, ours, theirs, SEVEN_TARGETS, "On the seven"),
         _lead(singles, ours, PROMPTED, SEVEN_TARGETS, "On the seven"),
         _lead(pairs, _leader(pairs, chosen, mine=True), _leader(pairs, chosen, mine=False), (), "On pairs"),
@@ -67,6 +65,14 @@ def _lead(
 
 def _significant(difference: Estimate) -> str:
     return "" if difference.low > 0 or difference.high < 0 else ", an interval that holds 0"
+
+
+def _told(rows: Mapping[str, Seen], name: str) -> str:
+    seen = rows[name]
+    return (
+        f"{name} {_shown(rows, name, SEVEN_TARGETS)} (over all singles {seen.broken_share:.0%} broken, "
+        f"perplexity {seen.perplexity:.1f})"
+    )
 
 
 def _shown(rows: Mapping[str, Seen], name: str, targets: Sequence[tuple[str, ...]]) -> str:

@@ -54,15 +54,15 @@ def write_page(
         "\n".join(f"- {sentence}" for sentence in findings(singles, pairs, effects, chosen)),
         "## Seven single behaviours",
         f"{SINGLE_QUESTIONS} questions a cell, on which nothing was chosen. Shown: the reader finds the "
-        "behaviour and the reply is not broken (under four words, or under 60 % distinct trigrams). Intervals: "
-        "95 %, paired bootstrap over the questions.",
+        "behaviour and the reply is not broken (under four words, or under 60 % distinct trigrams). "
+        "Intervals: 95 %, paired bootstrap over the questions.",
         _markdown(main_table(singles, seven=True)),
         "## All singles",
         f"![shares]({NAME}-singles.png)",
         _markdown(main_table(singles)),
         _markdown(by_behaviour(singles)),
         "## Pairs",
-        f"{PAIR_QUESTIONS} questions for each of the pairs that do not contradict each other; both must show.",
+        f"{PAIR_QUESTIONS} questions for each pair that does not contradict itself; both must show.",
         f"![shares]({NAME}-pairs.png)",
         _markdown(main_table(pairs)),
         "## Side effects",
