@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from ksteer_vllm.cli.from_models import From, command
+from ksteer_vllm.cli.knob import Knob, OfKnob, make_from_command_line
 from ksteer_vllm.cli.options import (
-    Data,
+    DATA_HELP,
     Engine,
     Model,
     Replies,
@@ -18,6 +19,7 @@ from ksteer_vllm.cli.options import (
     quiet_vllm,
     wide_console,
 )
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.suite.plan import SuitePlan
 from ksteer_vllm.fit.plans import ActAddPlan, EditPlan, FitPlan
 from ksteer_vllm.spec.families import fits
@@ -25,6 +27,10 @@ from ksteer_vllm.spec.families import fits
 __all__ = ["fit"]
 
 ALL = "all"
+
+MaybeData = Annotated[
+    str | None, typer.Argument(help=DATA_HELP + " Not with --behaviours.", show_default=False)
+]
 
 Fields = Annotated[dict[str, Any], From(SuitePlan, leave_out=("methods", "options", "replies"))]
 OfProbe = Annotated[
@@ -42,11 +48,11 @@ OfActAdd = Annotated[dict[str, Any], From(ActAddPlan, only=("first",), prefix="F
 @command
 def fit(
     model: Model,
-    data: Data,
+    data: MaybeData = None,
+    *,
     out: Annotated[
         Path, typer.Option(help="The folder to write: a probe, or a suite if several methods are fitted.")
     ],
-    *,
     method: Annotated[
         str,
         typer.Option(
@@ -54,6 +60,8 @@ def fit(
             help=f"One of {', '.join(fits())}; or several of them, or all, for a suite.",
         ),
     ] = "mlp",
+    knob: Knob,
+    of_knob: OfKnob,
     fields: Fields,
     of_probe: OfProbe,
     of_training: OfTraining,
@@ -63,10 +71,11 @@ def fit(
     source: Source,
     engine: Engine,
 ) -> None:
-    """Fit a probe, or a suite of several methods, to labelled text.
+    """Fit a probe, or a suite of several methods, to labelled text or to behaviours in words.
 
-    Activations are recorded in the vLLM engine itself. An interrupted run resumes with what it has already
-    recorded and fitted.
+    With --behaviours or --calibrate one command does it all: the probe, its strength, and a table of what it
+    does on questions kept apart. Otherwise the probe is fitted and no more. Activations are recorded in the
+    vLLM engine itself. An interrupted run resumes with what it has already recorded and fitted.
     """
     quiet_vllm()
     one_process()
@@ -77,6 +86,16 @@ def fit(
     from ksteer_vllm.fit.describe import metrics_tables
 
     console = wide_console()
+    knob.check_alone()
+    if knob.wanted:
+        given = replies.model_dump(include=replies.model_fields_set)
+        options = {**of_knob, **fields, **of_probe, **of_training, **of_edits, **of_actadd, **given}
+        if method != "mlp":
+            options["method"] = method
+        make_from_command_line(model, data, out, knob, options, source, engine.arguments(), console)
+        return
+    if data is None:
+        raise UsageError("DATA: missing; name labelled text, or say in words what you want (--behaviours)")
     named = tuple(name.strip() for name in method.split(",") if name.strip())
     options = {**of_probe, **of_training, **of_edits, **of_actadd}
     plan = SuitePlan(methods=() if method == ALL else named, options=options, replies=replies, **fields)

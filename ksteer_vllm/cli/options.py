@@ -238,13 +238,11 @@ class JudgeOptions(_Group):
 
 
 Model = Annotated[str, typer.Argument(help="A model folder, or a model's name on the hub.")]
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="Labelled text: a .jsonl, .json, .csv, .tsv or .parquet file; a predefined task (tones, "
-        "debates or demo); or hub:owner/name, a dataset on the hub."
-    ),
-]
+DATA_HELP = (
+    "Labelled text: a .jsonl, .json, .csv, .tsv or .parquet file; a predefined task (tones, debates or "
+    "demo); or hub:owner/name, a dataset on the hub."
+)
+Data = Annotated[str, typer.Argument(help=DATA_HELP)]
 Engine = Annotated[EngineOptions, From(EngineOptions)]
 Source = Annotated[DataOptions, From(DataOptions)]
 Replies = Annotated[ReplyPlan, From(ReplyPlan)]

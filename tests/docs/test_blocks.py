@@ -14,11 +14,13 @@ import pytest
 from typer.main import get_command
 
 from ksteer_vllm.cli import app
+from ksteer_vllm.data.behaviours import read_behaviours
 from ksteer_vllm.spec.presets import read_presets
 from tests.docs.blocks import ROOT, TEXTS, Block, all_blocks, blocks
 from tests.docs.commands import commands, option
 from tests.server.http.parsing import serve_parser
 
+BEHAVIOURS = blocks("yaml", containing="behaviours:")
 LANGUAGES = {"python", "bash", "json", "yaml", "text"}
 ANY_FLAGS = {"docker", "head", "kubectl"}
 """Commands of others, in which nothing is ours."""
@@ -52,7 +54,14 @@ def test_specs_can_be_run_with_the_demo_probe(block: Block, registry_of: Callabl
     assert registry_of().admit(json.loads(block.text)).edits
 
 
-@pytest.mark.parametrize("block", **ids(blocks("yaml")))
+@pytest.mark.parametrize("block", **ids(BEHAVIOURS))
+def test_behaviours_can_be_read(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "behaviours.yaml"
+    file.write_text(block.text)
+    assert read_behaviours(file).names
+
+
+@pytest.mark.parametrize("block", **ids([block for block in blocks("yaml") if block not in BEHAVIOURS]))
 def test_presets_can_be_run_with_the_demo_probe(
     block: Block, registry_of: Callable[..., Any], tmp_path: Path
 ) -> None:

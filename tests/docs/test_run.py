@@ -35,7 +35,7 @@ ASKING = [
 EXAMPLES = ("offline.py", "report.py")
 """Of examples/: what runs on one engine of this process. `tests/workbench/ksteering` runs what ksteering.py
 shows."""
-PRESETS = "tutorial.md"
+PRESETS = "tutorial-replies.md"
 DOCUMENTED_URL = "http://localhost:8000"
 
 

@@ -40,6 +40,7 @@ class SteeringEndpoints:
         if engine_client is None:
             return
         from ksteer_vllm.host.lifecycle import ServerLifecycle
+        from ksteer_vllm.server.endpoints.prompt_forms import warn_of_other_forms
         from ksteer_vllm.server.endpoints.routes import STATE_KEY
         from ksteer_vllm.server.endpoints.service import Service
 
@@ -49,6 +50,7 @@ class SteeringEndpoints:
             folder = None
         lifecycle = ServerLifecycle(engine_client, None if folder is None else Path(folder))
         lifecycle.start()
+        warn_of_other_forms(lifecycle.registry.probes, engine_client.tokenizer, args)
         setattr(
             state,
             STATE_KEY,

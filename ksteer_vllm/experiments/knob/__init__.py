@@ -1,0 +1,1 @@
+"""From behaviours in words, or from labelled replies, to a calibrated probe: a knob."""

@@ -1,0 +1,155 @@
+"""The unsteered, prompted and steered model on questions the probe was not fitted to, read by the checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from rich.progress import Progress
+
+from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.jobs import Job, Reply
+from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.data.readers import broken
+from ksteer_vllm.experiments.knob.checks import Check, readings
+from ksteer_vllm.experiments.knob.plan import RECIPE, KnobPlan
+from ksteer_vllm.experiments.knob.prompts import Form
+from ksteer_vllm.experiments.knob.written import Asked, Written
+
+__all__ = [
+    "KNOB",
+    "ROWS",
+    "ReadReply",
+    "ReadingLimit",
+    "Row",
+    "Tryout",
+    "perplexity",
+]
+
+KNOB: Final = "knob"
+"""The probe's name in specs."""
+
+Row = Literal["unsteered", "prompted", "steered", "prompted and steered"]
+ROWS: Final[tuple[Row, ...]] = ("unsteered", "prompted", "steered", "prompted and steered")
+
+_FACTOR: Final = 1.5
+_PERCENTILE: Final = 95
+
+
+@dataclass(frozen=True)
+class ReadingLimit:
+    """Up to which perplexity, under the unsteered model, a reply counts as one that can be read."""
+
+    perplexity: float
+
+    @classmethod
+    def of(cls, *kinds: Sequence[float]) -> ReadingLimit:
+        """1.5 times the 95th percentile of the perplexities of ordinary replies, the kind with the largest.
+
+        A limit from unsteered replies alone would forbid every other language.
+        """
+        tails = [float(np.percentile(kind, _PERCENTILE)) for kind in kinds if len(kind)]
+        return cls(_FACTOR * max(tails, default=math.inf))
+
+    def allows(self, reply: Reply) -> bool:
+        """Whether the reply is text, and within the limit."""
+        return not broken(reply.text) and perplexity(reply) <= self.perplexity
+
+
+@dataclass(frozen=True)
+class ReadReply:
+    """One reply, and what is said of it.
+
+    Attributes:
+        asked: The question, and the behaviour that was steered towards or asked for.
+        reply: The reply.
+        shown: The behaviours it shows.
+        readable: Whether it is within the reading limit; None before there is one.
+    """
+
+    asked: Asked
+    reply: Reply
+    shown: frozenset[str]
+    readable: bool | None = None
+
+    def success(self, behaviour: str) -> bool:
+        """Whether it shows the behaviour and can be read."""
+        return behaviour in self.shown and self.readable is not False
+
+
+@dataclass
+class Tryout:
+    """Runs questions on one engine that steers, and reads the replies.
+
+    Attributes:
+        bench: The engine; it knows the probe as KNOB.
+        form: The form of the prompts.
+        instructions: Behaviour -> the phrasings that ask for it, for the rows that prompt; empty where nobody
+            wrote any.
+        checks: Of every behaviour the probe has a label for.
+        plan: Sampling and seed.
+        journal: Keeps the replies.
+        progress: Where to show how many are done.
+        limit: What counts as readable, once it is known.
+    """
+
+    bench: Bench
+    form: Form
+    instructions: Mapping[str, Sequence[str]]
+    checks: Mapping[str, Check]
+    plan: KnobPlan
+    journal: Journal
+    progress: Progress
+    limit: ReadingLimit | None = None
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of the table."""
+        return ROWS if self.instructions else ("unsteered", "steered")
+
+    def spec(self, behaviour: str, strength: float) -> dict[str, Any]:
+        """The steering spec towards one behaviour."""
+        return {"probe": KNOB, "target": [behaviour], **RECIPE, "alpha": self.plan.alpha(strength)}
+
+    def run(self, row: Row, questions: Sequence[str], strength: float | None = None) -> list[ReadReply]:
+        """The outcomes of one row of a table: every question once, for every behaviour where that matters.
+
+        The same question has the same seed in every row, so rows can be compared question by question.
+
+        Args:
+            row: How the model is asked.
+            questions: Plain questions.
+            strength: Of the rows that steer.
+        """
+        wanted: list[tuple[Asked, Job]] = []
+        steers = strength is not None and row in ("steered", "prompted and steered")
+        names: Sequence[str | None] = [None] if row == "unsteered" else list(self.checks)
+        for name in names:
+            for number, question in enumerate(questions):
+                prompt = self._prompt(row, name, question, number)
+                spec = self.spec(str(name), strength) if steers and strength is not None else None
+                job = Job(prompt, spec, self.plan.seed + number, {"part": row})
+                wanted.append((Asked(question, name), job))
+        description = f"{row}, strength {strength:g}" if steers else row
+        replies = self.bench.run(
+            [job for _, job in wanted], journal=self.journal, progress=self.progress, description=description
+        )
+        written = [Written(asked, reply.text) for (asked, _), reply in zip(wanted, replies, strict=True)]
+        return [
+            ReadReply(one.asked, reply, shown, None if self.limit is None else self.limit.allows(reply))
+            for one, reply, shown in zip(written, replies, readings(self.checks, written), strict=True)
+        ]
+
+    def _prompt(self, row: Row, name: str | None, question: str, number: int) -> str:
+        if name is None or row not in ("prompted", "prompted and steered"):
+            return self.form.plain(question)
+        phrasings = self.instructions[name]
+        return self.form.instructed(phrasings[number % len(phrasings)], question)
+
+
+def perplexity(reply: Reply) -> float:
+    """exp of the nll; infinite for an empty reply."""
+    return math.inf if reply.nll is None else math.exp(min(reply.nll, 700.0))
