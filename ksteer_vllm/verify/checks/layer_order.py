@@ -37,7 +37,7 @@ Reading = Mapping[int, Sequence[Sequence[float]]]
 def check_order(trial: Trial) -> None:
     """Per layer one request: a strong edit there, and a sensor at every other layer."""
     name = "layers act in order"
-    fired = {found.plan.layer: found for found in trial.edits}
+    fired = {found.plan.layer: found for found in reversed(trial.edits)}  # the first one at each layer
     if not trial.facts.reports or len(fired) < 2:
         reason = (
             "without reports"
