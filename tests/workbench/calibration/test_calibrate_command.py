@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from ksteer_vllm.cli import app
 from ksteer_vllm.experiments.calibration.record import CALIBRATION, Calibration
+from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.probes.probe import Probe
+from tests.support.demo_probe import demo_probe
 from tests.workbench.bench.small_suite import write_suite
 
 OPTIONS = ["--variants", "CAA", "--variants", "K-Steering, 8 steps", "--sizes", "1", "--prompts", "4"]
@@ -73,6 +75,16 @@ Journal.add = add_and_die
 """The command, killed by itself once so many values are kept: from outside it might have ended by then."""
 
 
+def steerable_suite(folder: Path, fitted: Path) -> Path:
+    """A suite whose probes steer the shipped model, by its exact reader: their strengths are written."""
+    suite, probe = write_suite(folder, judge="reader").folder, Probe.load(fitted)
+    probe.with_metadata(default_alpha={}).save(suite / "mlp")
+    vectors = {"vectors": probe.tensors["label_vectors"]}
+    metadata = ProbeMetadata(family="vectors", labels=probe.labels, layer=2, model=probe.metadata.model)
+    Probe(metadata, vectors).save(suite / "caa")
+    return suite
+
+
 def run(suite: Path, program: str = COMMAND) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, "calibrate", str(suite), *OPTIONS],
@@ -95,10 +107,13 @@ def results(suite: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_calibration_that_was_killed_goes_on_and_ends_alike(tmp_path: Path) -> None:
-    whole = write_suite(tmp_path / "whole").folder
+def test_a_calibration_that_was_killed_goes_on_and_ends_alike(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    fitted = demo_probe(tmp_path_factory)
+    whole = steerable_suite(tmp_path / "whole", fitted)
     finished(whole)
-    killed = write_suite(tmp_path / "killed").folder
+    killed = steerable_suite(tmp_path / "killed", fitted)
     journal = killed / CALIBRATION / "journal.jsonl"
     first = run(killed, KILLED)
     assert first.returncode == -signal.SIGKILL, first.stdout + first.stderr

@@ -125,7 +125,7 @@ def test_an_interrupted_fit_gets_its_report_from_the_shards(
     assert not shards.exists()
 
 
-def _interrupted(*_: object) -> None:
+def _interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
