@@ -48,6 +48,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_replies_to_a_calibrated_probe_in_one_command(data: Path) -> None:
     out = data.parent / "tones"
     command = [
