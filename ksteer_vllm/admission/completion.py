@@ -38,7 +38,10 @@ def complete(edit: Edit, probe: ProbeMetadata) -> tuple[Edit, Use]:
         and edit.compat is None  # a default edit was calibrated for another one
         and method == next(iter(methods))
     ):
+        is_left_to_the_probe = edit.alpha is None
         edit = with_defaults(edit, parse_default_edit(probe.default_edit, probe.family, methods))
+        if is_left_to_the_probe and edit.alpha is not None:
+            edit = edit.model_copy(update={"alpha": _alpha_towards(edit, edit.alpha, probe)})
     use = methods[method]
     edit.check_method(method, use.takes)
     where = edit.where or (
@@ -73,6 +76,21 @@ def final_alpha(edit: Edit, use: Use, probe: ProbeMetadata) -> float:
             edit.strength,
         )
     return product + 0.0
+
+
+def _alpha_towards(edit: Edit, alpha: float, probe: ProbeMetadata) -> float:
+    """The default edit's alpha for the labels of a request: the mean of theirs, by their weights.
+
+    Args:
+        edit: With its labels; those to move away from count only where there are none to move towards.
+        alpha: That of the default edit.
+        probe: The probe it names.
+    """
+    labels = edit.target or edit.avoid
+    whole = sum(labels.values())
+    if not probe.label_alpha or not whole:
+        return alpha
+    return sum(weight * probe.label_alpha.get(label, alpha) for label, weight in labels.items()) / whole
 
 
 def _method(edit: Edit, probe: ProbeMetadata) -> str:

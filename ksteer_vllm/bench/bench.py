@@ -183,7 +183,9 @@ def without_default_edits(probes: Mapping[str, Path], folder: Path) -> dict[str,
     for name, path in probes.items():
         found[name] = path
         if Probe.load_metadata(path).default_edit is not None:
-            found[name] = Probe.load(path).with_metadata(default_edit=None).save(folder / name)
+            found[name] = (
+                Probe.load(path).with_metadata(default_edit=None, label_alpha={}).save(folder / name)
+            )
     return found
 
 

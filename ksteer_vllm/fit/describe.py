@@ -96,6 +96,8 @@ def _facts(metadata: ProbeMetadata, tensors: Mapping[str, Array]) -> Table:
         rows["hidden layers"] = f"{widths[0]} and {widths[1]}, {metadata.activation}"
     if metadata.default_edit is not None:
         rows["default edit"] = ", ".join(f"{name} {value}" for name, value in metadata.default_edit.items())
+    if metadata.label_alpha:
+        rows["alpha by label"] = ", ".join(f"{label} {a:.4g}" for label, a in metadata.label_alpha.items())
     rows["default alpha"] = ", ".join(f"{m} {a:.4g}" for m, a in metadata.default_alpha.items()) or "none"
     if metadata.default_where is not None:
         rows["default where"] = str(metadata.default_where)

@@ -87,6 +87,14 @@ class ProbeMetadata(BaseModel):
             "defaults: a strength and all that it was calibrated with."
         ),
     ] = None
+    label_alpha: Annotated[
+        dict[str, Finite],
+        Field(
+            description="Label -> the default edit's alpha towards it, where one strength does not suit all "
+            "labels. Several labels get the mean by their weights; a label that is missing counts with the "
+            "alpha of the default edit."
+        ),
+    ] = {}
     metric_layers: Annotated[
         dict[str, tuple[int, ...]],
         Field(description="Metric -> the layers with statistics for it. Read off the tensors, never stored."),
@@ -127,6 +135,10 @@ class ProbeMetadata(BaseModel):
             raise ValueError(f"metric_scale: no method of family {self.family!r} takes a metric")
         if self.default_edit is not None:
             self._check_default_edit(self.default_edit)
+        if self.label_alpha and "alpha" not in (self.default_edit or {}):
+            raise ValueError("label_alpha: needs a default_edit with an alpha")
+        if strange := sorted(set(self.label_alpha) - set(self.labels)):
+            raise ValueError(f"label_alpha: no label {strange[0][:80]!r}; known: {listing(self.labels)}")
         if absent := sorted(set(self.default_layers) - set(self.layers or (self.layer,))):
             raise ValueError(f"default_layers: no tensors for layer {absent[0]}")
         unknown = sorted(m for m in self.default_alpha if m not in methods or "alpha" not in methods[m].takes)
@@ -245,7 +257,8 @@ def check_shapes(metadata: ProbeMetadata, shapes: Mapping[str, Sequence[int]]) -
 
 _MEANING = ("schema_version", "labels", "layer", "site", "activation", "model")
 _MEANING_IF_SET = (
-    "family", "layers", "default_where", "activation_scale", "metric_scale", "default_edit", "settings",
+    "family", "layers", "default_where", "activation_scale", "metric_scale", "default_edit", "label_alpha",
+    "settings",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,17 +80,24 @@ def _with_default(finding: FinishedKnob) -> Probe:
     """The probe with what it was made from, and with its edit if that steers."""
     probe, found = finding.probe, finding.found
     training = {**probe.metadata.training, "prompts": finding.form.described()}
-    if found.chosen is None or not found.steering:
+    if not found.steering:
         return probe.with_metadata(training=training)
-    edit = {**RECIPE, "alpha": finding.plan.alpha(found.chosen.strength)}
-    return probe.with_metadata(training=training, default_edit=edit)
+    alphas = {name: finding.plan.alpha(strength) for name, strength in found.chosen.items()}
+    edit = {**RECIPE, "alpha": statistics.median_low(alphas.values())}
+    own = {name: alpha for name, alpha in alphas.items() if alpha != edit["alpha"]}
+    return probe.with_metadata(training=training, default_edit=edit, label_alpha=own)
 
 
 def _nothing_steers(found: Findings) -> list[str]:
     """A sentence for every behaviour that is not steered, or one for all."""
-    if found.chosen is None:
+    if not found.chosen:
         return ["nothing steers here: every strength breaks too many replies; try smaller ones (--strengths)"]
-    return [
+    broken = [
+        f"nothing steers here: {name}: every strength breaks too many replies; try smaller ones (--strengths)"
+        for name in found.points[0].shown
+        if name not in found.chosen
+    ]
+    return broken + [
         f"nothing steers here: {name}: steered minus unsteered is {figures.gain}, not above 0 for certain"
         for name, figures in found.figures.items()
         if not figures.gain.steers
@@ -136,7 +144,7 @@ def _write_up(finding: FinishedKnob, folder: Path) -> Path:
         "auroc": aurocs(finding.probe),
         "perplexity_limit": found.limit.perplexity,
         "strengths": [{**vars(point), "mean": point.mean} for point in found.points],
-        "strength": found.chosen.strength if found.chosen else None,
+        "chosen": dict(found.chosen),
         "figures": {name: one.as_json() for name, one in found.figures.items()},
         "replies": {
             row: [

@@ -31,14 +31,14 @@ class Findings:
     Attributes:
         limit: What counted as readable.
         points: Every strength that was tried, ascending.
-        chosen: The one that was taken; None if all break too many replies.
+        chosen: Behaviour -> the strength that was taken for it; without those that every strength breaks.
         outcomes: Row -> outcomes on the questions to report on; empty if no strength was taken.
         figures: Behaviour -> figures on them.
     """
 
     limit: ReadingLimit
     points: tuple[StrengthPoint, ...]
-    chosen: StrengthPoint | None
+    chosen: Mapping[str, float]
     outcomes: Mapping[Row, list[ReadReply]]
     figures: Mapping[str, BehaviourFigures]
 
@@ -92,11 +92,11 @@ def try_out(
         labelled = perplexities(bench, labelled_replies(rows, list(checks)), journal=journal)
         tryout.limit = ReadingLimit.of(plain, labelled)
         points = tuple(
-            point_of(strength, tryout.run("steered", parts.calibration, strength))
+            point_of(strength, tryout.run("steered", parts.calibration, dict.fromkeys(checks, strength)))
             for strength in sorted(plan.strengths)
         )
         best = chosen(points, plan.max_broken)
-        if best is None:
-            return Findings(tryout.limit, points, None, {}, {})
-        outcomes = {row: tryout.run(row, parts.report, best.strength) for row in tryout.rows}
-    return Findings(tryout.limit, points, best, outcomes, figures_of(outcomes, list(checks)))
+        if not best:
+            return Findings(tryout.limit, points, best, {}, {})
+        outcomes = {row: tryout.run(row, parts.report, best) for row in tryout.rows}
+    return Findings(tryout.limit, points, best, outcomes, figures_of(outcomes, list(best)))

@@ -56,13 +56,13 @@ class KnobPlan(BaseModel):
             description="Strengths to try: how far the edit moves an activation at each layer, all steps "
             "together, in mean distances of an activation from the mean, measured in standard deviations.",
         ),
-    ] = (0.15, 0.2, 0.27, 0.35)
+    ] = (0.15, 0.2, 0.27, 0.35, 0.45)
     max_broken: Annotated[
         float,
         Field(
             ge=0,
             le=1,
-            description="Largest share of replies that may be broken or hard to read at a strength.",
+            description="Largest share of a behaviour's replies that may be broken at its strength.",
         ),
     ] = 0.05
     layers: Annotated[
@@ -95,7 +95,7 @@ QUICK: Final[Mapping[str, Any]] = {
     "samples": 1,
     "held_out": 20,
     "reply_tokens": 32,
-    "strengths": (0.2, 0.3),
+    "strengths": (0.18, 0.25, 0.35),
 }
 """What `--quick` changes: fewer replies and strengths, so wider intervals and a coarser choice."""
 

@@ -37,15 +37,15 @@ def auroc_table(aurocs: Mapping[str, Mapping[int, float]]) -> Table:
 
 
 def strength_table(
-    points: Sequence[StrengthPoint], names: Sequence[str], chosen: StrengthPoint | None
+    points: Sequence[StrengthPoint], names: Sequence[str], chosen: Mapping[str, float]
 ) -> Table:
-    """Strength -> share of replies that show each behaviour and can be read."""
+    """Strength -> share of replies that show each behaviour and can be read; a star marks what was chosen."""
     table = _titled("strengths (share shown)", "strength", *names, "mean", "broken", "hard to read")
     for point in points:
-        mark = " *" if point is chosen else ""
-        shares = [f"{point.shown[name]:.2f}" for name in names]
-        rest = (f"{point.mean:.2f}", f"{point.broken:.2f}", f"{point.unreadable:.2f}")
-        table.add_row(f"{point.strength:g}{mark}", *shares, *rest)
+        marks = {name: " *" if chosen.get(name) == point.strength else "" for name in names}
+        shares = [f"{point.shown[name]:.2f}{marks[name]}" for name in names]
+        rest = (f"{point.mean:.2f}", f"{point.mean_broken:.2f}", f"{point.unreadable:.2f}")
+        table.add_row(f"{point.strength:g}", *shares, *rest)
     return table
 
 

@@ -114,7 +114,9 @@ class Tryout:
         """The steering spec towards one behaviour."""
         return {"probe": KNOB, "target": [behaviour], **RECIPE, "alpha": self.plan.alpha(strength)}
 
-    def run(self, row: Row, questions: Sequence[str], strength: float | None = None) -> list[ReadReply]:
+    def run(
+        self, row: Row, questions: Sequence[str], strengths: Mapping[str, float] | None = None
+    ) -> list[ReadReply]:
         """The outcomes of one row of a table: every question once, for every behaviour where that matters.
 
         The same question has the same seed in every row, so rows can be compared question by question.
@@ -122,18 +124,20 @@ class Tryout:
         Args:
             row: How the model is asked.
             questions: Plain questions.
-            strength: Of the rows that steer.
+            strengths: Behaviour -> strength of the rows that steer; the others are not asked for. None: the
+                row does not steer.
         """
         wanted: list[tuple[Asked, Job]] = []
-        steers = strength is not None and row in ("steered", "prompted and steered")
-        names: Sequence[str | None] = [None] if row == "unsteered" else list(self.checks)
+        steers = strengths is not None and row in ("steered", "prompted and steered")
+        asked_for = list(self.checks if strengths is None else strengths)
+        names: Sequence[str | None] = [None] if row == "unsteered" else list(asked_for)
         for name in names:
             for number, question in enumerate(questions):
                 prompt = self._prompt(row, name, question, number)
-                spec = self.spec(str(name), strength) if steers and strength is not None else None
+                spec = self.spec(str(name), strengths[str(name)]) if steers and strengths else None
                 job = Job(prompt, spec, self.plan.seed + number, {"part": row})
                 wanted.append((Asked(question, name), job))
-        description = f"{row}, strength {strength:g}" if steers else row
+        description = f"{row}, {_told(strengths)}" if steers and strengths else row
         replies = self.bench.run(
             [job for _, job in wanted], journal=self.journal, progress=self.progress, description=description
         )
@@ -148,6 +152,11 @@ class Tryout:
             return self.form.plain(question)
         phrasings = self.instructions[name]
         return self.form.instructed(phrasings[number % len(phrasings)], question)
+
+
+def _told(strengths: Mapping[str, float]) -> str:
+    values = sorted(set(strengths.values()))
+    return "strength " + " to ".join(f"{value:g}" for value in dict.fromkeys((values[0], values[-1])))
 
 
 def perplexity(reply: Reply) -> float:

@@ -126,6 +126,10 @@ class ProbeCard(BaseModel):
             "other defaults."
         ),
     ]
+    label_alpha: Annotated[
+        dict[str, float],
+        Field(description="Label -> the default edit's alpha towards it, where it has its own."),
+    ]
     metrics: Annotated[
         dict[str, list[int]],
         Field(description="Metric -> the layers with statistics for it; raw is always there."),
@@ -147,6 +151,7 @@ class ProbeCard(BaseModel):
             methods=list(probe.methods),
             default_alpha=dict(probe.default_alpha),
             default_edit=probe.default_edit,
+            label_alpha=dict(probe.label_alpha),
             metrics={metric: list(layers) for metric, layers in probe.metric_layers.items()},
             width=width if isinstance(width, int) else None,
             activation_scale=bool(probe.activation_scale),

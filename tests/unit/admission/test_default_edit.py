@@ -48,6 +48,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
         name: random_family_probe("mlp", **MEASURED, default_edit=default).save(root / name)
         for name, default in defaults.items()
     }
+    probes["own strengths"] = random_family_probe(
+        "mlp", **MEASURED, default_edit=CALIBRATED, label_alpha={"warm": 0.6}
+    ).save(root / "own")
     config = EngineConfig.parse(
         {"probes": probes, "presets": {"half": {"probe": "knob", **LABELS, "strength": 0.5}}}
     )
@@ -64,6 +67,26 @@ def test_a_request_of_labels_alone_gets_the_whole_edit(registry: Registry) -> No
     assert {name: found[name] for name in CALIBRATED} == CALIBRATED
     assert found["method"] == "gradient"
     assert registry.open_layers == (0, 1, 2), "the default edit's layers are open"
+
+
+@pytest.mark.parametrize(
+    ("fields", "alpha"),
+    [
+        ({"target": ["warm"]}, 0.6),
+        ({"target": ["cold"]}, 0.3),
+        ({"target": {"warm": 1, "cold": 2}}, 0.4),
+        ({"avoid": ["warm"]}, 0.6),
+        ({"target": ["cold"], "avoid": ["warm"]}, 0.3),
+        ({"target": ["warm"], "strength": 0.5}, 0.3),
+        ({"target": ["warm"], "alpha": 0.1}, 0.1),
+    ],
+    ids=str,
+)
+def test_a_label_may_have_a_strength_of_its_own(
+    registry: Registry, fields: dict[str, Any], alpha: float
+) -> None:
+    found = canonical(registry, {"probe": "own strengths", "until": None, "loss": "mean", **fields})
+    assert found["alpha"] == pytest.approx(alpha)
 
 
 def test_defaults_and_their_spelling_share_cached_blocks(registry: Registry) -> None:

@@ -135,6 +135,8 @@ def test_the_optional_tensor_has_the_layers_dimension(tmp_path: Path) -> None:
         ({"default_edit": {"layers": [7]}}, "default_edit.layers: the model has no layer 7"),
         ({"default_edit": {"where": {"reply": True}}}, "default_edit.where"),
         ({"default_edit": {"fade": 0}}, "default_edit.fade"),
+        ({"label_alpha": {"casual": 1.0}}, "label_alpha: needs a default_edit with an alpha"),
+        ({"default_edit": {"alpha": 1.0}, "label_alpha": {"odd": 1.0}}, "label_alpha: no label 'odd'"),
     ],
     ids=str,
 )

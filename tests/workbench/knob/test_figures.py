@@ -28,13 +28,19 @@ def steered(hits: int, count: int = 30) -> list[ReadReply]:
 
 def test_the_best_strength_is_the_one_that_shows_most_without_breaking_replies() -> None:
     def point(strength: float, share: float, broken: float) -> StrengthPoint:
-        return StrengthPoint(strength, {"kind": share}, broken, broken)
+        return StrengthPoint(strength, {"kind": share}, {"kind": broken}, broken)
 
     points = [point(0.2, 0.3, 0.0), point(0.4, 0.6, 0.04), point(0.5, 0.6, 0.05), point(0.8, 0.9, 0.3)]
-    best = chosen(points, 0.05)
-    assert best is not None
-    assert best.strength == 0.4
-    assert chosen(points[3:], 0.05) is None
+    assert chosen(points, 0.05) == {"kind": 0.4}
+    assert chosen(points[3:], 0.05) == {}
+
+
+def test_every_behaviour_has_a_strength_of_its_own() -> None:
+    points = [
+        StrengthPoint(0.2, {"french": 0.8, "pirate": 0.1}, {"french": 0.0, "pirate": 0.0}, 0.0),
+        StrengthPoint(0.4, {"french": 0.3, "pirate": 0.5}, {"french": 0.4, "pirate": 0.05}, 0.4),
+    ]
+    assert chosen(points, 0.05) == {"french": 0.2, "pirate": 0.4}
 
 
 def test_a_point_counts_replies_that_show_it_and_can_be_read() -> None:
@@ -48,7 +54,8 @@ def test_a_point_counts_replies_that_show_it_and_can_be_read() -> None:
         ],
     )
     assert found.shown == {"kind": pytest.approx(1 / 3), "loud": 0.0}
-    assert (found.broken, found.unreadable) == (0.25, 0.5)
+    assert found.broken == {"kind": pytest.approx(1 / 3), "loud": 0.0}
+    assert found.unreadable == 0.5
     assert found.mean == pytest.approx(1 / 6)
 
 
