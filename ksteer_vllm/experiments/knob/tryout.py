@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.data.readers import broken
 from ksteer_vllm.experiments.knob.checks import Check, readings
-from ksteer_vllm.experiments.knob.plan import RECIPE, KnobPlan
+from ksteer_vllm.experiments.knob.plan import RECIPE, KnobPlan, step_alpha
 from ksteer_vllm.experiments.knob.prompts import Form
 from ksteer_vllm.experiments.knob.written import Asked, Written
 
@@ -94,6 +94,7 @@ class Tryout:
         journal: Keeps the replies.
         progress: Where to show how many are done.
         limit: What counts as readable, once it is known.
+        recipe: The fields of the edit beside probe, label and alpha.
     """
 
     bench: Bench
@@ -104,6 +105,7 @@ class Tryout:
     journal: Journal
     progress: Progress
     limit: ReadingLimit | None = None
+    recipe: Mapping[str, Any] = field(default_factory=lambda: RECIPE)
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -112,7 +114,12 @@ class Tryout:
 
     def spec(self, behaviour: str, strength: float) -> dict[str, Any]:
         """The steering spec towards one behaviour."""
-        return {"probe": KNOB, "target": [behaviour], **RECIPE, "alpha": self.plan.alpha(strength)}
+        return {
+            "probe": KNOB,
+            "target": [behaviour],
+            **self.recipe,
+            "alpha": step_alpha(strength, self.recipe),
+        }
 
     def run(
         self, row: Row, questions: Sequence[str], strengths: Mapping[str, float] | None = None

@@ -1,0 +1,119 @@
+"""`ksteer demo --model smollm2`: five behaviours in words, and what steering towards them does."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.convert.model import obtain
+from ksteer_vllm.data.behaviours import Behaviours, read_behaviours
+from ksteer_vllm.demo.smollm2.compare import WAYS, Comparison, compare
+from ksteer_vllm.demo.smollm2.plan import ENGINE_OPTIONS, PLAN
+from ksteer_vllm.errors import UsageError
+from ksteer_vllm.experiments.knob.checks import checks_of
+from ksteer_vllm.experiments.knob.command import KnobRequest
+from ksteer_vllm.experiments.knob.from_words import knob_from_words
+from ksteer_vllm.experiments.knob.questions import QuestionParts
+from ksteer_vllm.experiments.knob.tryout import KNOB, ReadingLimit, Tryout
+from ksteer_vllm.fit.progress import progress_bar
+
+__all__ = ["run_smollm2_demo"]
+
+
+def run_smollm2_demo(out: Path, console: Console) -> Comparison:
+    """Fetch the model, make a knob of five behaviours, and compare it with averaged vectors and prompting.
+
+    Args:
+        out: The folder to write: model, probe and results.json. What is there is not made again.
+        console: Where everything is told.
+
+    Raises:
+        UsageError: If the model cannot be fetched, or no behaviour has a strength.
+        DataError: If the model follows none of the instructions.
+    """
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    obtain("smollm2", out / "model", say=lambda text: console.print(text, highlight=False))
+    behaviours = _behaviours()
+    request = KnobRequest(str(out / "model"), out / "probe", PLAN, engine_options=ENGINE_OPTIONS)
+    knob_from_words(request, behaviours, console)
+    found = _compare(request, behaviours, console)
+    console.print(_table(found))
+    _tell_replies(found, console)
+    results = {
+        "plan": PLAN.model_dump(mode="json"),
+        "strengths": found.strengths,
+        "cells": {
+            way: {name: asdict(cell) for name, cell in row.items()} for way, row in found.cells.items()
+        },
+        "seconds": round(time.perf_counter() - started),
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    console.print(f"all figures: {out / 'results.json'} ({results['seconds']} s)", highlight=False)
+    return found
+
+
+def _behaviours() -> Behaviours:
+    with as_file(files("ksteer_vllm") / "demo" / "smollm2" / "behaviours.yaml") as file:
+        return read_behaviours(file)
+
+
+def _compare(request: KnobRequest, behaviours: Behaviours, console: Console) -> Comparison:
+    made = json.loads((request.work / "results.json").read_text())
+    if not made["chosen"]:
+        raise UsageError("demo: no behaviour has a strength that leaves replies whole")
+    parts = QuestionParts.of(behaviours.questions, request.plan)
+    asked = {name: behaviours.behaviours[name] for name in made["chosen"]}
+    with (
+        Bench(
+            request.model,
+            {KNOB: request.work / "fit"},
+            engine_options=request.engine_options,
+            temperature=request.plan.reply_temperature,
+            max_tokens=request.plan.reply_tokens,
+        ) as bench,
+        Journal(request.work / "journal.jsonl", bench.identity) as journal,
+        progress_bar(console) as progress,
+    ):
+        tryout = Tryout(
+            bench,
+            request.form(),
+            {name: behaviour.instruction for name, behaviour in asked.items()},
+            checks_of(asked, request.work),
+            request.plan,
+            journal,
+            progress,
+            ReadingLimit(made["perplexity_limit"]),
+        )
+        return compare(tryout, made["chosen"], parts.calibration, parts.report)
+
+
+def _table(found: Comparison) -> Table:
+    names = list(found.cells[WAYS[0]])
+    table = Table(title="replies that show it and can be read", title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for way in WAYS:
+        table.add_row(way, *(str(found.cells[way][name]) for name in names))
+    return table
+
+
+def _tell_replies(found: Comparison, console: Console) -> None:
+    """Every behaviour's reply to one question, whatever it is like, and the unsteered one."""
+    plain = found.replies["unsteered"][0]
+    console.print(f"\n[bold]{plain.asked.question}[/bold]", highlight=False)
+    steered = [one for one in found.replies["K-Steering"] if one.asked.question == plain.asked.question]
+    for one in (plain, *steered):
+        name = one.asked.behaviour or "unsteered"
+        console.print(f"  [cyan]{name}[/cyan]: ", end="", highlight=False)
+        console.print(" ".join(one.reply.text.split()), highlight=False, markup=False)
+    console.print()
