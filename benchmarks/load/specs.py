@@ -102,7 +102,7 @@ def _deep(depth: int) -> Any:
 BAD: dict[str, Bad] = {
     "unknown probe": _steered("ksteer.probe", probe="nobody"),
     "unknown label": _steered("ksteer.target", target=["hot"]),
-    "unknown field": _steered("ksteer.strength", strength=1),
+    "unknown field": _steered("ksteer.force", force=1),
     "too many steps": _steered("ksteer.num_steps", num_steps=10**6),
     "closed layer": _steered("ksteer.layers", layers=[77]),
     "alpha a word": _steered("ksteer.alpha", alpha="much"),

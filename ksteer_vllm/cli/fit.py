@@ -71,7 +71,7 @@ def fit(
     source: Source,
     engine: Engine,
 ) -> None:
-    """Fit a probe, or a suite of several methods, to labelled text or to behaviours in words.
+    """Fit a probe, or several methods, to labelled text or behaviours.
 
     With --behaviours or --calibrate one command does it all: the probe, its strength, and a table of what it
     does on questions kept apart. Otherwise the probe is fitted and no more. Activations are recorded in the

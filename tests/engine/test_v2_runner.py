@@ -22,7 +22,6 @@ from tests.support.programs import ROOT
 TESTS = {
     "test_parity_with_transformers.py": ["test_engine_equals_transformers_with_hooks[llama]"],
     "test_mixed_batches.py": [
-        "test_64_different_specs_and_plain_requests_in_one_batch_equal_each_alone",
         "test_plain_requests_of_a_steered_batch_equal_a_plain_engine_bit_for_bit",
         "test_rows_are_free_again_after_their_requests",
     ],

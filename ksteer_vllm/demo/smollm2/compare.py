@@ -14,13 +14,13 @@ from ksteer_vllm.experiments.knob.strength import chosen, point_of
 from ksteer_vllm.experiments.knob.tryout import KNOB, ReadReply, Tryout
 from ksteer_vllm.experiments.knob.written import Asked, Written
 
-__all__ = ["WAYS", "Cell", "Comparison", "compare"]
+__all__ = ["WAYS", "Count", "Comparison", "compare"]
 
 WAYS: Final = ("unsteered", "prompted", "CAA", "K-Steering", "prompted + K-Steering")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Count:
     """How many of some replies show everything that was asked for, and can be read."""
 
     shown: int
@@ -41,7 +41,7 @@ class Comparison:
     """
 
     strengths: Mapping[str, Mapping[str, float]]
-    cells: Mapping[str, Mapping[str, Cell]]
+    cells: Mapping[str, Mapping[str, Count]]
     replies: Mapping[str, Sequence[ReadReply]]
 
 
@@ -122,7 +122,7 @@ def _ask_pair(
     ]
 
 
-def _count(replies: Sequence[ReadReply], names: Sequence[str]) -> Cell:
+def _count(replies: Sequence[ReadReply], names: Sequence[str]) -> Count:
     """Replies that were steered to the first of the names or to none in particular."""
     own = [reply for reply in replies if reply.asked.behaviour in (None, names[0])]
-    return Cell(sum(all(reply.success(name) for name in names) for reply in own), len(own))
+    return Count(sum(all(reply.success(name) for name in names) for reply in own), len(own))

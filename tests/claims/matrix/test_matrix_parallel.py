@@ -47,7 +47,6 @@ WORKERS: dict[str, tuple[int, dict[str, Any]]] = {
             "compilation_config": {"mode": 2, "backend": "eager"},
         },
     ),
-    "one worker": (1, {"distributed_executor_backend": "mp"}),
 }
 """name -> number of workers, engine options. Pipeline parallel needs a warm-up, which vLLM's CPU worker
 leaves out of eager engines with a given cache size: their second rank then has nowhere to put its input."""

@@ -212,7 +212,7 @@ def test_capacity_is_a_clear_refusal_and_never_an_unsteered_answer(server: Serve
     assert "max_probes=3" in full.json()["error"]["message"]
     crowded = load(server, "two", "other-labels", replace=True)
     assert crowded.status_code == 409
-    assert "0 of 9 are free" in crowded.json()["error"]["message"]
+    assert "0 of 12 are free" in crowded.json()["error"]["message"]
     assert tokens(answer(server, "two")) != tokens(answer(server, "one"))
 
     steered = answer(server, "two", **LONG)

@@ -109,7 +109,7 @@ def test_what_the_workers_did_and_hold(server: Server, http: httpx.Client) -> No
 
     after = wait_for(server.url, lambda now: steered(now) >= steered(before) + TOKENS)
     assert value(after, "ksteer:resident_probes") == 2
-    assert value(after, "ksteer:probe_slots", state="used") == 6  # an MLP probe takes three
+    assert value(after, "ksteer:probe_slots", state="used") == 8  # an MLP probe takes four
     assert value(after, "ksteer:resident_bytes") > 0
     for name in ("prepare_seconds", "op_seconds"):
         assert value(after, f"ksteer:{name}_total") > value(before, f"ksteer:{name}_total")
