@@ -14,7 +14,7 @@ from ksteer_vllm.experiments.knob.strength import chosen, point_of
 from ksteer_vllm.experiments.knob.tryout import KNOB, ReadReply, Tryout
 from ksteer_vllm.experiments.knob.written import Asked, Written
 
-__all__ = ["WAYS", "Count", "Comparison", "compare"]
+__all__ = ["WAYS", "Comparison", "Count", "compare"]
 
 WAYS: Final = ("unsteered", "prompted", "CAA", "K-Steering", "prompted + K-Steering")
 
