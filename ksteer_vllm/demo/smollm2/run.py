@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from importlib.resources import as_file, files
@@ -13,7 +15,6 @@ from rich.table import Table
 
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.journal import Journal
-from ksteer_vllm.convert.model import obtain
 from ksteer_vllm.data.behaviours import Behaviours, read_behaviours
 from ksteer_vllm.demo.smollm2.compare import WAYS, Comparison, compare
 from ksteer_vllm.demo.smollm2.plan import ENGINE_OPTIONS, PLAN
@@ -41,7 +42,7 @@ def run_smollm2_demo(out: Path, console: Console) -> Comparison:
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    obtain("smollm2", out / "model", say=lambda text: console.print(text, highlight=False))
+    _fetch(out / "model")
     behaviours = _behaviours()
     request = KnobRequest(str(out / "model"), out / "probe", PLAN, engine_options=ENGINE_OPTIONS)
     knob_from_words(request, behaviours, console)
@@ -59,6 +60,15 @@ def run_smollm2_demo(out: Path, console: Console) -> Comparison:
     (out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     console.print(f"all figures: {out / 'results.json'} ({results['seconds']} s)", highlight=False)
     return found
+
+
+def _fetch(model: Path) -> None:
+    """The model, by `ksteer model` in a process of its own: the packages that read GGUF import the standard
+    library's distutils, after which vLLM's import of setuptools fails. Raises UsageError."""
+    ksteer = Path(sys.executable).with_name("ksteer")
+    done = subprocess.run([ksteer, "model", "smollm2", "--out", model], check=False)
+    if done.returncode:
+        raise UsageError("demo: the model could not be fetched; without --model the shipped one is used")
 
 
 def _behaviours() -> Behaviours:
