@@ -17,7 +17,7 @@ __all__ = ["LAYERS", "fit_all"]
 LAYERS = tuple(sorted({layer for layers in LAYER_SETS for layer in layers}))
 """Where probes are fitted."""
 
-_OPTIONS = {"mlp": {"noise": 1.0, "epochs": 12, "width": 256}}
+_OPTIONS = {"mlp": {"noise": 4.0, "epochs": 12, "width": 256}}
 
 
 def fit_all(model: str, rows: Sequence[LabelledRow], out: Path, console: Console) -> dict[str, Path]:
