@@ -55,6 +55,19 @@ def repetition(text: str) -> float:
     return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
 
 
+def perplexity_limit(kinds: Sequence[Sequence[float]]) -> float:
+    """The largest perplexity of a reply that can be read.
+
+    Args:
+        kinds: Perplexities of ordinary replies, kind by kind; the kind with the largest 95th percentile sets
+            the limit. Kinds without replies do not count; without any the limit is infinite.
+    """
+    import numpy as np
+
+    tails = [float(np.quantile(kind, 1 - _TAIL)) for kind in kinds if len(kind)]
+    return _PERPLEXITY_FACTOR * max(tails, default=math.inf)
+
+
 class CoherenceRule(BaseModel):
     """Thresholds, see RULE, and the coherence budget.
 
@@ -102,12 +115,11 @@ class CoherenceRule(BaseModel):
                 "coherent one is; give prompts the model answers, in its own chat format if it has one"
             )
         kinds = [kind for kind in ordinary if len(kind)] or [[found.perplexity for found in scored]]
-        perplexity = max(np.quantile(kind, 1 - _TAIL) for kind in kinds)
         repeated = np.quantile([found.repetition for found in scored], 1 - _TAIL)
         shortest, longest = np.quantile([found.length for found in scored], [_TAIL, 1 - _TAIL])
         cut_off = sum(not reply.finished for reply in unsteered) / len(unsteered)
         rule = cls(
-            max_perplexity=float(_PERPLEXITY_FACTOR * perplexity),
+            max_perplexity=perplexity_limit(kinds),
             max_repetition=float(repeated + _REPETITION_MARGIN),
             min_length=float(shortest / _LENGTH_FACTOR),
             max_length=float(longest * _LENGTH_FACTOR),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ksteer_vllm.bench.chat.speaker import ChatPlan
 from ksteer_vllm.cli.from_models import From, command
-from ksteer_vllm.cli.options import Engine, EngineOptions, one_process, quiet_vllm
+from ksteer_vllm.cli.options import Engine, EngineOptions, json_object, one_process, quiet_vllm
 from ksteer_vllm.errors import UsageError, listing
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def chat(
     from ksteer_vllm.bench.chat.session import ChatSession
     from ksteer_vllm.bench.chat.terminal import say, typed_lines
 
-    fields = _fields(edit)
+    fields = json_object("edit", edit, "fields of the spec")
     if not url and plan.seed is None:  # one noise for all replies to a question: what differs is the steering
         plan = plan.model_copy(update={"seed": secrets.randbelow(2**31)})
     if url:
@@ -68,16 +67,6 @@ def chat(
         say(f"{speaker.about['model']}, steered by {probe}. Labels: {listing(speaker.labels)}. ")
         say("/help says what can be typed.\n")
         session.run(typed_lines())
-
-
-def _fields(text: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(text or "{}")
-    except ValueError as error:
-        raise UsageError(f"edit: not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise UsageError("edit: expected a JSON object of fields of the spec")
-    return fields
 
 
 def _server(url: str, probe: str, plan: ChatPlan, api_key: str, model: str, engine: EngineOptions) -> Speaker:

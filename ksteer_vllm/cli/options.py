@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from ksteer_vllm.bench.sampling import ReplyPlan
 from ksteer_vllm.cli.from_models import From
+from ksteer_vllm.errors import UsageError
 
 if TYPE_CHECKING:
     from ksteer_vllm.data.dataset import TaskDataset
@@ -30,6 +32,7 @@ __all__ = [
     "Model",
     "Replies",
     "Source",
+    "json_object",
     "one_process",
     "quiet_vllm",
     "wide_console",
@@ -247,3 +250,23 @@ Engine = Annotated[EngineOptions, From(EngineOptions)]
 Source = Annotated[DataOptions, From(DataOptions)]
 Replies = Annotated[ReplyPlan, From(ReplyPlan)]
 Judge = Annotated[JudgeOptions, From(JudgeOptions)]
+
+
+def json_object(option: str, text: str, holding: str) -> dict[str, Any]:
+    """An option's JSON object; empty text is an empty one.
+
+    Args:
+        option: The option's name, for messages.
+        text: What was given.
+        holding: What the object holds, for messages.
+
+    Raises:
+        UsageError: For text that is not a JSON object.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise UsageError(f"{option}: not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{option}: expected a JSON object of {holding}")
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 
 from ksteer_vllm.cli.from_models import From, command
-from ksteer_vllm.cli.options import Engine, one_process, quiet_vllm, wide_console
+from ksteer_vllm.cli.options import Engine, json_object, one_process, quiet_vllm, wide_console
 from ksteer_vllm.errors import UsageError
 
 __all__ = ["verify"]
@@ -84,7 +83,10 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="ksteer-verify-") as scratch:
         folders = {name: Path(folder) for name, folder in map(_named, probe or []) if folder}
         wanted = scope.layers or None
-        options: dict[str, Any] = {**started.arguments(), **_engine_options(engine)}
+        options: dict[str, Any] = {
+            **started.arguments(),
+            **json_object("engine", engine, "options of vllm.LLM"),
+        }
         source: dict[str, Any] = {
             key: options[key] for key in ("revision", "trust_remote_code") if key in options
         }
@@ -119,16 +121,6 @@ def verify(
 def _named(text: str) -> tuple[str, str]:
     name, _, folder = text.partition("=")
     return name, folder
-
-
-def _engine_options(text: str) -> dict[str, Any]:
-    try:
-        options = json.loads(text or "{}")
-    except ValueError as error:
-        raise UsageError(f"engine: not valid JSON: {error}") from None
-    if not isinstance(options, dict):
-        raise UsageError("engine: expected a JSON object of options of vllm.LLM")
-    return options
 
 
 def _server(url: str, api_key: str, folders: dict[str, Path], options: dict[str, Any]) -> Any:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import numpy as np
 from rich.progress import Progress
 
 from ksteer_vllm.bench.bench import Bench
+from ksteer_vllm.bench.coherence import perplexity_limit
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.data.readers import broken
@@ -35,9 +35,6 @@ KNOB: Final = "knob"
 Row = Literal["unsteered", "prompted", "steered", "prompted and steered"]
 ROWS: Final[tuple[Row, ...]] = ("unsteered", "prompted", "steered", "prompted and steered")
 
-_FACTOR: Final = 1.5
-_PERCENTILE: Final = 95
-
 
 @dataclass(frozen=True)
 class ReadingLimit:
@@ -51,8 +48,7 @@ class ReadingLimit:
 
         A limit from unsteered replies alone would forbid every other language.
         """
-        tails = [float(np.percentile(kind, _PERCENTILE)) for kind in kinds if len(kind)]
-        return cls(_FACTOR * max(tails, default=math.inf))
+        return cls(perplexity_limit(kinds))
 
     def allows(self, reply: Reply) -> bool:
         """Whether the reply is text, and within the limit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,8 @@ from ksteer_vllm.experiments.knob.separable import separate
 from ksteer_vllm.experiments.knob.tables import selection_table
 from ksteer_vllm.experiments.knob.written import Asked, Written, fitting_jobs
 
+NO_VERDICTS = Path()
+"""Where endpoints' verdicts would go; no check here has one."""
 QUESTIONS = [f"What is number {number}?" for number in range(40)]
 FRENCH = "Je pense que la mer est belle et que le sable est doux. {}"
 PLAIN_WORDS = [
@@ -75,7 +78,7 @@ def test_replies_count_if_their_check_says_so(tmp_path: object) -> None:
     french[2] = "Je pense que la mer est belle ! Le sable est doux et il est chaud !"
     loud = [f"What a day it is! I love number {k} so much!" for k in range(25)]
     written = [*plain(), *replies("french", french), *replies("loud", loud)]
-    found = select(written, asked, checks_of(asked, None))  # type: ignore[arg-type]
+    found = select(written, asked, checks_of(asked, NO_VERDICTS))
     counts = found.counts
     assert vars(counts[PLAIN]) == {
         "written": 40, "broken": 0, "not_shown": 0, "contradicting": 0, "kept": 40
@@ -98,7 +101,7 @@ def test_a_reply_is_labelled_with_all_it_shows_and_stands_under_the_plain_questi
     french = ["Je pense que la mer est belle ! Le sable est doux, et il est chaud !"] * 12
     loud = [f"What a day it is! I love number {k} so much!" for k in range(12)]
     written = [*plain(), *replies("french", french), *replies("loud", loud)]
-    found = select(written, asked, checks_of(asked, None))  # type: ignore[arg-type]
+    found = select(written, asked, checks_of(asked, NO_VERDICTS))
     rows = found.rows(PromptForm(FakeTokenizer(), TemplateChoice()))
     assert [row.labels for row in rows].count(("french", "loud")) == 12
     assert [row.labels for row in rows].count(()) == 40
@@ -136,7 +139,7 @@ def test_a_behaviour_that_is_hardly_ever_shown_is_left_out_with_its_replies() ->
     loud = [f"What a day it is! I love number {k} so much!" for k in range(9)]
     french = [FRENCH.format(f"Numéro {k}.") for k in range(20)]
     written = [*plain(), *replies("french", french), *replies("loud", loud)]
-    found: Selection = select(written, asked, checks_of(asked, None))  # type: ignore[arg-type]
+    found: Selection = select(written, asked, checks_of(asked, NO_VERDICTS))
     assert list(found.checks) == ["french"]
     assert found.left_out["loud"].startswith(
         "9 of 9 replies show it when asked to, and at least 10 are needed"
@@ -146,8 +149,8 @@ def test_a_behaviour_that_is_hardly_ever_shown_is_left_out_with_its_replies() ->
         select(
             [*plain(), *replies("loud", loud)],
             {"loud": asked["loud"]},
-            {"loud": checks_of(asked, None)["loud"]},
-        )  # type: ignore[arg-type]
+            {"loud": checks_of(asked, NO_VERDICTS)["loud"]},
+        )
 
 
 def test_separation_is_of_the_reply_and_not_of_the_question() -> None:
