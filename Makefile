@@ -4,7 +4,7 @@
 #   make test    ruff, mypy, the documentation and the test suite
 #   make docs    the documentation alone, as a site in site/
 #
-# WORKERS= runs the tests one after the other instead of in three processes (two would leave a core idle while
+# WORKERS= runs the tests one after the other instead of in four processes (two would leave a core idle while
 # they wait for servers). ENGINE=cuda uses vLLM's CUDA build instead of the CPU build. PYTHON names the
 # interpreter (3.11 or newer).
 
@@ -13,7 +13,7 @@ ENGINE ?= cpu
 VLLM_VERSION ?= 0.32.0
 VENV ?= .venv
 OUT ?= demo-out
-WORKERS ?= 3
+WORKERS ?= 4
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(ENGINE)-$(VLLM_VERSION)
 PARITY := $(VENV)-parity

@@ -1,6 +1,6 @@
 """What all tests share: how processes divide them, which warnings are errors, what must not skip.
 
-`make test` runs them with `pytest -n 3 --dist loadgroup`: tests of one group stay in one process, in order. A
+`make test` runs them with `pytest -n 4 --dist loadgroup`: tests of one group stay in one process, in order. A
 group is a file, unless a test is marked `xdist_group` or asks for the fixture `serving`.
 """
 

@@ -5,7 +5,8 @@ What needs torch is imported where it is used: the tests marked `pure` run witho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,19 @@ def config_of(directory: Path) -> Callable[..., ResolvedConfig]:
         return resolve_config(EngineConfig.parse({**fields, **options}), random_probe().metadata.model)
 
     return make
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """The messages our logger has been given so far. caplog hears them or not, as vLLM is imported or not:
+    vLLM's loggers do not propagate."""
+    messages: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("vllm.ksteer")
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.removeHandler(listener)
+    logger.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -130,15 +129,10 @@ def test_processes_add_up(tmp_path: Any) -> None:
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
+def lines(heard: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function: the events logged so far."""
     monkeypatch.setattr(events, "_rates", {})  # full buckets
-    monkeypatch.setattr(events.logger, "propagate", True)
-    caplog.set_level(logging.INFO, logger="vllm.ksteer")
-    caplog.set_level(logging.INFO)
-    events.logger.addHandler(caplog.handler)
-    yield lambda: [json.loads(m.removeprefix(events.PREFIX)) for m in dict.fromkeys(caplog.messages)]
-    events.logger.removeHandler(caplog.handler)
+    return lambda: [json.loads(message.removeprefix(events.PREFIX)) for message in heard]
 
 
 def test_values_are_bounded_and_lines_stay_lines(lines: Any) -> None:

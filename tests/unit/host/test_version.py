@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,27 +26,14 @@ def test_an_older_vllm_is_refused(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["0.26.0", "0.26.1+cu130", "0.27.1+cpu", "0.32.0", "0.32.9"])
-def test_the_tested_range(version: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="vllm.ksteer"):
-        assert check_version(Version(version))
-    assert not caplog.records
+def test_the_tested_range(version: str, heard: list[str]) -> None:
+    assert check_version(Version(version))
+    assert not heard
 
 
 @pytest.mark.parametrize("version", ["0.33.0", "0.33.0.dev3", "1.0"])
-def test_a_newer_vllm_is_warned_about(version: str) -> None:
-    """vLLM's loggers do not propagate, so a handler of our own listens."""
-    heard: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("vllm.ksteer")
-    logger.addHandler(handler)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        assert not check_version(Version(version))
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+def test_a_newer_vllm_is_warned_about(version: str, heard: list[str]) -> None:
+    assert not check_version(Version(version))
     (message,) = heard
     assert TESTED_RANGE in message
     assert version in message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,14 +36,12 @@ def test_notes(made_with: Any, template: str | None, arguments: dict[str, Any], 
     assert all(part in note for part, note in zip(notes, found, strict=True))
 
 
-def test_the_servers_own_template_is_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_servers_own_template_is_compared(tmp_path: Path, heard: list[str]) -> None:
     probes: Any = {"knob": SimpleNamespace(training={"prompts": {**SAME, "chat_template_kwargs": {}}})}
     tokenizer = SimpleNamespace(chat_template=TEMPLATE)
     file = tmp_path / "other.jinja"
     file.write_text("another template")
-    with caplog.at_level(logging.WARNING, logger="vllm.ksteer"):
-        logging.getLogger("vllm.ksteer").addHandler(caplog.handler)
-        warn_of_other_forms(probes, tokenizer, SimpleNamespace(chat_template=None))
-        assert caplog.messages == []
-        warn_of_other_forms(probes, tokenizer, SimpleNamespace(chat_template=str(file)))
-    assert any("probe knob: made with another chat template" in message for message in caplog.messages)
+    warn_of_other_forms(probes, tokenizer, SimpleNamespace(chat_template=None))
+    assert heard == []
+    warn_of_other_forms(probes, tokenizer, SimpleNamespace(chat_template=str(file)))
+    assert any("probe knob: made with another chat template" in message for message in heard)
