@@ -27,10 +27,14 @@ def main(
     out: Annotated[Path, typer.Option(help="folder that keeps what is done")] = Path("verifiable-out"),
     minutes: Annotated[float, typer.Option(help="stop after about so many minutes; 0: run to the end")] = 0,
     results: Annotated[Path, typer.Option(help="folder of the page")] = RESULTS,
+    engines: Annotated[int, typer.Option(help="engines at once; 0: one a core, eight at most")] = 0,
+    share: Annotated[str, typer.Option(hidden=True, help="PHASE:NUMBER/COUNT, what a process does")] = "",
 ) -> None:
     """Run what is not done yet, and write the page when everything is."""
     run_in_process()
+    from benchmarks.verifiable.share import Share
     from benchmarks.verifiable.stages import Stages, describe
+    from ksteer_vllm.bench.machine import cores
 
     console, deadline = wide_console(), time.monotonic() + 60 * minutes if minutes else float("inf")
     out.mkdir(parents=True, exist_ok=True)
@@ -39,7 +43,11 @@ def main(
         ksteer = Path(sys.executable).with_name("ksteer")
         subprocess.run([ksteer, "model", "smollm2", "--out", model], check=True)
     stages = Stages(model, out, console, deadline)
-    page = stages.run(results, describe(provenance()))
+    if share:
+        phase, _, part = share.partition(":")
+        stages.run_share(phase, Share.parse(part))
+        return
+    page = stages.run(results, describe(provenance()), engines or min(cores(), 8))
     console.print(f"page: {page}" if page else f"time is up; run the command again to go on (kept in {out})")
 
 

@@ -23,7 +23,7 @@ from ksteer_vllm.bench.journal import Journal
 __all__ = ["MAX_BROKEN", "QUESTIONS", "Tried", "best", "try_all"]
 
 MAX_BROKEN = 0.05
-QUESTIONS = 10
+QUESTIONS = 6
 """Asked of each setting, for every behaviour."""
 
 

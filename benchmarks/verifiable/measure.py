@@ -11,6 +11,7 @@ from benchmarks.verifiable.behaviours import BEHAVIOURS, PAIRS
 from benchmarks.verifiable.jobs import Targets, plain_jobs, prompted_jobs, read_for, steered_jobs
 from benchmarks.verifiable.questions import reporting
 from benchmarks.verifiable.seen import Seen
+from benchmarks.verifiable.share import WHOLE, Share
 from benchmarks.verifiable.ways import WAYS, Setting
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.jobs import Job
@@ -46,17 +47,17 @@ class Chosen:
 
 
 def measure_singles(
-    bench: Bench, journal: Journal, chosen: Chosen, progress: Progress | None = None
+    bench: Bench, journal: Journal, chosen: Chosen, progress: Progress | None = None, share: Share = WHOLE
 ) -> dict[str, Seen]:
-    """Every row of the table of single behaviours, by its name."""
-    return _measure(bench, journal, chosen, SINGLES, reporting()[:SINGLE_QUESTIONS], progress)
+    """The rows of the table of single behaviours, by name; of a process's share only."""
+    return _measure(bench, journal, chosen, SINGLES, reporting()[:SINGLE_QUESTIONS], progress, share)
 
 
 def measure_pairs(
-    bench: Bench, journal: Journal, chosen: Chosen, progress: Progress | None = None
+    bench: Bench, journal: Journal, chosen: Chosen, progress: Progress | None = None, share: Share = WHOLE
 ) -> dict[str, Seen]:
-    """Every row of the table of pairs, by its name: both behaviours must show in one reply."""
-    return _measure(bench, journal, chosen, PAIRS, reporting()[:PAIR_QUESTIONS], progress)
+    """The rows of the table of pairs, by name: both behaviours must show in one reply."""
+    return _measure(bench, journal, chosen, PAIRS, reporting()[:PAIR_QUESTIONS], progress, share)
 
 
 def _measure(
@@ -66,18 +67,26 @@ def _measure(
     targets: Targets,
     questions: Sequence[str],
     progress: Progress | None,
+    share: Share,
 ) -> dict[str, Seen]:
-    def run(name: str, jobs: Sequence[Job]) -> Seen:
+    rows = {}
+    for name, jobs in share.of(_rows(chosen, targets, questions)).items():
         replies = bench.run(jobs, journal=journal, progress=progress, description=name)
-        return Seen(replies, questions)
-
-    plain = run(UNSTEERED, plain_jobs(questions)).replies
-    rows = {UNSTEERED: Seen(read_for(plain, targets), questions)}
-    rows[PROMPTED] = run(PROMPTED, prompted_jobs(targets, questions))
-    for name, setting in chosen.prompted.items():
-        rows[f"{PROMPTED} + {name}"] = run(
-            f"{PROMPTED} + {name}", steered_jobs(WAYS[name], setting, targets, questions, prompted=True)
-        )
-    for name, setting in chosen.alone.items():
-        rows[name] = run(name, steered_jobs(WAYS[name], setting, targets, questions))
+        rows[name] = Seen(read_for(replies, targets) if name == UNSTEERED else replies, questions)
     return rows
+
+
+def _rows(chosen: Chosen, targets: Targets, questions: Sequence[str]) -> dict[str, list[Job]]:
+    """What is asked for each row of a table. Unsteered replies are written once, and read for all targets."""
+    return {
+        UNSTEERED: plain_jobs(questions),
+        PROMPTED: prompted_jobs(targets, questions),
+        **{
+            f"{PROMPTED} + {name}": steered_jobs(WAYS[name], setting, targets, questions, prompted=True)
+            for name, setting in chosen.prompted.items()
+        },
+        **{
+            name: steered_jobs(WAYS[name], setting, targets, questions)
+            for name, setting in chosen.alone.items()
+        },
+    }

@@ -21,9 +21,9 @@ __all__ = ["ENGINE", "MAX_TOKENS", "write_replies"]
 ENGINE: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 64, "kv_cache_memory_bytes": 1 << 30}
 MAX_TOKENS = 48
 TEMPERATURE = 0.8
-WANTED = 90
+WANTED = 60
 """Replies that show a behaviour, at most."""
-ROUNDS = 4
+ROUNDS = 3
 """Replies to each question under each instruction, at most."""
 
 
