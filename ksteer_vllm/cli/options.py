@@ -15,6 +15,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from ksteer_vllm.bench.judges import AllowChanceJudge
 from ksteer_vllm.bench.sampling import ReplyPlan
 from ksteer_vllm.cli.from_models import From
 from ksteer_vllm.errors import UsageError
@@ -226,13 +227,7 @@ class JudgeOptions(_Group):
         float | None, Field(ge=0.1, description="For openai: time limit of a request, in seconds.")
     ] = None
 
-    allow_chance_judge: Annotated[
-        bool,
-        Field(
-            description="Judge by the evaluation probe even if it is no better than chance on held-out "
-            "replies."
-        ),
-    ] = False
+    allow_chance_judge: AllowChanceJudge = False
 
     def of_judge(self) -> dict[str, Any]:
         """The judge's own options that were given, by the names `bench.judges` uses."""

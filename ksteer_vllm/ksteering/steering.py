@@ -6,7 +6,6 @@ By default the package's mistakes are corrected; `compat="pip-0.1.2"` repeats th
 
 from __future__ import annotations
 
-import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -27,9 +26,9 @@ from ksteer_vllm.ksteering.data import (
     task_rows,
 )
 from ksteer_vllm.ksteering.engine import Engine, has_chat_template
-from ksteer_vllm.ksteering.fitting import fit_classifier, load_classifier
+from ksteer_vllm.ksteering.fitting import check_classifier, fit_classifier, load_classifier
 from ksteer_vllm.ksteering.specs import Labels, labels_of_each, spec_of
-from ksteer_vllm.ksteering.sweep import AlphaSweep, sweep
+from ksteer_vllm.ksteering.sweep import AlphaSweep, drawn, sweep
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.compat import PIP_0_1_2
 
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["KSteering"]
-
-SWEPT = 20
-"""Number of prompts in a sweep if none are given."""
 
 
 class KSteering:
@@ -223,6 +219,7 @@ class KSteering:
         max_new_tokens: int | None = None,
         budget: float = 0.9,
         generation_kwargs: Mapping[str, Any] | None = None,
+        allow_chance_classifier: bool = False,
         **options: Any,
     ) -> AlphaSweep:
         """Every strength on every prompt, beside unsteered replies, in one batch, and what stays coherent.
@@ -232,13 +229,16 @@ class KSteering:
         Args:
             strengths: The strengths to try, on `input_prompts`; default: 20 of `eval_prompts`.
             budget: The coherence budget, see `ksteer_vllm.bench.coherence`.
+            allow_chance_classifier: Sweep even if the classifier is no better than chance at these labels.
             options: As of `get_steered_output`, and so are the other arguments.
 
         Raises:
-            SpecError, UsageError: As `get_steered_output`, and without any prompt.
+            SpecError, UsageError: As `get_steered_output`; without any prompt; for a classifier at chance.
         """
-        drawn = random.Random(self.seed).sample(self.eval_prompts, min(SWEPT, len(self.eval_prompts)))
-        prompts = self._prompts(drawn if input_prompts is None else input_prompts)
+        if not allow_chance_classifier:
+            check_classifier(self.probe, [*target_labels, *avoid_labels])
+        given = drawn(self.eval_prompts, self.seed) if input_prompts is None else input_prompts
+        prompts = self._prompts(given)
         if not prompts:
             raise UsageError("sweep_alpha: no prompts; give input_prompts, or fit(..., eval_prompts=...)")
         options = self._options(prompts, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,10 @@ from ksteer_vllm.data.rows import Prompt
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AlphaSweep", "sweep"]
+__all__ = ["AlphaSweep", "drawn", "sweep"]
+
+SWEPT = 20
+"""Number of prompts in a sweep if none are given."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class AlphaSweep:
         """alpha, share of coherent replies, mean perplexity and length."""
         named = {"coherent": "mean", "perplexity": "mean", "repetition": "mean", "tokens": "mean"}
         return self.replies.groupby("alpha", as_index=False).agg(named)
+
+
+def drawn(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """At most SWEPT of the prompts."""
+    return random.Random(seed).sample(prompts, min(SWEPT, len(prompts)))
 
 
 def sweep(

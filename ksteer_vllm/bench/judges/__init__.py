@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Final, Protocol
+
+from pydantic import Field
 
 from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.spec.families import load
 
-__all__ = ["JUDGES", "Judge", "Verdict", "described", "judge_for"]
+__all__ = ["ENDPOINT", "JUDGES", "AllowChanceJudge", "Judge", "Verdict", "described", "judge_for"]
+
+ENDPOINT: Final = "openai"
+"""The name of the judge that is a model behind an endpoint of OpenAI's API."""
 
 JUDGES = {
     "reader": "ksteer_vllm.demo.judge:ExactReader",
     "probe": "ksteer_vllm.bench.judges.probe:EvaluationProbe",
-    "openai": "ksteer_vllm.bench.judges.endpoint:Endpoint",
+    ENDPOINT: "ksteer_vllm.bench.judges.endpoint:Endpoint",
     "readers": "ksteer_vllm.bench.judges.readers:TextReaders",
 }
 
+AllowChanceJudge = Annotated[
+    bool,
+    Field(
+        description="Judge by the evaluation probe even if it is no better than chance on held-out replies."
+    ),
+]
+"""Of plans and commands whose judge may be the evaluation probe."""
+
 _OPTIONS = {
     "readers": ("behaviours", "readers"),
-    "openai": ("url", "model", "key", "descriptions", "concurrency", "timeout", "attempts", "temperature",
+    ENDPOINT: ("url", "model", "key", "descriptions", "concurrency", "timeout", "attempts", "temperature",
                "journal", "progress"),
 }  # fmt: skip
 
@@ -74,9 +87,9 @@ def judge_for(name: str, labels: Sequence[str], **options: Any) -> Judge:
             f"judge: {name!r} takes no {listing(unknown)}"
             + (f"; that is for {listing(takers)}" if takers else "")
         )
-    if name == "openai" and not options.get("url"):
+    if name == ENDPOINT and not options.get("url"):
         raise UsageError(
-            "judge: 'openai' needs the address of an endpoint, such as --judge-url http://localhost:8000/v1"
+            f"judge: {ENDPOINT!r} needs the address of an endpoint, such as --judge-url http://localhost:8000/v1"
         )
     judge: Judge = load(JUDGES[name])(labels, **options)
     return judge

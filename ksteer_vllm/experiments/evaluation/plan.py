@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ksteer_vllm.bench.combinations import Avoid
+from ksteer_vllm.bench.judges import AllowChanceJudge
 from ksteer_vllm.bench.sampling import Sampling
 from ksteer_vllm.experiments.calibration.plan import Rule
 
@@ -35,7 +36,7 @@ class EvaluationPlan(Sampling):
     ] = ()
     judge: str | None = None
     judge_options: dict[str, Any] = Field(default_factory=dict)
-    allow_chance_judge: bool = False
+    allow_chance_judge: AllowChanceJudge = False
     avoid: Annotated[
         Avoid,
         Field(

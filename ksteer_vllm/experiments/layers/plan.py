@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ksteer_vllm.bench.judges import AllowChanceJudge
 from ksteer_vllm.bench.sampling import ReplyPlan, Sampling
+from ksteer_vllm.experiments.suite.plan import AllowInvisibleLabels
 
 __all__ = ["LayerPlan"]
 
@@ -48,6 +50,8 @@ class LayerPlan(Sampling):
             description="Who judges the replies: reader (exact rules) or probe; default: the task's judge."
         ),
     ] = None
+    allow_chance_judge: AllowChanceJudge = False
+    allow_invisible_labels: AllowInvisibleLabels = False
     options: dict[str, Any] = Field(default_factory=dict)
     replies: ReplyPlan = ReplyPlan()
     seed: Annotated[int, Field(description="Seed of the data split, the fits and the sampling.")] = 0

@@ -24,6 +24,7 @@ from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import JUDGES, Judge, judge_for
+from ksteer_vllm.bench.judges.probe import EvaluationProbe, check_reader
 from ksteer_vllm.bench.suite import EVALUATION
 from ksteer_vllm.bench.unsteered import unsteered_rule
 from ksteer_vllm.bench.variants import Variant
@@ -35,6 +36,7 @@ from ksteer_vllm.experiments.layers.plan import LayerPlan
 from ksteer_vllm.experiments.suite.common import ACTIVATIONS, REPLIES
 from ksteer_vllm.experiments.suite.fit import EVALUATION_WIDTH
 from ksteer_vllm.fit.activations import Recorder, default_layer
+from ksteer_vllm.fit.gates import check_replies
 from ksteer_vllm.fit.pipeline import complete_rows, few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_once
 from ksteer_vllm.fit.task import FitTask
@@ -111,8 +113,10 @@ def sweep_layers(
         How well every layer is read and steered, and the one that is recommended.
 
     Raises:
-        DataError: for rows that cannot be fitted to.
-        UsageError: for layers the model does not have, or a judge that is not for layer sweeps.
+        DataError: for rows that cannot be fitted to, and for replies the model wrote under instructions
+            that do not show their labels, unless the plan allows it.
+        UsageError: for layers the model does not have, a judge that is not for layer sweeps, and an
+            evaluation probe at chance that is to judge, unless the plan allows it.
     """
     plan, folder = plan or LayerPlan(), Path(folder)
     num_layers = model_of(model, engine_options).num_layers
@@ -124,11 +128,10 @@ def sweep_layers(
     judge = _judge(plan.judge or dataset.judge, labels)
     with progress_bar(console) as progress:
 
-        def some(part: str) -> list[LabelledRow]:
-            rows = _some(getattr(partition, part), plan)
+        def completed(given: Sequence[LabelledRow]) -> list[LabelledRow]:
             return complete_rows(
                 model,
-                rows,
+                given,
                 (suite or folder) / REPLIES,
                 seed=plan.seed,
                 plan=plan.replies,
@@ -136,9 +139,11 @@ def sweep_layers(
                 progress=progress,
             )
 
+        given = [_some(part, plan) for part in (partition.steering, partition.evaluation)]
+        steered_by, read_by = map(completed, given)
         task = FitTask.of(
             model,
-            some("steering"),
+            steered_by,
             "mlp",
             labels=labels,
             layer=default_layer(num_layers),
@@ -149,13 +154,22 @@ def sweep_layers(
         )
         reader = replace(
             task,
-            rows=[without_instruction(row) for row in some("evaluation")],
+            rows=[without_instruction(row) for row in read_by],
             options={"seed": plan.seed + 1, "width": EVALUATION_WIDTH},
+        )
+        check_replies(
+            [*steered_by, *read_by],
+            [row for part in given for row in part],
+            labels,
+            allowed=plan.allow_invisible_labels,
+            console=progress.console,
         )
         with few_threads(task.identity):
             paths = _fit_all(task, reader, layers, folder)
         jobs = _jobs(prompts, labels, layers, plan)
         evaluation = Probe.load(paths.pop(EVALUATION))
+        if judge.name == EvaluationProbe.name and not plan.allow_chance_judge:
+            check_reader(evaluation, labels)
         with (
             Bench(
                 model,

@@ -12,13 +12,13 @@ from rich.progress import Progress
 
 from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.data.rows import LabelledRow, labels_of
-from ksteer_vllm.errors import DataError, UsageError, listing
-from ksteer_vllm.experiments.suite.gates import refusal, told
+from ksteer_vllm.errors import UsageError, listing
 from ksteer_vllm.experiments.suite.plan import SuitePlan
 from ksteer_vllm.fit.activations import default_layer
+from ksteer_vllm.fit.gates import check_replies
 from ksteer_vllm.fit.pipeline import complete_rows
 from ksteer_vllm.fit.task import FitTask
-from ksteer_vllm.fit.visibility import Visibility, invisible, visibility
+from ksteer_vllm.fit.visibility import Visibility
 from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.spec.families import fits
 
@@ -134,22 +134,14 @@ class Fits:
         )
 
     def check_replies(self, rows: Sequence[LabelledRow], given: Sequence[LabelledRow]) -> list[Visibility]:
-        """What a bag of words finds of the labels in the replies; a warning if it misses some.
-
-        Args:
-            rows: With their replies.
-            given: The same as they were given; those without a reply were asked for their labels.
-
-        Raises:
-            DataError: If replies that were asked for do not show their labels, unless the plan allows it.
-        """
-        found = visibility(rows, self.labels)
-        if invisible(found):
-            asked_for = any(row.reply is None for row in given)
-            if asked_for and not self.plan.allow_invisible_labels:
-                raise DataError(refusal(found))
-            self.progress.console.print(f"warning: {told(found)}", style="yellow", highlight=False)
-        return found
+        """What a bag of words finds of the labels in the replies; see `gates.check_replies`."""
+        return check_replies(
+            rows,
+            given,
+            self.labels,
+            allowed=self.plan.allow_invisible_labels,
+            console=self.progress.console,
+        )
 
     def clean_up(self) -> None:
         """Delete the recorded activations, unless they are to be kept."""

@@ -11,9 +11,16 @@ from ksteer_vllm.data.positions import Window, window_of
 from ksteer_vllm.fit.presets import FitPreset, preset_of
 from ksteer_vllm.spec.families import fits
 
-__all__ = ["THROUGH_THE_MODEL", "SuitePlan"]
+__all__ = ["THROUGH_THE_MODEL", "AllowInvisibleLabels", "SuitePlan"]
 
 Layer = Annotated[int, Field(ge=0)]
+AllowInvisibleLabels = Annotated[
+    bool,
+    Field(
+        description="Fit even if the replies that the model wrote under instructions do not show their "
+        "labels."
+    ),
+]
 
 THROUGH_THE_MODEL = frozenset({"loreft", "lorest"})
 """Methods that are fitted through the language model itself."""
@@ -60,13 +67,7 @@ class SuitePlan(BaseModel):
     keep_activations: Annotated[
         bool, Field(description="Keep the recorded activations, in OUT/activations.")
     ] = False
-    allow_invisible_labels: Annotated[
-        bool,
-        Field(
-            description="Fit even if the replies that the model wrote under instructions do not show their "
-            "labels."
-        ),
-    ] = False
+    allow_invisible_labels: AllowInvisibleLabels = False
 
     @property
     def window(self) -> Window:

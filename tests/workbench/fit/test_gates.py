@@ -15,6 +15,8 @@ from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.errors import DataError
 from ksteer_vllm.experiments.suite import common
+from ksteer_vllm.experiments.layers import sweep
+from ksteer_vllm.experiments.layers.plan import LayerPlan
 from ksteer_vllm.experiments.suite.fit import fit_suite
 from ksteer_vllm.experiments.suite.plan import SuitePlan
 from ksteer_vllm.experiments.suite.reading import judge_line, linear_reads_better
@@ -48,10 +50,15 @@ def replying(monkeypatch: pytest.MonkeyPatch) -> list[LabelledRow]:
     monkeypatch.setattr(common, "complete_rows", completed)
     monkeypatch.setattr("ksteer_vllm.experiments.suite.single.fit_at", fit)
     monkeypatch.setattr("ksteer_vllm.experiments.suite.fit._SuiteFit._fit_all", fit)
+    monkeypatch.setattr(sweep, "complete_rows", completed)
     return spoken
 
+    monkeypatch.setattr(sweep, "_fit_all", fit)
 
-@pytest.mark.parametrize("fit", [fit_single, fit_suite])
+@pytest.mark.parametrize(
+    ("fit", "plan"),
+    [(fit_single, PLAN), (fit_suite, PLAN), (sweep.sweep_layers, LayerPlan(layers=(1,)))],
+)
 def test_replies_that_ignore_their_instruction_stop_the_fit(
     fit: Any,
     llama: Path,

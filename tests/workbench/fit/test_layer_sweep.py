@@ -10,15 +10,19 @@ import pandas as pd
 import pytest
 
 from ksteer_vllm import UsageError
+from ksteer_vllm.bench.chance import INTERVAL
+from ksteer_vllm.bench.suite import EVALUATION
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import write_rows
+from ksteer_vllm.experiments.layers import sweep
 from ksteer_vllm.experiments.layers.plan import LayerPlan
 from ksteer_vllm.experiments.layers.sweep import CAA, K_STEERING, recommended, sweep_layers
 from ksteer_vllm.experiments.layers.writeup import layer_table, write_up
 from ksteer_vllm.fit.activations import Recorder
 from ksteer_vllm.probes.probe import Probe
+from testbed.families import random_family_probe
 from tests.support.engines import OPTIONS
-from tests.workbench.fit.conftest import make_rows
+from tests.workbench.fit.conftest import LABELS, make_rows
 
 ENGINE = {
     **{name: value for name, value in OPTIONS.items() if name != "disable_log_stats"},
@@ -27,6 +31,9 @@ ENGINE = {
 PLAN = LayerPlan(
     layers=(0, 2), strengths=(0.5, 1.0), prompts=2, options={"epochs": 2, "width": 16}, max_tokens=6
 )
+
+ANY_JUDGE = PLAN.model_copy(update={"allow_chance_judge": True})
+"""So little data and so small a model make no judge; where nothing depends on it, it may judge."""
 
 
 def table(shares: dict[int, tuple[float, float]], replies: int = 100) -> pd.DataFrame:
@@ -59,28 +66,28 @@ def test_every_layer_is_read_and_steered_in_one_batch(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = TaskDataset.of("words", make_rows(240))
-    sweep = sweep_layers(str(llama), dataset, tmp_path, PLAN, engine_options=ENGINE)
-    assert sweep.by_depth == 2
-    assert sweep.layer in (0, 2)
-    assert sweep.judge == "probe"
-    reading = sweep.reading.set_index(["layer", "method"])["auroc"]
+    found = sweep_layers(str(llama), dataset, tmp_path, ANY_JUDGE, engine_options=ENGINE)
+    assert found.by_depth == 2
+    assert found.layer in (0, 2)
+    assert found.judge == "probe"
+    reading = found.reading.set_index(["layer", "method"])["auroc"]
     assert set(reading.index) == {(layer, name) for layer in (0, 2) for name in ("mlp", "linear", "caa")}
     assert (reading > 0.7).all()
-    assert len(sweep.steering) == 2 * 2 * 2
-    assert (sweep.steering["replies"] == 2 * 2).all()
+    assert len(found.steering) == 2 * 2 * 2
+    assert (found.steering["replies"] == 2 * 2).all()
     lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert len(lines) == 1 + 100 + 2 * 2 * 2 * 2 * 2  # identity, unsteered, every cell's label and prompt
     assert Probe.load(tmp_path / "probes" / "mlp").metadata.layers == (0, 2)
     assert not (tmp_path / "activations").exists()
-    report = write_up(sweep, PLAN, tmp_path, model=str(llama))
+    report = write_up(found, PLAN, tmp_path, model=str(llama))
     assert "Recommended: **layer" in report.read_text()
-    assert json.loads((tmp_path / "results.json").read_text())["recommended"] == sweep.layer
+    assert json.loads((tmp_path / "results.json").read_text())["recommended"] == found.layer
     assert (tmp_path / "layers.png").stat().st_size > 5000
-    assert layer_table(sweep).row_count == 2
+    assert layer_table(found).row_count == 2
     monkeypatch.setattr(Recorder, "_engine", None)
     monkeypatch.setattr("ksteer_vllm.bench.batch.run_batch", _nothing_to_run)
-    again = sweep_layers(str(llama), dataset, tmp_path, PLAN, engine_options=ENGINE)
-    pd.testing.assert_frame_equal(again.steering, sweep.steering)
+    again = sweep_layers(str(llama), dataset, tmp_path, ANY_JUDGE, engine_options=ENGINE)
+    pd.testing.assert_frame_equal(again.steering, found.steering)
 
 
 def _nothing_to_run(llm: Any, pending: dict[str, Any], *_: Any) -> tuple[()]:
@@ -96,6 +103,29 @@ def test_layers_and_judges_that_are_not_there(llama: Path, tmp_path: Path) -> No
         sweep_layers(str(llama), dataset, tmp_path, LayerPlan(judge="reader"))
     with pytest.raises(UsageError, match=r"judge: 'openai' cannot judge a layer sweep; known: reader, probe"):
         sweep_layers(str(llama), dataset, tmp_path, LayerPlan(judge="openai"))
+
+
+def test_a_judge_at_chance_is_refused_unless_allowed(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class _Started(Exception):
+        pass
+
+    def start(*_: Any, **__: Any) -> None:
+        raise _Started
+
+    read = {"balanced_accuracy": 0.5, INTERVAL: [0.4, 0.6]}
+    metrics = {"replies": {"labels": {LABELS[0]: read}}}
+    reader = random_family_probe("mlp", labels=LABELS, metrics=metrics).save(tmp_path / "reader")
+    fitted = {EVALUATION: reader, "mlp": tmp_path, "caa": tmp_path}
+    monkeypatch.setattr(sweep, "_fit_all", lambda *_: dict(fitted))
+    monkeypatch.setattr(sweep, "Bench", start)
+    dataset = TaskDataset.of("words", make_rows(240))
+    says = rf"judge: the evaluation probe does not tell {LABELS[0]} 0.50 .*--allow-chance-judge"
+    with pytest.raises(UsageError, match=says):
+        sweep_layers(str(llama), dataset, tmp_path, PLAN)
+    with pytest.raises(_Started):
+        sweep_layers(str(llama), dataset, tmp_path, ANY_JUDGE)
 
 
 def test_the_command_refuses_strengths_that_are_none(llama: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ksteer_vllm.data.rows import LabelledRow, Message
-from ksteer_vllm.experiments.suite.gates import refusal, told
+from ksteer_vllm.fit.gates import refusal, told
 from ksteer_vllm.fit.visibility import invisible, terms, visibility
 
 WORDS = [
