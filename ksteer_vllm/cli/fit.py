@@ -80,10 +80,11 @@ def fit(
     quiet_vllm()
     one_process()
     from ksteer_vllm.experiments.suite.fit import fit_suite
-    from ksteer_vllm.experiments.suite.reading import judge_line, linear_reads_better
+    from ksteer_vllm.experiments.suite.reading import REMEDY, judge_line, linear_reads_better
     from ksteer_vllm.experiments.suite.single import fit_single
     from ksteer_vllm.experiments.suite.writeup import suite_table
     from ksteer_vllm.fit.describe import metrics_tables
+    from ksteer_vllm.fit.linear_control import control_line
 
     console = wide_console()
     knob.check_alone()
@@ -104,6 +105,8 @@ def fit(
         probe = fit_single(model, dataset, out, plan, engine_options=engine.arguments(), console=console)
         for table in metrics_tables(probe.metadata.metrics):
             console.print(table)
+        if line := control_line(probe):
+            console.print(f"{line}{REMEDY}", style="yellow", highlight=False)
         kind = "probe" if method == "mlp" else method
         layers = probe.metadata.layers
         at = f"layers {', '.join(map(str, layers))}" if layers else f"layer {probe.metadata.layer}"

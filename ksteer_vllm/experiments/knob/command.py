@@ -21,6 +21,7 @@ from ksteer_vllm.experiments.knob.prompts import Form, PromptForm, TemplateChoic
 from ksteer_vllm.experiments.knob.questions import QuestionParts
 from ksteer_vllm.experiments.knob.selection import Selection
 from ksteer_vllm.experiments.knob.tables import auroc_table, selection_table
+from ksteer_vllm.fit.linear_control import control_line
 from ksteer_vllm.models import check_layers
 from ksteer_vllm.probes.probe import Probe
 
@@ -108,6 +109,11 @@ def complete(request: KnobRequest, prepared: Prepared, console: Console, progres
     )
     probe = Probe.load(fitted)
     console.print(auroc_table(aurocs(probe)))
+    if line := control_line(probe):
+        noise = f"noise {request.plan.noise:g}"
+        console.print(
+            f"{line}: fitted through {noise}, it is to steer first and to read second", style="yellow"
+        )
     found = try_out(
         request.model,
         fitted,

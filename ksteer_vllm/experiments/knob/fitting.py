@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.experiments.knob.plan import KnobPlan
+from ksteer_vllm.fit.linear_control import with_linear_control
 from ksteer_vllm.fit.pipeline import few_threads
 from ksteer_vllm.fit.stacking import fit_once
 from ksteer_vllm.fit.task import FitTask
@@ -61,6 +62,8 @@ def fit_knob(
     layers = plan.layers_of(task.identity.num_layers)
     with few_threads(task.identity):
         path = fit_once(task, folder / "fit", layers)
+        if task.recorded:
+            with_linear_control(task, Probe.load(path)).save(path)
     shutil.rmtree(folder / _ACTIVATIONS, ignore_errors=True)
     return path
 

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ksteer_vllm.bench.chance import INTERVAL, at_chance
+from ksteer_vllm.fit.linear_control import better
 from ksteer_vllm.fit.visibility import Visibility
 from ksteer_vllm.probes.probe import Probe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["judge_frame", "judge_line", "linear_reads_better", "visibility_frame"]
+__all__ = ["REMEDY", "judge_frame", "judge_line", "linear_reads_better", "visibility_frame"]
+
+REMEDY = ": more data, or more noise or weight decay in the MLP's fit, may be needed."
+"""What follows where an MLP reads worse than a linear probe."""
 
 
 def linear_reads_better(probes: Mapping[str, Probe]) -> str | None:
@@ -22,17 +26,9 @@ def linear_reads_better(probes: Mapping[str, Probe]) -> str | None:
     """
     if not {"mlp", "linear"} <= set(probes):
         return None
-    mean = {name: probes[name].metadata.metrics["replies"]["mean"] for name in ("mlp", "linear")}
-    if "balanced_accuracy" not in mean["mlp"] or mean["linear"]["auroc"] <= mean["mlp"]["auroc"]:
-        return None
-    figures = {
-        name: f"AUROC {found['auroc']:.3f}, balanced accuracy {found['balanced_accuracy']:.3f}"
-        for name, found in mean.items()
-    }
-    return (
-        f"The linear probe reads held-out replies better ({figures['linear']}) than the MLP "
-        f"({figures['mlp']}): more data, or more noise or weight decay in the MLP's fit, may be needed."
-    )
+    linear, mlp = (probes[name].metadata.metrics["replies"]["mean"] for name in ("linear", "mlp"))
+    line = better(linear, mlp)
+    return None if line is None else f"{line}{REMEDY}"
 
 
 def judge_line(evaluation: Probe | None, labels: Sequence[str]) -> str | None:

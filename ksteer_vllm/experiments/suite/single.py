@@ -12,6 +12,7 @@ from ksteer_vllm.bench.suite import SUITE_FILE
 from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.suite.common import ACTIVATIONS, Fits
 from ksteer_vllm.experiments.suite.plan import SuitePlan
+from ksteer_vllm.fit.linear_control import with_linear_control
 from ksteer_vllm.fit.pipeline import few_threads, progress_bar
 from ksteer_vllm.fit.stacking import fit_at
 from ksteer_vllm.probes.probe import Probe
@@ -62,7 +63,8 @@ def fit_single(
             found = fits.check_replies(rows, dataset.rows)
             visible = {one.label: one.as_json() for one in found}
         with few_threads(fits.identity):
-            probe = fit_at(fits.task(method, rows, out / ACTIVATIONS), plan.layers)
+            task = fits.task(method, rows, out / ACTIVATIONS)
+            probe = with_linear_control(task, fit_at(task, plan.layers))
     if visible:
         probe = probe.with_metadata(training={**probe.metadata.training, "visible_labels": visible})
     probe.save(out)

@@ -58,6 +58,7 @@ def test_fit_writes_a_probe_with_its_provenance(probe_folder: Path, rows: list[L
     assert probe.metadata.training["rows"] == len(rows)
     assert len(probe.metadata.training["data_digest"]) == 64
     assert probe.metadata.metrics["tokens"]["mean"]["auroc"] > 0.7
+    assert probe.metadata.training["linear_control"]["auroc"] > 0.7
 
 
 def test_inspect_shows_it_and_checks_the_digest(probe_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ from ksteer_vllm.bench.chance import INTERVAL, BalancedAccuracy, at_chance
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.errors import DataError
-from ksteer_vllm.experiments.suite import common
 from ksteer_vllm.experiments.layers import sweep
 from ksteer_vllm.experiments.layers.plan import LayerPlan
+from ksteer_vllm.experiments.suite import common
 from ksteer_vllm.experiments.suite.fit import fit_suite
 from ksteer_vllm.experiments.suite.plan import SuitePlan
 from ksteer_vllm.experiments.suite.reading import judge_line, linear_reads_better
 from ksteer_vllm.experiments.suite.single import fit_single
 from ksteer_vllm.fit import FitPlan
 from ksteer_vllm.fit.heldout import evaluate
+from ksteer_vllm.fit.linear_control import CONTROL, control_line, with_linear_control
 from ksteer_vllm.fit.methods import linear, mlp
 from ksteer_vllm.fit.task import FitTask
-from tests.workbench.fit.synthetic import LABELS, synthetic_task
+from tests.workbench.fit.synthetic import LABELS, synthetic_rows, synthetic_task
 from tests.workbench.fit.test_visibility import rows
 
 PLAN = SuitePlan(methods=("caa",), layer=1)
@@ -48,12 +50,12 @@ def replying(monkeypatch: pytest.MonkeyPatch) -> list[LabelledRow]:
         raise _Fitted
 
     monkeypatch.setattr(common, "complete_rows", completed)
+    monkeypatch.setattr(sweep, "complete_rows", completed)
     monkeypatch.setattr("ksteer_vllm.experiments.suite.single.fit_at", fit)
     monkeypatch.setattr("ksteer_vllm.experiments.suite.fit._SuiteFit._fit_all", fit)
-    monkeypatch.setattr(sweep, "complete_rows", completed)
+    monkeypatch.setattr(sweep, "_fit_all", fit)
     return spoken
 
-    monkeypatch.setattr(sweep, "_fit_all", fit)
 
 @pytest.mark.parametrize(
     ("fit", "plan"),
@@ -61,6 +63,7 @@ def replying(monkeypatch: pytest.MonkeyPatch) -> list[LabelledRow]:
 )
 def test_replies_that_ignore_their_instruction_stop_the_fit(
     fit: Any,
+    plan: SuitePlan | LayerPlan,
     llama: Path,
     replying: list[LabelledRow],
     tmp_path: Path,
@@ -69,8 +72,8 @@ def test_replies_that_ignore_their_instruction_stop_the_fit(
     replying += rows(true=False, questions=60)
     asked = TaskDataset.of("tones", [row.model_copy(update={"reply": None}) for row in replying])
     with pytest.raises(DataError, match=r"do not show their labels: .*formal 0.*--allow-invisible-labels"):
-        fit(str(llama), asked, tmp_path, PLAN)
-    anyway = PLAN.model_copy(update={"allow_invisible_labels": True})
+        fit(str(llama), asked, tmp_path, plan)
+    anyway = plan.model_copy(update={"allow_invisible_labels": True})
     with pytest.raises(_Fitted):
         fit(str(llama), asked, tmp_path, anyway)
     assert "warning: the replies do not show their labels" in " ".join(capsys.readouterr().err.split())
@@ -153,6 +156,44 @@ def test_a_linear_probe_that_reads_better_is_told_of() -> None:
         assert f"AUROC {probe.metadata.metrics['replies']['mean']['auroc']:.3f}" in line
     assert linear_reads_better({"mlp": probes["linear"], "linear": probes["mlp"]}) is None
     assert linear_reads_better({"mlp": probes["mlp"]}) is None
+    assert "A linear probe reads held-out replies better" in line
+
+
+def test_an_mlp_alone_is_compared_with_a_linear_control() -> None:
+    task = synthetic_task("mlp", width=1, epochs=1, noise=5.0)
+    probe = with_linear_control(task, fitted(task))
+    control = probe.metadata.training[CONTROL]
+    whole = linear.fit(synthetic_task("linear")).metadata.metrics["replies"]["mean"]
+    assert control["auroc"] == pytest.approx(whole["auroc"], abs=0.02), "fitted to the end or not"
+    line = control_line(probe)
+    assert line is not None
+    assert f"AUROC {control['auroc']:.3f}" in line
+    untold = probe.with_metadata(training={**probe.metadata.training, CONTROL: dict.fromkeys(control, 0.0)})
+    assert control_line(untold) is None
+
+
+def test_what_has_no_control_stays_as_it_is() -> None:
+    task = synthetic_task("linear")
+    other = linear.fit(task)
+    assert with_linear_control(task, other) is other
+    assert control_line(other) is None
+    rankings = synthetic_task("mlp", rows=one_label_each(), width=4, epochs=1, loss="cross-entropy")
+    ranked = fitted(rankings)
+    assert with_linear_control(rankings, ranked) is ranked
+    task = synthetic_task("mlp", width=4, epochs=1, noise=0.0)
+    probe = fitted(task)
+    assert with_linear_control(replace(task, recorded={}), probe) is probe, "no engine starts for it"
+
+
+def one_label_each() -> list[LabelledRow]:
+    return [row.model_copy(update={"labels": LABELS[k % 2 :][:1]}) for k, row in enumerate(synthetic_rows())]
+
+
+def test_a_judge_at_chance_is_told_of() -> None:
+    probes = {
+        "mlp": fitted(synthetic_task("mlp", width=1, epochs=1, noise=5.0)),
+        "linear": linear.fit(synthetic_task("linear")),
+    }
     line = judge_line(probes["mlp"], LABELS)
     assert line is not None
     assert "no judge of warm 0." in line

@@ -61,6 +61,7 @@ def test_replies_to_a_calibrated_probe_in_one_command(data: Path) -> None:
     probe = Probe.load(out)
     assert probe.metadata.layers == (1, 2)
     assert probe.metadata.training["prompts"]["raw"] is False
+    assert probe.metadata.training["linear_control"]["auroc"] > 0.9
     edit = probe.metadata.default_edit
     assert edit is not None, done.stdout
     assert edit["alpha"] in (0.25 / 8, 0.5 / 8)  # over 8 steps
