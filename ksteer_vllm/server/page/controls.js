@@ -45,6 +45,15 @@ export class Controls {
     return this.info.limits?.max_steps ?? 256;
   }
 
+  get takes() {
+    return fieldsOf(this.info, this.card, this.settings.method);
+  }
+
+  /** The strength of a request that gives none, with the labels as they are. */
+  get usualAlpha() {
+    return defaultAlpha(this.card, this.settings.method, this.settings.weights);
+  }
+
   get card() {
     return this.cards[this.settings.probe];
   }
@@ -63,7 +72,7 @@ export class Controls {
 
   /** The settings with the strength that a probe without a default requires. */
   effective() {
-    const alpha = this.settings.alpha ?? (defaultAlpha(this.card, this.settings.method) === null ? 1 : null);
+    const alpha = this.settings.alpha ?? (this.usualAlpha === null ? 1 : null);
     return { ...this.settings, alpha };
   }
 
@@ -106,9 +115,8 @@ export class Controls {
       byId("probe").value = this.settings.probe;
       fillSelect(byId("method"), methods.map((name) => [name, name]), this.settings.method);
       byId("method").disabled = methods.length < 2;
-      const takes = fieldsOf(this.info, this.card, this.settings.method);
-      this.drawLabels(takes);
-      this.drawStrength(takes);
+      this.drawLabels();
+      this.drawStrength();
       this.drawLayers();
     }
     this.tell();
@@ -128,7 +136,8 @@ export class Controls {
     note.hidden = !note.textContent;
   }
 
-  drawLabels(takes) {
+  drawLabels() {
+    const { takes } = this;
     const values = takes.has("values");
     const min = takes.has("avoid") ? -1 : 0;
     const max = takes.has("target") ? 1 : 0;
@@ -148,7 +157,10 @@ export class Controls {
   labelSlider(label, min, max) {
     const show = (weight) => (weight === 0 ? "0" : `${weight > 0 ? "+" : "−"}${Math.abs(weight).toFixed(2)}`);
     const weight = Math.min(max, Math.max(min, this.settings.weights.get(label) ?? 0));
-    const onInput = (number) => this.change({ weights: new Map(this.settings.weights).set(label, number) });
+    const onInput = (number) => {
+      this.change({ weights: new Map(this.settings.weights).set(label, number) });
+      if (this.settings.alpha === null) this.drawStrength(); // every label may have its own
+    };
     this.settings.weights.set(label, weight);
     const { element } = slider({ text: label, min, max, step: 0.05, rest: 0, value: weight, show, onInput });
     element.dataset.label = label;
@@ -171,13 +183,14 @@ export class Controls {
     for (const row of byId("labels").children) row.hidden = !row.dataset.label.toLowerCase().includes(wanted);
   }
 
-  drawStrength(takes) {
+  drawStrength() {
+    const { takes } = this;
     const fields = [];
     if (takes.has("alpha")) {
-      const usual = defaultAlpha(this.card, this.settings.method) ?? 1;
+      const usual = this.usualAlpha ?? 1;
       const value = this.settings.alpha ?? usual;
       const max = Math.max(3 * Math.abs(usual) || 3, Math.abs(value));
-      const onInput = (alpha) => this.change({ alpha: alpha === defaultAlpha(this.card, this.settings.method) ? null : alpha });
+      const onInput = (alpha) => this.change({ alpha: alpha === this.usualAlpha ? null : alpha });
       fields.push(slider({
         text: "Strength", title: `alpha; default ${short(usual)}`, min: 0, max, step: max / 60, rest: 0, value,
         show: (number) => `alpha ${short(number)}`, onInput, exact: { step: "any", inputmode: "decimal" },

@@ -23,8 +23,17 @@ export const defaultLayers = (card, method) =>
 /** The probe's default edit where it applies: to requests of the default method. */
 export const defaultEdit = (card, method) => (method === card.methods[0] && card.default_edit) || {};
 
-/** The strength of a request that gives none, or null if the server requires one. */
-export const defaultAlpha = (card, method) => defaultEdit(card, method).alpha ?? card.default_alpha?.[method] ?? null;
+/** The strength of a request that gives none, or null if the server requires one. That of a default edit is the mean of
+ *  the labels' own, by their weights, as the server takes it: of those to move towards or, without any, of the others. */
+export function defaultAlpha(card, method, weights) {
+  const alpha = defaultEdit(card, method).alpha ?? null;
+  if (alpha === null) return card.default_alpha?.[method] ?? null;
+  const own = new Map(Object.entries(card.label_alpha ?? {}));
+  const towards = [...weights].filter(([, weight]) => weight > 0);
+  const labels = towards.length ? towards : [...weights];
+  const whole = labels.reduce((sum, [, weight]) => sum + weight, 0);
+  return whole ? labels.reduce((sum, [label, weight]) => sum + weight * (own.get(label) ?? alpha), 0) / whole : alpha;
+}
 
 export const defaultSteps = (card, method) => defaultEdit(card, method).num_steps ?? DEFAULT_STEPS;
 
