@@ -18,6 +18,7 @@ from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.probes.files import read_regular
 from ksteer_vllm.spec.default_edit import parse_default_edit
 from ksteer_vllm.spec.families import FAMILIES, Use
+from ksteer_vllm.spec.labels import MAX_MAGNITUDE
 from ksteer_vllm.spec.where import Where
 
 __all__ = [
@@ -39,6 +40,7 @@ MAX_WEIGHTS_BYTES = 2**33
 
 Metric = Literal["variance", "covariance"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0, le=MAX_MAGNITUDE, allow_inf_nan=False)]
 
 
 class ProbeMetadata(BaseModel):
@@ -88,7 +90,7 @@ class ProbeMetadata(BaseModel):
         ),
     ] = None
     label_alpha: Annotated[
-        dict[str, Finite],
+        dict[str, Strength],
         Field(
             description="Label -> the default edit's alpha towards it, where one strength does not suit all "
             "labels. Several labels get the mean by their weights; a label that is missing counts with the "

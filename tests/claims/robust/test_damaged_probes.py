@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -241,6 +242,19 @@ def test_metadata_with_a_wrong_field(folder: Path, good: dict[str, bytes], field
         fields = {**json.loads(good[METADATA_FILE]), field: value}
         (folder / METADATA_FILE).write_text(json.dumps(fields))
         refused(folder)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"hot": 1.0}, {"warm": "much"}, {"warm": -1.0}, {"warm": math.nan}, {"warm": math.inf}, {"warm": 1e300},
+     {"warm": None}, {"warm": [1.0]}, ["warm"], 1.0],
+    ids=str,
+)  # fmt: skip
+def test_a_labels_own_strength_that_is_none(folder: Path, good: dict[str, bytes], own: Any) -> None:
+    """Beside a default edit that has a strength, as it must."""
+    fields = {**json.loads(good[METADATA_FILE]), "default_edit": {"alpha": 0.5}, "label_alpha": own}
+    (folder / METADATA_FILE).write_text(json.dumps(fields))
+    refused(folder, METADATA_FILE, "label_alpha")
 
 
 def _fifo(path: Path) -> None:
