@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,6 +46,14 @@ def chat(
         str,
         typer.Option(metavar="JSON", help='Further fields of every spec, such as \'{"method": "add"}\'.'),
     ] = "",
+    chat_template_kwargs: Annotated[
+        str,
+        typer.Option(
+            metavar="JSON",
+            help="Arguments of the chat template, such as '{\"enable_thinking\": false}'; default: "
+            "those that the probe was made with.",
+        ),
+    ] = "",
 ) -> None:
     """Talk to a steered model in the terminal.
 
@@ -56,12 +65,13 @@ def chat(
     from ksteer_vllm.bench.chat.terminal import say, typed_lines
 
     fields = json_object("edit", edit, "fields of the spec")
+    arguments = json_object("--chat-template-kwargs", chat_template_kwargs, "arguments of the chat template")
     if not url and plan.seed is None:  # one noise for all replies to a question: what differs is the steering
         plan = plan.model_copy(update={"seed": secrets.randbelow(2**31)})
     if url:
-        speaker = _server(url, probe, plan, api_key, model, engine)
+        speaker = _server(url, probe, plan, api_key, arguments, model, engine)
     else:
-        speaker = _engine(probe, model, plan, engine)
+        speaker = _engine(probe, model, plan, arguments, engine)
     with closing(speaker):
         session = ChatSession(speaker, plan, fields, say)
         say(f"{speaker.about['model']}, steered by {probe}. Labels: {listing(speaker.labels)}. ")
@@ -69,18 +79,28 @@ def chat(
         session.run(typed_lines())
 
 
-def _server(url: str, probe: str, plan: ChatPlan, api_key: str, model: str, engine: EngineOptions) -> Speaker:
+def _server(
+    url: str,
+    probe: str,
+    plan: ChatPlan,
+    api_key: str,
+    template_arguments: Mapping[str, Any],
+    model: str,
+    engine: EngineOptions,
+) -> Speaker:
     from ksteer_vllm.bench.chat.over_http import ServerSpeaker
 
     if model or engine.arguments():
         own = [*(["model"] if model else []), *engine.arguments()]
         raise UsageError(f"url: a running server has its own {', '.join(own)}")
-    return ServerSpeaker(url, probe, plan, api_key)
+    return ServerSpeaker(url, probe, plan, api_key, template_arguments)
 
 
-def _engine(probe: str, model: str, plan: ChatPlan, engine: EngineOptions) -> Speaker:
+def _engine(
+    probe: str, model: str, plan: ChatPlan, template_arguments: Mapping[str, Any], engine: EngineOptions
+) -> Speaker:
     quiet_vllm()
     one_process()
     from ksteer_vllm.bench.chat.in_process import EngineSpeaker
 
-    return EngineSpeaker.start(probe, model, plan, engine.arguments())
+    return EngineSpeaker.start(probe, model, plan, engine.arguments(), template_arguments)

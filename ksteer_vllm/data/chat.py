@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ksteer_vllm.data.rows import Message
@@ -11,13 +11,22 @@ from ksteer_vllm.errors import DataError
 __all__ = ["chat_text", "is_rendered"]
 
 
-def chat_text(tokenizer: Any, messages: Sequence[Message]) -> str:
+def chat_text(tokenizer: Any, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> str:
     """The messages through the model's chat template, up to where the reply begins.
 
     Where the template refuses system messages, or leaves them out, they go to the head of the first message
-    that follows. Raises DataError if the model has no chat template, or it refuses the messages even so, and
-    for a message that has been through the template already.
+    that follows.
+
+    Args:
+        tokenizer: The model's.
+        messages: The chat.
+        arguments: Further arguments of the template, such as `enable_thinking`.
+
+    Raises:
+        DataError: If the model has no chat template, or it refuses the messages even so, and for a message
+            that has been through the template already.
     """
+    given = dict(arguments or {})
     for message in messages:
         if _begins_special(tokenizer, message.content):
             raise DataError(
@@ -26,7 +35,7 @@ def chat_text(tokenizer: Any, messages: Sequence[Message]) -> str:
             )
     system = [message.content for message in messages if message.role == "system"]
     try:
-        text = _rendered(tokenizer, messages)
+        text = _rendered(tokenizer, messages, given)
         if all(content.strip() in text for content in system):
             return text
     except DataError:
@@ -34,9 +43,9 @@ def chat_text(tokenizer: Any, messages: Sequence[Message]) -> str:
             raise
     others = [message for message in messages if message.role != "system"]
     if not others:
-        return _rendered(tokenizer, messages)
+        return _rendered(tokenizer, messages, given)
     content = "\n\n".join([*system, others[0].content])
-    return _rendered(tokenizer, [Message(role=others[0].role, content=content), *others[1:]])
+    return _rendered(tokenizer, [Message(role=others[0].role, content=content), *others[1:]], given)
 
 
 def is_rendered(tokenizer: Any, text: str) -> bool:
@@ -65,12 +74,13 @@ def _writes(tokenizer: Any, token: str) -> bool:
     return token in template or (token == tokenizer.bos_token and "bos_token" in template)
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
+def _rendered(tokenizer: Any, messages: Sequence[Message], arguments: dict[str, Any]) -> str:
     from jinja2 import TemplateError
 
     chat = [message.model_dump() for message in messages]
     try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        options = {**arguments, "tokenize": False, "add_generation_prompt": True}
+        return str(tokenizer.apply_chat_template(chat, **options))
     except TemplateError as error:
         raise DataError(f"prompt: the model's chat template refuses the chat: {error}") from None
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,15 +150,24 @@ def window_of(name: str) -> Window:
     return WINDOWS[name]
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+def encode_prompt(
+    tokenizer: Any, prompt: Prompt, template_arguments: Mapping[str, Any] | None = None
+) -> list[int]:
     """Token ids of a prompt, as in serving: a text as it is, a chat through the model's template.
 
     A text that has been through the template has its special tokens already, and gets no second ones.
-    Raises DataError if the model has no chat template, or it refuses the chat.
+
+    Args:
+        tokenizer: The model's.
+        prompt: A text or a chat.
+        template_arguments: Further arguments of the chat template.
+
+    Raises:
+        DataError: If the model has no chat template, or it refuses the chat.
     """
     if isinstance(prompt, str):
         return list(tokenizer.encode(prompt, add_special_tokens=not is_rendered(tokenizer, prompt)))
-    return list(tokenizer.encode(chat_text(tokenizer, prompt), add_special_tokens=False))
+    return list(tokenizer.encode(chat_text(tokenizer, prompt, template_arguments), add_special_tokens=False))
 
 
 def encode_reply(tokenizer: Any, reply: str) -> list[int]:

@@ -169,6 +169,13 @@ class ProbeMetadata(BaseModel):
         return {name: every[name] for name in ordered if name not in unavailable}
 
     @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """Arguments of the chat template that the prompts of its fit went through; empty if none are kept."""
+        prompts = self.training.get("prompts")
+        found = prompts.get("chat_template_kwargs") if isinstance(prompts, dict) else None
+        return dict(found) if isinstance(found, dict) else {}
+
+    @property
     def own_layers(self) -> tuple[int, ...]:
         """The layers it was fitted at."""
         return self.layers or (self.layer,)

@@ -35,16 +35,30 @@ class EngineSpeaker:
         labels: The probe's labels.
         plan: How to sample.
         about: What a saved conversation says of model and probe.
+        template_arguments: Arguments of the chat template.
     """
 
     def __init__(
-        self, llm: Any, probe: str, labels: Sequence[str], plan: ChatPlan, about: Mapping[str, Any]
+        self,
+        llm: Any,
+        probe: str,
+        labels: Sequence[str],
+        plan: ChatPlan,
+        about: Mapping[str, Any],
+        template_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self.probe, self.labels, self.about = probe, tuple(labels), dict(about)
-        self._llm, self._plan = llm, plan
+        self._llm, self._plan, self._template_arguments = llm, plan, dict(template_arguments or {})
 
     @classmethod
-    def start(cls, folder: str | Path, model: str, plan: ChatPlan, options: Mapping[str, Any]) -> Self:
+    def start(
+        cls,
+        folder: str | Path,
+        model: str,
+        plan: ChatPlan,
+        options: Mapping[str, Any],
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Start an engine that steers with one probe folder.
 
         Args:
@@ -52,6 +66,7 @@ class EngineSpeaker:
             model: A folder, or a name on the hub; empty: the one the probe was fitted on, if it is a folder.
             plan: How to sample.
             options: Further arguments of `vllm.LLM`.
+            template_arguments: Arguments of the chat template, before those that the probe was made with.
 
         Raises:
             ProbeError: For a folder that is not a probe's, or a probe of another model.
@@ -62,13 +77,15 @@ class EngineSpeaker:
         small = {"max_num_seqs": 2, **({"enforce_eager": True} if on_cpu() else {})}  # starts sooner
         steering = {"probes": {PROBE: str(folder)}, "layers": "all", **room_for({PROBE: probe})}
         llm = start_engine(model, {**small, **options}, steering=steering)
-        return cls(llm, PROBE, probe.labels, plan, {"model": model, "digest": probe.metadata.digest})
+        about = {"model": model, "digest": probe.metadata.digest}
+        arguments = {**probe.metadata.chat_template_kwargs, **(template_arguments or {})}
+        return cls(llm, PROBE, probe.labels, plan, about, arguments)
 
     def reply(
         self, messages: tuple[Message, ...], spec: Mapping[str, Any] | None, seed: int | None
     ) -> Generator[str]:
         engine, name = self._llm.llm_engine, f"chat-{next(_ids)}"
-        prompt = encode_prompt(self._llm.get_tokenizer(), messages)
+        prompt = encode_prompt(self._llm.get_tokenizer(), messages, self._template_arguments)
         room = engine.model_config.max_model_len - len(prompt)
         if room < LEAST_ROOM:
             raise UsageError(

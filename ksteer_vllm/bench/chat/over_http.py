@@ -27,12 +27,20 @@ class ServerSpeaker:
         probe: The name of a probe it has loaded; a folder's path stands for its last part.
         plan: How to sample.
         api_key: The server's API key, if it requires one.
+        template_arguments: Arguments of the chat template, before those that the probe was made with.
 
     Raises:
         UsageError: If nobody answers there, the server does not steer, or it has no such probe.
     """
 
-    def __init__(self, url: str, probe: str, plan: ChatPlan, api_key: str = "") -> None:
+    def __init__(
+        self,
+        url: str,
+        probe: str,
+        plan: ChatPlan,
+        api_key: str = "",
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         base = url.rstrip("/").removesuffix("/v1")
         self._client = httpx.Client(base_url=base, headers=headers, timeout=TIMEOUT)
@@ -44,6 +52,8 @@ class ServerSpeaker:
             raise UsageError(f"probe: the server has no probe {probe[:80]!r}; it has: {listing(cards)}")
         card = cards[self.probe]
         self.labels: tuple[str, ...] = tuple(card["labels"])
+        recorded = card.get("chat_template_kwargs", {})  # older servers do not tell
+        self._template_arguments = {**recorded, **(template_arguments or {})}
         self.about = {"model": self._model, "url": base, "probe": self.probe, "digest": card["digest"]}
 
     def reply(
@@ -57,6 +67,8 @@ class ServerSpeaker:
             "max_tokens": self._plan.max_tokens,
             EXTRA_ARGS_KEY: dict(spec) if spec else False,  # False: nor by the server's default preset
         }
+        if self._template_arguments:
+            body["chat_template_kwargs"] = self._template_arguments
         if seed is not None:
             body["seed"] = seed
         try:

@@ -130,6 +130,10 @@ class ProbeCard(BaseModel):
         dict[str, float],
         Field(description="Label -> the default edit's alpha towards it, where it has its own."),
     ]
+    chat_template_kwargs: Annotated[
+        dict[str, Any],
+        Field(description="Arguments of the chat template that the prompts of its fit went through."),
+    ]
     metrics: Annotated[
         dict[str, list[int]],
         Field(description="Metric -> the layers with statistics for it; raw is always there."),
@@ -152,6 +156,7 @@ class ProbeCard(BaseModel):
             default_alpha=dict(probe.default_alpha),
             default_edit=probe.default_edit,
             label_alpha=dict(probe.label_alpha),
+            chat_template_kwargs=probe.chat_template_kwargs,
             metrics={metric: list(layers) for metric, layers in probe.metric_layers.items()},
             width=width if isinstance(width, int) else None,
             activation_scale=bool(probe.activation_scale),

@@ -38,6 +38,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("PROBE",), "--model: required: the probe was fitted on"),
         (("PROBE", "--edit", "[1]"), "edit: expected a JSON object"),
         (("PROBE", "--edit", "{"), "edit: not valid JSON"),
+        (("PROBE", "--chat-template-kwargs", "[1]"), "--chat-template-kwargs: expected a JSON object"),
         (("tones", "--url", "http://127.0.0.1:9", "--model", "m"), "a running server has its own model"),
         (("tones", "--url", "http://127.0.0.1:9"), "--url: http://127.0.0.1:9"),
         (("PROBE", "--temperature", "-1"), "--temperature: expected a number at least 0"),

@@ -85,6 +85,23 @@ def test_an_unsteered_reply_is_not_left_to_a_default_preset(
     assert "seed" not in canned.bodies[0]
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({}, {"enable_thinking": False}),
+        ({"enable_thinking": True}, {"enable_thinking": True}),
+        ({"date": "today"}, {"enable_thinking": False, "date": "today"}),
+    ],
+)
+def test_chats_go_through_the_template_as_the_probe_was_made(
+    canned: Canned, speaker_of: Callable[..., ServerSpeaker], given: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    card = {**CARD, "chat_template_kwargs": {"enable_thinking": False}}
+    canned.answers["/v1/ksteer/probes"] = httpx.Response(200, json={"data": [card]})
+    list(speaker_of(probe="tones", template_arguments=given).reply(QUESTION, None, None))
+    assert canned.bodies[0]["chat_template_kwargs"] == sent
+
+
 def test_a_folder_stands_for_the_name_it_is_served_under(
     canned: Canned, speaker_of: Callable[..., ServerSpeaker]
 ) -> None:

@@ -24,18 +24,27 @@ def _tokenizer(template: str | None) -> Any:
     def refuse(why: str) -> None:
         raise TemplateError(why)
 
-    def apply(chat: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str:
+    def apply(
+        chat: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool, **arguments: Any
+    ) -> str:
         assert not tokenize
         assert add_generation_prompt
         if template is None:
             raise ValueError("tokenizer.chat_template is not set")
-        return Environment().from_string(template).render(messages=chat, refuse=refuse)
+        return Environment().from_string(template).render(messages=chat, refuse=refuse, **arguments)
 
     return SimpleNamespace(apply_chat_template=apply, chat_template=template)
 
 
 def test_a_template_that_takes_system_messages_gets_them() -> None:
     assert chat_text(_tokenizer(PLAIN), [SYSTEM, USER]) == "<system>Be dry.<user>How?<assistant>"
+
+
+def test_arguments_reach_the_template_whatever_becomes_of_system_messages() -> None:
+    mode = "[{{ mode }}]"
+    assert chat_text(_tokenizer(mode + PLAIN), [USER], {"mode": "calm"}).startswith("[calm]<user>")
+    found = chat_text(_tokenizer(mode + DROPPING), [SYSTEM, USER], {"mode": "calm", "tokenize": True})
+    assert found == "[calm]<user>Be dry.\n\nHow?<assistant>"
 
 
 @pytest.mark.parametrize("template", [REFUSING, DROPPING])
