@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from benchmarks.verifiable.behaviours import shows
 from benchmarks.verifiable.paired import Tally
 from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.data.readers import broken
+from ksteer_vllm.data.readers.words import distinct_share
 
 __all__ = ["Seen"]
 
@@ -73,7 +73,7 @@ class Seen:
     @property
     def distinct(self) -> float:
         """Mean share of a reply's sequences of two words that are distinct."""
-        return statistics.fmean(_distinct(reply.text) for reply in self.replies)
+        return statistics.fmean(distinct_share(reply.text.lower().split(), 2) for reply in self.replies)
 
     def _tally(self, hit: Callable[[Reply], bool], targets: Sequence[tuple[str, ...]]) -> Tally:
         at = {question: index for index, question in enumerate(self.questions)}
@@ -86,9 +86,3 @@ class Seen:
             hits[index] += bool(hit(reply))
             asked[index] += 1
         return Tally(hits, asked)
-
-
-def _distinct(text: str) -> float:
-    words = text.lower().split()
-    pairs = list(pairwise(words))
-    return len(set(pairs)) / len(pairs) if pairs else 1.0

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ksteer_vllm.bench.jobs import SAMPLED, Reply
+from ksteer_vllm.data.readers.words import distinct_share
 from ksteer_vllm.errors import UsageError
 
 __all__ = ["RULE", "CoherenceRule", "Measures", "measures", "repetition"]
@@ -50,9 +51,7 @@ def measures(reply: Reply) -> Measures:
 
 def repetition(text: str) -> float:
     """Share of the text's sequences of WORDS words that occurred earlier in it; 0 for a shorter text."""
-    words = text.lower().split()
-    sequences = [tuple(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)]
-    return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
+    return 1 - distinct_share(text.lower().split(), WORDS)
 
 
 def perplexity_limit(kinds: Sequence[Sequence[float]]) -> float:

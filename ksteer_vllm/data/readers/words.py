@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["broken", "repetitive", "sentences_of", "share_of", "words_of"]
+__all__ = ["broken", "distinct_share", "repetitive", "sentences_of", "share_of", "words_of"]
 
 FEWEST_WORDS: Final = 4
 """A reply of fewer words is broken."""
@@ -49,10 +50,15 @@ def share_of(words: list[str], wanted: frozenset[str]) -> float:
     return sum(word in wanted for word in words) / len(words) if words else 0.0
 
 
+def distinct_share(words: Sequence[str], length: int) -> float:
+    """Number of different sequences of `length` words over the number of sequences; 1 for fewer words."""
+    sequences = [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
+    return len(set(sequences)) / len(sequences) if sequences else 1.0
+
+
 def repetitive(words: list[str]) -> bool:
     """Whether fewer than LEAST_DISTINCT of the sequences of three words differ."""
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return bool(trigrams) and len(set(trigrams)) < LEAST_DISTINCT * len(trigrams)
+    return distinct_share(words, 3) < LEAST_DISTINCT
 
 
 def broken(text: str) -> bool:
