@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ksteer_vllm.bench.jobs import MAX_TOKENS
 
-__all__ = ["ReplyPlan", "Sampling"]
+__all__ = ["MaxTokens", "ReplyPlan", "Sampling", "Temperature"]
+
+Temperature = Annotated[float, Field(ge=0, description="Sampling temperature of the replies; 0 is greedy.")]
+MaxTokens = Annotated[int, Field(ge=1, description="Maximum number of tokens per reply.")]
 
 
 class Sampling(BaseModel):
@@ -17,10 +20,8 @@ class Sampling(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    temperature: Annotated[
-        float, Field(ge=0, description="Sampling temperature of the replies; 0 is greedy.")
-    ] = 1.0
-    max_tokens: Annotated[int, Field(ge=1, description="Maximum number of tokens per reply.")] = MAX_TOKENS
+    temperature: Temperature = 1.0
+    max_tokens: MaxTokens = MAX_TOKENS
 
 
 class ReplyPlan(BaseModel):

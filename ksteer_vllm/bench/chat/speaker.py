@@ -7,7 +7,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
-from ksteer_vllm.bench.sampling import Sampling
+from ksteer_vllm.bench.sampling import MaxTokens, Sampling, Temperature
 from ksteer_vllm.data.rows import Message
 
 __all__ = ["ChatPlan", "Speaker"]
@@ -16,10 +16,8 @@ __all__ = ["ChatPlan", "Speaker"]
 class ChatPlan(Sampling):
     """How the replies of a chat are sampled."""
 
-    temperature: Annotated[
-        float, Field(ge=0, description="Sampling temperature of the replies; 0 is greedy.")
-    ] = 0.7
-    max_tokens: Annotated[int, Field(ge=1, description="Maximum number of tokens per reply.")] = 200
+    temperature: Temperature = 0.7
+    max_tokens: MaxTokens = 200
     seed: Annotated[
         int | None,
         Field(

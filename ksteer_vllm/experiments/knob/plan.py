@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ksteer_vllm.bench.sampling import Temperature
 from ksteer_vllm.errors import UsageError, first_problem
 
 __all__ = ["QUICK", "RECIPE", "KnobPlan", "plan_of", "step_alpha"]
@@ -48,7 +49,7 @@ class KnobPlan(BaseModel):
         ),
     ] = 30
     reply_tokens: Annotated[int, Field(ge=8, description="Maximum number of tokens per reply.")] = 48
-    reply_temperature: Annotated[float, Field(ge=0, description="Sampling temperature of the replies.")] = 0.8
+    reply_temperature: Temperature = 0.8
     strengths: Annotated[
         tuple[Strength, ...],
         Field(
