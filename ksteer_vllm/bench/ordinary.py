@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ksteer_vllm.bench.engines import reading_params
 from ksteer_vllm.bench.jobs import Job
 from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.bench.runner import ReadingRunner
 from ksteer_vllm.data.positions import encode_row
 from ksteer_vllm.data.rows import LabelledRow
 from ksteer_vllm.data.split import without_instruction
-
-if TYPE_CHECKING:
-    from ksteer_vllm.bench.bench import Bench
 
 __all__ = ["MOST_LABELLED", "labelled_replies", "perplexities"]
 
@@ -29,7 +26,9 @@ def labelled_replies(rows: Sequence[LabelledRow], labels: Sequence[str]) -> list
     return [without_instruction(row) for row in found[::step]]
 
 
-def perplexities(bench: Bench, rows: Sequence[LabelledRow], *, journal: Journal | None = None) -> list[float]:
+def perplexities(
+    bench: ReadingRunner, rows: Sequence[LabelledRow], *, journal: Journal | None = None
+) -> list[float]:
     """exp of the mean nll per token of every reply under its prompt; those too long for the engine left out.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
@@ -13,11 +12,9 @@ from ksteer_vllm.bench.coherence import CoherenceRule, measures
 from ksteer_vllm.bench.jobs import SAMPLED, Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.ordinary import perplexities
+from ksteer_vllm.bench.runner import ReadingRunner
 from ksteer_vllm.bench.verdicts import Verdicts
 from ksteer_vllm.data.rows import LabelledRow, Prompt
-
-if TYPE_CHECKING:
-    from ksteer_vllm.bench.bench import Bench
 
 __all__ = ["UNSTEERED_REPLIES", "Unsteered", "unsteered", "unsteered_jobs", "unsteered_rule"]
 
@@ -54,7 +51,7 @@ def unsteered_jobs(
 
 
 def unsteered(
-    bench: Bench,
+    bench: ReadingRunner,
     prompts: Sequence[Prompt],
     verdicts: Verdicts | None = None,
     *,
@@ -99,7 +96,7 @@ def unsteered(
 
 
 def unsteered_rule(
-    bench: Bench,
+    bench: ReadingRunner,
     prompts: Sequence[Prompt],
     verdicts: Verdicts | None = None,
     *,

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.progress import Progress
 
-from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.combinations import avoided, combinations
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
 from ksteer_vllm.bench.judges import Judge
+from ksteer_vllm.bench.runner import ReadingRunner
 from ksteer_vllm.bench.unsteered import unsteered
 from ksteer_vllm.bench.verdicts import Verdicts
 from ksteer_vllm.data.rows import Prompt
@@ -51,7 +51,7 @@ def check_plan(subject: CalibrationSubject, plan: CalibrationPlan, judge: Judge 
 def calibrate(
     subject: CalibrationSubject,
     plan: CalibrationPlan,
-    bench: Bench,
+    bench: ReadingRunner,
     judge: Judge | None,
     *,
     journal: Journal | None = None,
@@ -96,7 +96,7 @@ def calibrate(
 class _CalibrationRun:
     subject: CalibrationSubject
     plan: CalibrationPlan
-    bench: Bench
+    bench: ReadingRunner
     judge: Judge | None
     journal: Journal | None
     progress: Progress | None

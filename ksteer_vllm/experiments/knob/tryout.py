@@ -9,10 +9,10 @@ from typing import Any, Final, Literal
 
 from rich.progress import Progress
 
-from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.coherence import perplexity_limit
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
+from ksteer_vllm.bench.runner import JobRunner
 from ksteer_vllm.data.readers import broken
 from ksteer_vllm.experiments.knob.checks import Check, readings
 from ksteer_vllm.experiments.knob.plan import RECIPE, KnobPlan, step_alpha
@@ -93,7 +93,7 @@ class Tryout:
         recipe: The fields of the edit beside probe, label and alpha.
     """
 
-    bench: Bench
+    bench: JobRunner
     form: Form
     instructions: Mapping[str, Sequence[str]]
     checks: Mapping[str, Check]

@@ -18,7 +18,11 @@ class Bench:
     """Every reply is as likely as any other; its text is its seed."""
 
     jobs: Sequence[Job] = ()
-    temperature = 1.0
+    temperature, max_tokens = 1.0, 40
+    llm: Any = None
+
+    def key(self, job: Job) -> str:
+        return job.key
 
     def run(self, jobs: Sequence[Job], **_: Any) -> list[Reply]:
         self.jobs = jobs
@@ -39,7 +43,7 @@ class Strict:
 
 
 def rule(bench: Bench, prompts: Sequence[str], judge: Strict | None = None) -> CoherenceRule:
-    return unsteered_rule(bench, prompts, Verdicts(judge), budget=0.8)  # type: ignore[arg-type]
+    return unsteered_rule(bench, prompts, Verdicts(judge), budget=0.8)
 
 
 @pytest.mark.parametrize(("prompts", "replies"), [(12, 108), (100, 100), (130, 130)])

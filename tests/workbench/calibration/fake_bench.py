@@ -17,10 +17,14 @@ class FakeBench:
     """Coherent up to `limits[probe]`; shows its targets from half of that on. Shift = alpha / 8."""
 
     temperature, max_tokens = 1.0, 40
+    llm: Any = None
 
     def __init__(self, limits: Mapping[str, float]) -> None:
         self.limits = limits
         self.calls: list[list[Job]] = []
+
+    def key(self, job: Job) -> str:
+        return job.key
 
     def run(self, jobs: Sequence[Job], **_: Any) -> list[Reply]:
         self.calls.append(list(jobs))

@@ -40,7 +40,7 @@ def calibrated(
     bench = FakeBench(limits)
     judge = judge or FakeJudge()
     plan = {"sizes": (1, 2), "prompts": 4, **plan}
-    return calibrate(subject, CalibrationPlan.of(plan), bench, judge), bench  # type: ignore[arg-type]
+    return calibrate(subject, CalibrationPlan.of(plan), bench, judge), bench
 
 
 def test_it_finds_where_each_variant_stops_being_coherent(subject: CalibrationSubject) -> None:
@@ -140,7 +140,7 @@ def test_several_layers_are_calibrated_and_the_better_one_is_chosen(tmp_path: Pa
 
     bench = Layered(LIMITS)
     plan = CalibrationPlan.of({"sizes": (1,), "prompts": 4, "layers": (1, 4)})
-    found = calibrate(subject, plan, bench, FakeJudge())  # type: ignore[arg-type]
+    found = calibrate(subject, plan, bench, FakeJudge())
     assert {cell.layer for cell in found.cells} == {1, 4}
     assert found.layer("CAA") == 4
     assert found.cell("CAA", 1).layer == 4

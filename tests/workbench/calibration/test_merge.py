@@ -35,7 +35,7 @@ def subject(tmp_path: Path) -> CalibrationSubject:
 
 def calibrated(subject: CalibrationSubject, bench: FakeBench | None = None, **plan: Any) -> Calibration:
     fields = CalibrationPlan.of({"sizes": (1, 2), "prompts": 4, "rounds": 1, **plan})
-    return calibrate(subject, fields, bench or FakeBench(LIMITS), FakeJudge())  # type: ignore[arg-type]
+    return calibrate(subject, fields, bench or FakeBench(LIMITS), FakeJudge())
 
 
 def combine(

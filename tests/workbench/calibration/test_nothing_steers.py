@@ -59,7 +59,7 @@ def subject(tmp_path: Path) -> CalibrationSubject:
 
 def calibrated(subject: CalibrationSubject, bench: FakeBench, judge: Any = None, **plan: Any) -> Calibration:
     fields = CalibrationPlan.of({"sizes": (1, 2), "prompts": 4, "rounds": 1, **plan})
-    return calibrate(subject, fields, bench, judge or FakeJudge())  # type: ignore[arg-type]
+    return calibrate(subject, fields, bench, judge or FakeJudge())
 
 
 def test_a_flat_calibration_writes_nothing_and_says_so(subject: CalibrationSubject) -> None:

@@ -49,7 +49,7 @@ def subject(tmp_path: Path) -> CalibrationSubject:
 
 def calibrated(subject: CalibrationSubject, bench: FakeBench) -> Calibration:
     plan = CalibrationPlan.of({"sizes": (1,), "prompts": 4, "rounds": 0})
-    return calibrate(subject, plan, bench, FakeJudge())  # type: ignore[arg-type]
+    return calibrate(subject, plan, bench, FakeJudge())
 
 
 def written(subject: CalibrationSubject, bench: FakeBench) -> tuple[Mapping[str, Any], Calibration]:

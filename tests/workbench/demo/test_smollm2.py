@@ -57,7 +57,7 @@ def found(bench: FakeBench, tmp_path_factory: pytest.TempPathFactory) -> Compari
     chosen = {name: asked[name] for name in STRENGTHS}
     with Journal(folder / "journal.jsonl", {}) as journal, progress_bar() as progress:
         tryout = Tryout(
-            bench,  # type: ignore[arg-type]
+            bench,
             PromptForm(None, TemplateChoice(raw=True)),
             {name: behaviour.instruction for name, behaviour in chosen.items()},
             checks_of(chosen, Path(folder)),
