@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ksteer_vllm.bench.judges import ENDPOINT
 from ksteer_vllm.cli.from_models import From, command
 from ksteer_vllm.cli.options import Judge, one_process, quiet_vllm, wide_console
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
@@ -41,7 +42,7 @@ def evaluate(
     from ksteer_vllm.experiments.evaluation.command import run_evaluation
 
     options = judge.of_judge()
-    name = judge.judge or ("openai" if "url" in options else None)
+    name = judge.judge or (ENDPOINT if "url" in options else None)
     plan = EvaluationPlan(
         **fields, judge=name, judge_options=options, allow_chance_judge=judge.allow_chance_judge
     )

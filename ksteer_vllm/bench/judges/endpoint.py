@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 
 from ksteer_vllm.bench.jobs import Reply
 from ksteer_vllm.bench.journal import Journal
-from ksteer_vllm.bench.judges import Verdict
+from ksteer_vllm.bench.judges import ENDPOINT, Verdict
 from ksteer_vllm.errors import UsageError, listing
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Endpoint:
             none of the answers so far (the journal's included) followed the schema.
     """
 
-    name = "openai"
+    name = ENDPOINT
 
     def __init__(
         self,

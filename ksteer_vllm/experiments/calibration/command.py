@@ -14,7 +14,7 @@ from rich.table import Table
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.folder import WriteUp
 from ksteer_vllm.bench.journal import Journal
-from ksteer_vllm.bench.judges import Judge, described, judge_for
+from ksteer_vllm.bench.judges import ENDPOINT, Judge, described, judge_for
 from ksteer_vllm.bench.judges.probe import EvaluationProbe, check_reader
 from ksteer_vllm.data.dataset import TaskDataset
 from ksteer_vllm.data.opening import open_task
@@ -156,7 +156,7 @@ def _subject(request: CalibrationRequest) -> CalibrationSubject:
 
 def _judge_name(request: CalibrationRequest) -> str:
     """The judge asked for, or openai if only an endpoint was named; empty: the data's own."""
-    return request.judge or ("openai" if request.judge_options else "")
+    return request.judge or (ENDPOINT if request.judge_options else "")
 
 
 def _with_earlier(found: Calibration, whole: CalibrationSubject) -> tuple[Calibration, list[str]]:
@@ -179,7 +179,7 @@ def _judge(request: CalibrationRequest, subject: CalibrationSubject, plan: Calib
             )
         return None
     options = dict(request.judge_options)
-    if name == "openai":
+    if name == ENDPOINT:
         options = {
             "journal": subject.folder / CALIBRATION / "verdicts.jsonl",
             "descriptions": described(subject.task, subject.labels),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ksteer_vllm.bench.combinations import combinations, size_name
-from ksteer_vllm.bench.judges import described
+from ksteer_vllm.bench.judges import ENDPOINT, described
 from ksteer_vllm.bench.suite import EVALUATION, Suite
 from ksteer_vllm.bench.variants import variants_for
 from ksteer_vllm.experiments.calibration.record import Calibration
@@ -90,7 +90,7 @@ def _digests(suite: Suite) -> dict[str, str]:
 
 def _judge_options(suite: Suite, plan: EvaluationPlan, results: Path) -> dict[str, Any]:
     """An endpoint's verdicts are kept beside the replies, and it is told what a known task's labels mean."""
-    if (plan.judge or suite.file.judge) != "openai":
+    if (plan.judge or suite.file.judge) != ENDPOINT:
         return plan.judge_options
     descriptions = described(suite.file.task, suite.file.labels)
     return {"journal": results / "verdicts.jsonl", "descriptions": descriptions, **plan.judge_options}

@@ -14,7 +14,7 @@ from ksteer_vllm.bench.coherence import CoherenceRule, repetition
 from ksteer_vllm.bench.combinations import combinations
 from ksteer_vllm.bench.jobs import Job, Reply
 from ksteer_vllm.bench.journal import Journal
-from ksteer_vllm.bench.judges import Judge, judge_for
+from ksteer_vllm.bench.judges import ENDPOINT, Judge, judge_for
 from ksteer_vllm.bench.judges.probe import EvaluationProbe, check_reader
 from ksteer_vllm.bench.suite import Suite
 from ksteer_vllm.errors import UsageError
@@ -103,7 +103,7 @@ def _judge(suite: Suite, plan: EvaluationPlan, progress: Progress) -> Judge:
     name = plan.judge or suite.file.judge
     if name == EvaluationProbe.name and not plan.allow_chance_judge:
         check_reader(suite.evaluation, suite.file.labels)
-    shown = {"progress": progress} if name == "openai" else {}
+    shown = {"progress": progress} if name == ENDPOINT else {}
     return judge_for(name, suite.file.labels, **shown, **plan.judge_options)
 
 

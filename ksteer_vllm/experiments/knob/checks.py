@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ksteer_vllm.bench.judges import Judge, judge_for
+from ksteer_vllm.bench.judges import ENDPOINT, Judge, judge_for
 from ksteer_vllm.data.behaviours import Behaviour
 from ksteer_vllm.data.readers import Reader, broken
 from ksteer_vllm.experiments.knob.written import Written
@@ -61,7 +61,7 @@ def checks_of(behaviours: Mapping[str, Behaviour], folder: Path) -> dict[str, Ch
             found[name] = ByReader(behaviour.reader)
         elif (endpoint := behaviour.endpoint) is not None:
             judge = judge_for(
-                "openai",
+                ENDPOINT,
                 [name],
                 url=endpoint.url,
                 model=endpoint.model,
