@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from ksteer_vllm.errors import ConfigError, SpecError, first_problem, listing
+from ksteer_vllm.errors import ConfigError, SpecError, choices, first_problem
 from ksteer_vllm.spec.presets import check_preset, read_presets
 
 __all__ = [
@@ -228,7 +228,7 @@ class EngineConfig(BaseModel):
             first = first_problem(error)
             key = ".".join(first.path[:2]) or CONFIG_KEY
             if first.kind == "extra_forbidden":
-                allowed = ", ".join(cls.model_fields)
+                allowed = choices(first.path[0], cls.model_fields, len(cls.model_fields))
                 raise ConfigError(f"ksteer option {key}: unknown; allowed: {allowed}") from None
             raise ConfigError(f"ksteer option {key}: {first.message} (got {first.got!r})") from None
         if len(config.probes) > config.max_probes:
@@ -244,7 +244,7 @@ class EngineConfig(BaseModel):
         if config.default and config.default not in config.presets:
             raise ConfigError(
                 f"ksteer option default: no preset named {config.default!r}; "
-                f"available: {listing(config.presets)}"
+                f"available: {choices(config.default, config.presets)}"
             )
         return config
 

@@ -20,8 +20,9 @@ One root; next to each, the built-in class it also is:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -38,9 +39,16 @@ __all__ = [
     "ProbeError",
     "SpecError",
     "UsageError",
+    "choices",
+    "did_you_mean",
     "first_problem",
     "listing",
+    "nearest",
 ]
+
+_LONGEST_GUESS: Final = 80
+_MOST_GUESSES: Final = 2000
+"""Names that are compared with a wrong one: at most so many, of at most so many characters."""
 
 
 class KSteerError(Exception):
@@ -138,6 +146,36 @@ def first_problem(error: ValidationError) -> FieldProblem:
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     return FieldProblem(tuple(map(str, first["loc"])), first["type"], message, first["input"])
+
+
+def choices(got: Any, known: Iterable[Any], limit: int = 20) -> str:
+    """What a name could have been.
+
+    Args:
+        got: The unknown one.
+        known: Those there are.
+        limit: The most that are spelt out.
+
+    Returns:
+        `warm, cold`, or, where one comes close, `warm, cold; did you mean 'warm'?`.
+    """
+    names = [str(name) for name in known]
+    return listing(names, limit) + did_you_mean(got, names)
+
+
+def did_you_mean(got: Any, names: Sequence[str]) -> str:
+    """The end of a message about an unknown name: `; did you mean 'warm'?`, or nothing if none is close."""
+    near = nearest(str(got), names)
+    return "" if near is None else f"; did you mean {near!r}?"
+
+
+def nearest(got: str, names: Sequence[str]) -> str | None:
+    """The name that somebody who wrote `got` probably meant, whatever its capitals; None if none is close."""
+    if got.isdecimal() or len(got) > _LONGEST_GUESS or len(names) > _MOST_GUESSES:
+        return None  # one number is like another; and a client must not make a server compare for long
+    folded = {name.casefold(): name for name in reversed(names)}
+    near = get_close_matches(got.casefold(), folded, n=1)
+    return folded[near[0]] if near else None
 
 
 def listing(names: Iterable[Any], limit: int = 20) -> str:

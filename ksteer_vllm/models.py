@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +13,7 @@ from ksteer_vllm.errors import DecoderNotFoundError, listing
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelIdentity", "check_layers", "find_decoder_layers", "model_identity"]
+__all__ = ["ModelIdentity", "check_layers", "find_decoder_layers", "is_missing_folder", "model_identity"]
 
 # Looked for in this order; the path is relative to the model vLLM loaded.
 KNOWN_PATHS = (
@@ -40,6 +41,14 @@ class ModelIdentity(BaseModel):
     model_type: str
     hidden_size: Annotated[int, Field(gt=0)]
     num_layers: Annotated[int, Field(gt=0)]
+
+
+def is_missing_folder(model: str) -> bool:
+    """Whether a model's name can only be that of a folder, and there is none.
+
+    A name on the hub has one slash at most.
+    """
+    return (model.count("/") > 1 or model.startswith((".", "/", "~"))) and not Path(model).is_dir()
 
 
 def model_identity(model_config: Any) -> ModelIdentity:

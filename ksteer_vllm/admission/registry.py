@@ -15,7 +15,7 @@ from ksteer_vllm.admission.measures import check_measures
 from ksteer_vllm.admission.resolve import configured_probes
 from ksteer_vllm.admission.runnable import RunnableEdit, RunnableSpec, in_stack
 from ksteer_vllm.config import ResolvedConfig
-from ksteer_vllm.errors import ConfigError, SpecError, listing
+from ksteer_vllm.errors import ConfigError, SpecError, choices, listing
 from ksteer_vllm.probes.metadata import ProbeMetadata
 from ksteer_vllm.spec.clauses import Condition
 from ksteer_vllm.spec.edit import Edit
@@ -67,7 +67,7 @@ class Registry:
             if config.default not in self.presets:
                 raise ConfigError(
                     f"ksteer option default: no preset named {config.default!r}; "
-                    f"available: {listing(self.presets)}"
+                    f"available: {choices(config.default, self.presets)}"
                 )
             self.default = self.admit({"preset": config.default})
 
@@ -169,7 +169,8 @@ class Registry:
     def _probe(self, field: str, name: str) -> ProbeMetadata:
         probe = self.probes.get(name)
         if probe is None:
-            raise SpecError(field, f"no probe named {name[:80]!r}; loaded: {listing(self.probes)}", name)
+            loaded = choices(name, self.probes)
+            raise SpecError(field, f"no probe named {name[:80]!r}; loaded: {loaded}", name)
         return probe
 
     def _check_labels(self, side: str, labels: Mapping[str, float], name: str, probe: ProbeMetadata) -> None:
@@ -178,7 +179,7 @@ class Registry:
             raise SpecError(
                 f"{side}.{unknown[0][:80]}" if len(unknown) == 1 else side,
                 f"unknown label {listing(repr(label[:80]) for label in unknown)}; probe {name!r} "
-                f"has: {listing(probe.labels, 100)}",
+                f"has: {choices(unknown[0], probe.labels, 100)}",
                 unknown,
             )
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ksteer_vllm.bench.machine import cache_bytes, free_memory
+from ksteer_vllm.bench.machine import cache_bytes, free_memory, gpu_share
+from ksteer_vllm.bench.start_failure import reason_in, start_failure
 from ksteer_vllm.config import enable
-from ksteer_vllm.errors import UsageError
-from ksteer_vllm.models import ModelIdentity, model_identity
+from ksteer_vllm.errors import KSteerError, UsageError
+from ksteer_vllm.models import ModelIdentity, is_missing_folder, model_identity
 from ksteer_vllm.spec.capture import CAPTURE_KEY
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
@@ -52,8 +52,9 @@ def start_engine(
 ) -> Any:
     """Start a `vllm.LLM`.
 
-    On a CPU, where vLLM would take nine tenths of all memory, the key-value cache gets `cache_bytes`, unless
-    the options or VLLM_CPU_KVCACHE_SPACE say how much.
+    Unless the options or VLLM_CPU_KVCACHE_SPACE say how much, it takes memory that suits the machine, where
+    vLLM would take nine tenths of all: on a CPU `cache_bytes` for the key-value cache, on a GPU of this
+    process what is free there (`gpu_share`).
 
     Args:
         model: A folder, or a name on the hub.
@@ -65,7 +66,8 @@ def start_engine(
 
     Raises:
         ConfigError, ProbeError: Steering cannot be set up as described.
-        UsageError: For a model that is not there, or that vLLM does not take.
+        UsageError: For a model that is not there, or that vLLM does not take; for too little memory, and for
+            options that vLLM does not have.
         Exception: Whatever else vLLM raises for options it cannot start with.
     """
     from vllm import LLM
@@ -78,9 +80,19 @@ def start_engine(
         if _SIZES.isdisjoint(given):
             sequences = given.get("max_num_seqs") or _LLM_SEQUENCES
             given["kv_cache_memory_bytes"] = cache_bytes(config, sequences, free_memory())
+    elif _SIZES.isdisjoint(given) and (memory := gpu_memory()) is not None:
+        given["gpu_memory_utilization"] = gpu_share(*memory)
     if steering is not None:
         given["additional_config"] = enable(**steering)
-    return LLM(model, **given)
+    try:
+        return LLM(model, **given)
+    except KSteerError:
+        raise
+    except Exception as error:
+        reason = start_failure(error)
+        if reason is None:
+            raise
+        raise UsageError(f"model {model}: {reason}") from error
 
 
 def stop_engine(llm: Any) -> None:
@@ -102,6 +114,19 @@ def running_engine(
         yield llm
     finally:
         stop_engine(llm)
+
+
+def gpu_memory() -> tuple[int, int] | None:
+    """(free, total) bytes of the GPU that an engine of this process will use.
+
+    None where it has a process of its own: to ask would start CUDA here, and vLLM could no longer fork.
+    """
+    import torch
+    from vllm import envs
+
+    if envs.VLLM_ENABLE_V1_MULTIPROCESSING or not torch.cuda.is_available():
+        return None
+    return torch.cuda.mem_get_info()
 
 
 def on_cpu() -> bool:
@@ -128,8 +153,8 @@ def model_config(model: str, engine_options: Mapping[str, Any] | None = None) ->
     """vLLM's ModelConfig. Arguments and errors as of `model_of`."""
     from vllm.engine.arg_utils import EngineArgs
 
-    if not Path(model).is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
-        raise UsageError(f"model {model}: no such folder")  # a name on the hub has one slash at most
+    if is_missing_folder(model):
+        raise UsageError(f"model {model}: no such folder")
     known = {field.name for field in fields(EngineArgs)}
     options = {name: value for name, value in (engine_options or {}).items() if name in known}
     try:
@@ -137,8 +162,7 @@ def model_config(model: str, engine_options: Mapping[str, Any] | None = None) ->
     except ModuleNotFoundError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        raise UsageError(f"model {model}: {reason[:300]}") from None
+        raise UsageError(f"model {model}: {reason_in(error)}") from None
 
 
 def generation_params(

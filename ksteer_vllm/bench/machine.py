@@ -20,6 +20,7 @@ __all__ = [
     "cores",
     "free_cores",
     "free_memory",
+    "gpu_share",
     "threads_here",
 ]
 
@@ -31,6 +32,8 @@ _CACHE_BYTES: Final = 2 << 30
 """Most bytes of key-value cache that a command takes."""
 _CACHE_SHARE: Final = 4
 """It takes at most one part in so many of what is free."""
+_GPU_SHARE: Final = 0.92
+"""vLLM's default of `gpu_memory_utilization`."""
 _BLOCK: Final = 128
 """Tokens of a block of vLLM's CPU attention, of which a sequence has whole ones."""
 _WEIGHTS_PER_SECOND: Final = 2e10
@@ -120,6 +123,19 @@ def cache_bytes(config: Any, sequences: int, free: int) -> int:
     token = 2 * config.hf_text_config.num_hidden_layers * heads * config.dtype.itemsize
     longest = token * (config.max_model_len + _BLOCK)
     return max(longest, min(longest * sequences, _CACHE_BYTES, free // _CACHE_SHARE))
+
+
+def gpu_share(free: int, total: int) -> float:
+    """The share of a GPU's memory that an engine may use beside what else is on it: `gpu_memory_utilization`.
+
+    Args:
+        free: Bytes that can be allocated.
+        total: Bytes there are.
+
+    Returns:
+        vLLM's default, or where that is not free, nine tenths of what is.
+    """
+    return min(_GPU_SHARE, 0.9 * free / total)
 
 
 def compilation_pays(model: ModelIdentity, tokens: int) -> bool:

@@ -38,6 +38,10 @@ def clean_errors() -> Iterator[None]:
         yield
     except KSteerError as error:
         line = str(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        line = f"{error.filename}: {error.strerror}"
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in REMEDIES:

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ksteer_vllm.convert.options import Options
-from ksteer_vllm.errors import ProbeError, listing
+from ksteer_vllm.errors import ProbeError, choices, listing
 
 if TYPE_CHECKING:
     from ksteer_vllm.probes.probe import Probe
@@ -57,7 +57,7 @@ def convert(source: str | Path, options: Options, format: str = "auto") -> Probe
         raise ProbeError(f"{path}: No such file or directory")
     name = detect(path) if format == "auto" else format
     if name not in FORMATS:
-        raise ProbeError(f"format: unknown {name[:80]!r}; known: auto, {listing(FORMATS)}")
+        raise ProbeError(f"format: unknown {name[:80]!r}; known: auto, {choices(name, FORMATS)}")
     if options.features and name != "saelens":
         raise ProbeError(f"features: only saelens has them; {path} is {name}")
     if options.layers and name in ("k-steering", "saelens"):

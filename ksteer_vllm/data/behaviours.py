@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from ksteer_vllm.data.readers import Reader, reader_of
-from ksteer_vllm.errors import DataError, first_problem, listing
+from ksteer_vllm.errors import DataError, choices, first_problem, listing
 
 __all__ = ["Behaviour", "Behaviours", "EndpointCheck", "read_behaviours", "shipped_questions"]
 
@@ -161,7 +161,7 @@ class Behaviours(_Part):
             if unknown := [other for other in behaviour.without if other not in others]:
                 raise ValueError(
                     f"behaviours.{name}.without: unknown {unknown[0][:80]!r}; the others are: "
-                    f"{listing(others)}"
+                    f"{choices(unknown[0], others)}"
                 )
         return self
 
@@ -193,9 +193,8 @@ def read_behaviours(path: str | Path) -> Behaviours:
         field = problem.field.removesuffix(".[key]")
         if problem.kind == "extra_forbidden":
             kind = Behaviour if problem.path[:1] == ("behaviours",) else Behaviours
-            raise DataError(
-                f"{path}: {field}: unknown field; allowed: {listing(kind.model_fields)}"
-            ) from None
+            allowed = choices(problem.path[-1], kind.model_fields)
+            raise DataError(f"{path}: {field}: unknown field; allowed: {allowed}") from None
         got = "" if problem.kind in ("value_error", "missing") else f" (got {problem.got!r:.80})"
         where = f"{field}: " if field else ""
         raise DataError(f"{path}: {where}{problem.message}{got}") from None

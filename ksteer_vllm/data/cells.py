@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ksteer_vllm.errors import DataError, listing
 
-__all__ = ["check_column_of_replies", "check_label_column", "is_missing", "truth_of"]
+__all__ = [
+    "check_column_of_replies",
+    "check_label_column",
+    "check_taken_for_labels",
+    "is_missing",
+    "truth_of",
+]
 
 _TRUTH: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _FEWEST: Final = 10
 """Cells below which nothing is concluded from a column."""
 _WORDS_OF_A_NAME: Final = 3
+_TEXT_TO_READ: Final = {
+    "article", "body", "comment", "comments", "content", "context", "description", "document",
+    "explanation", "input", "instruction", "message", "note", "notes", "passage", "prompt", "query",
+    "question", "source", "summary", "text", "title", "url",
+}  # fmt: skip
+"""What columns are called that say something about a row, and are no label of it."""
 
 
 def truth_of(cell: Any) -> bool | None:
@@ -43,6 +55,24 @@ def check_label_column(where: str, name: str, cells: Sequence[Any]) -> None:
             f"{where}, column {name!r}: {distinct} different values in {len(said)} rows ({said[0][:60]!r}, "
             "...) name no labels; name the column that does (--label-column)"
         )
+
+
+def check_taken_for_labels(where: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Raise DataError for texts that nobody called a label's replies, and that are hardly meant as such.
+
+    Args:
+        where: What messages call the table, which has no column of replies.
+        columns: All that would be labels, with their cells.
+    """
+    for name, cells in columns.items():
+        said = [cell for cell in cells if isinstance(cell, str) and truth_of(cell) is None]
+        if said and (name.strip().lower() in _TEXT_TO_READ or len(columns) == 1):
+            typed = shlex.quote(name)
+            raise DataError(
+                f"{where}, column {name!r}: its texts ({said[0].strip()[:40]!r}, ...) would be read as "
+                f"replies that show a label {name!r}; if it is a label, name all (--labels {typed},OTHER); "
+                f"if it holds replies, say --reply-column {typed}; else drop it (--ignore-columns {typed})"
+            )
 
 
 def check_column_of_replies(where: str, name: str, cells: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ksteer_vllm.data.chat import chat_text, is_rendered
 from ksteer_vllm.data.rows import LabelledRow, Prompt
-from ksteer_vllm.errors import DataError, UsageError, listing
+from ksteer_vllm.errors import DataError, UsageError, choices
 
 __all__ = [
     "PROMPT_LAST",
@@ -146,7 +146,7 @@ WINDOWS: dict[str, Window] = {window.name: window for window in (REPLY, REPLY_ME
 def window_of(name: str) -> Window:
     """The window of a name. Raises UsageError for a name that is not in WINDOWS."""
     if name not in WINDOWS:
-        raise UsageError(f"positions: unknown {name[:80]!r}; known: {listing(WINDOWS)}")
+        raise UsageError(f"positions: unknown {name[:80]!r}; known: {choices(name, WINDOWS)}")
     return WINDOWS[name]
 
 

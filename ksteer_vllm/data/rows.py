@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from ksteer_vllm.data.text import read_text
-from ksteer_vllm.errors import DataError, listing
+from ksteer_vllm.errors import DataError, choices, listing
 
 __all__ = [
     "ContrastPair",
@@ -192,7 +192,8 @@ def labels_of(rows: Sequence[LabelledRow], wanted: Sequence[str] = ()) -> tuple[
         return tuple(found)
     absent = [label for label in wanted if label not in found]
     if absent:
-        raise DataError(f"labels: {listing(absent)} in no row; the data has: {listing(found, 100)}")
+        there_are = choices(absent[0], found, 100)
+        raise DataError(f"labels: {listing(absent)} in no row; the data has: {there_are}")
     if len(set(wanted)) != len(wanted):
         raise DataError(f"labels: a label is named twice in {listing(wanted)}")
     return tuple(wanted)
@@ -238,7 +239,7 @@ def _problem(error: ValidationError, kind: Any) -> str:
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return f"{field}: required"
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        allowed = listing(kind.model_fields)
+        allowed = choices(field, kind.model_fields)
         return f"{field}: unknown field; allowed: {allowed}; --ignore-columns {field} leaves it out"
     if field == "prompt" and first["type"] != "value_error":
         nested = next((p for p in problems if len(p["loc"]) > 2), None)

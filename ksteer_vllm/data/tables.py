@@ -9,9 +9,15 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from ksteer_vllm.data.cells import check_column_of_replies, check_label_column, is_missing, truth_of
+from ksteer_vllm.data.cells import (
+    check_column_of_replies,
+    check_label_column,
+    check_taken_for_labels,
+    is_missing,
+    truth_of,
+)
 from ksteer_vllm.data.rows import LabelledRow, Message, Prompt, rows_of_line
-from ksteer_vllm.errors import DataError, listing
+from ksteer_vllm.errors import DataError, choices, listing
 
 __all__ = ["Columns", "as_chat", "as_row", "is_row_form", "rows_of_records", "unused_columns"]
 
@@ -105,7 +111,7 @@ def _without_ignored(
         return records
     names = dict.fromkeys(name for record in records for name in record)
     if absent := [name for name in columns.ignore if name not in names]:
-        raise DataError(f"{where}: no column {absent[0]!r} to ignore; it has: {listing(names)}")
+        raise DataError(f"{where}: no column {absent[0]!r} to ignore; it has: {choices(absent[0], names)}")
     return [{name: cell for name, cell in record.items() if name not in columns.ignore} for record in records]
 
 
@@ -160,6 +166,8 @@ class _Table:
         self.labels = [self._required(name) for name in columns.labels] or self._others()
         for name in () if columns.labels else self.labels:
             check_column_of_replies(self.where, name, self._column(name))
+        if self.reply is None and not columns.labels:
+            check_taken_for_labels(self.where, {name: self._column(name) for name in self.labels})
 
     def unused(self) -> tuple[str, ...]:
         """Columns that are read as nothing."""
@@ -242,7 +250,7 @@ class _Table:
 
     def _required(self, name: str) -> str:
         if name not in self.names:
-            raise DataError(f"{self.where}: no column {name!r}; it has: {listing(self.names)}")
+            raise DataError(f"{self.where}: no column {name!r}; it has: {choices(name, self.names)}")
         return name
 
     def _column(self, name: str) -> list[Any]:

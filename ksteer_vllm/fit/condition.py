@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ksteer_vllm.data.rows import LabelledRow, data_digest, labels_of
-from ksteer_vllm.errors import DataError, UsageError, listing
+from ksteer_vllm.errors import DataError, UsageError, choices
 from ksteer_vllm.fit.task import FitTask, LabelledActivations
 from ksteer_vllm.probes.fold import fold_linear
 from ksteer_vllm.probes.probe import Probe
@@ -87,7 +87,7 @@ def find_condition(
     """
     metadata, steer = probe.metadata, steer or label
     if label not in probe.labels:
-        raise UsageError(f"label: {label[:80]!r} is not in the probe; it has: {listing(probe.labels)}")
+        raise UsageError(f"label: {label[:80]!r} is not in the probe; it has: {choices(label, probe.labels)}")
     scores_of(probe, label, torch.zeros(1, metadata.model.hidden_size))  # a family without scores ends here
     labels_of(rows, [steer])
     same_rows = metadata.training.get("data_digest") == data_digest(rows)

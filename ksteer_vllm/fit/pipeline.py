@@ -16,7 +16,7 @@ from ksteer_vllm.bench.sampling import ReplyPlan
 from ksteer_vllm.data.positions import REPLY, Window
 from ksteer_vllm.data.rows import LabelledRow, row_name
 from ksteer_vllm.data.split import check_labels, targets_of
-from ksteer_vllm.errors import DataError, UsageError, listing
+from ksteer_vllm.errors import DataError, UsageError, choices
 from ksteer_vllm.fit.plans import FitPlan
 from ksteer_vllm.fit.progress import progress_bar
 from ksteer_vllm.fit.stacking import fit_at
@@ -73,7 +73,7 @@ def fit_to_rows(
     """
     known = fits()
     if method not in known:
-        raise UsageError(f"method: unknown {method[:80]!r}; known: {listing(known)}")
+        raise UsageError(f"method: unknown {method[:80]!r}; known: {choices(method, known)}")
     with progress_bar(console) as progress:
         task = FitTask.of(
             model,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ksteer_vllm.data.positions import PROMPT_LAST, REPLY, Window
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import UsageError, choices
 from ksteer_vllm.spec.compat import PIP_0_1_2
 
 __all__ = ["PRESETS", "FitPreset", "preset_of"]
@@ -52,5 +52,5 @@ def preset_of(name: str | None) -> FitPreset:
     if name is None:
         return FitPreset()
     if name not in PRESETS:
-        raise UsageError(f"preset: unknown {name[:80]!r}; known: {listing(PRESETS)}")
+        raise UsageError(f"preset: unknown {name[:80]!r}; known: {choices(name, PRESETS)}")
     return PRESETS[name]

@@ -31,7 +31,7 @@ from ksteer_vllm.data.split import (
     split_conversations,
     targets_of,
 )
-from ksteer_vllm.errors import DataError, UsageError, first_problem, listing
+from ksteer_vllm.errors import DataError, UsageError, choices, first_problem, listing
 from ksteer_vllm.fit.activations import Activations, Recorder, collect_activations, default_layer
 from ksteer_vllm.fit.plans import SplitPlan
 from ksteer_vllm.fit.statistics import activation_scale
@@ -210,7 +210,7 @@ class FitTask:
         """
         unknown = [name for name in self.options if name not in kind.model_fields]
         if unknown and not self.shared_options:
-            taken = listing(sorted(kind.model_fields))
+            taken = choices(unknown[0], sorted(kind.model_fields))
             raise UsageError(f"method {self.method!r} takes no {listing(unknown)}; it takes: {taken}")
         try:
             return kind(**{name: value for name, value in self.options.items() if name not in unknown})

@@ -19,7 +19,7 @@ from ksteer_vllm.admission.live import LiveRegistry
 from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.resolve import check_fit
 from ksteer_vllm.admission.store import CatalogStore
-from ksteer_vllm.errors import ConfigError, LifecycleError, ProbeError, SpecError, listing
+from ksteer_vllm.errors import ConfigError, LifecycleError, ProbeError, SpecError, choices, listing
 from ksteer_vllm.host.changes import RETRY_AFTER, ask, changing, write
 from ksteer_vllm.host.every_worker import LOAD, RESIDENT
 from ksteer_vllm.host.retirement import Retirement
@@ -215,9 +215,8 @@ class ServerLifecycle:
     async def _retire(self, name: str) -> tuple[str, str]:
         async with self._changing() as catalog:
             if name not in catalog.probes:
-                raise LifecycleError(
-                    404, "name", f"no probe named {name[:80]!r}; loaded: {listing(catalog.probes)}"
-                )
+                there_are = choices(name, catalog.probes)
+                raise LifecycleError(404, "name", f"no probe named {name[:80]!r}; loaded: {there_are}")
             digest = catalog.probes[name].digest
             following = catalog.without_probe(name)
             self._check_presets(following)
@@ -247,9 +246,8 @@ class ServerLifecycle:
     async def _delete_preset(self, name: str) -> None:
         async with self._changing() as catalog:
             if name not in catalog.presets:
-                raise LifecycleError(
-                    404, "name", f"no preset named {name[:80]!r}; available: {listing(catalog.presets)}"
-                )
+                there_are = choices(name, catalog.presets)
+                raise LifecycleError(404, "name", f"no preset named {name[:80]!r}; available: {there_are}")
             if name == self._live.config.default:
                 raise LifecycleError(409, "name", f"preset {name!r} is this server's default")
             rest = {other: spec for other, spec in catalog.presets.items() if other != name}

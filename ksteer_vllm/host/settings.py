@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from vllm import envs
 
+from ksteer_vllm.admission.registry import Registry
 from ksteer_vllm.admission.resolve import resolve_config
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig, ResolvedConfig
 from ksteer_vllm.errors import ConfigError
@@ -46,7 +47,7 @@ def engine_config(vllm_config: Any) -> ResolvedConfig | None:
 def resolve_in_place(vllm_config: Any) -> None:
     """Check the engine against the configuration and write the resolved one back, for every process.
 
-    Raises ConfigError or ProbeError: start-up fails, by name.
+    Raises ConfigError or ProbeError: start-up fails, by name, before any process of the engine starts.
     """
     config = engine_config(vllm_config)
     if config is None:
@@ -54,6 +55,7 @@ def resolve_in_place(vllm_config: Any) -> None:
     refuse_unsupported(vllm_config)
     if config.capture is not None and not vllm_config.model_config.enforce_eager:
         raise ConfigError("ksteer option capture: needs an eager engine (enforce_eager=True)")
+    Registry.from_config(config)  # refuses presets that cannot be run; each front end makes one of its own
     vllm_config.additional_config = {**vllm_config.additional_config, CONFIG_KEY: config.as_json()}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import UsageError, choices, listing
 
 __all__ = ["SteeringConfig", "TrainerConfig", "sampling_of"]
 
@@ -74,7 +74,8 @@ def sampling_of(
         given["max_new_tokens"] = max_new_tokens
     unknown = [name for name in given if name not in _KNOWN]
     if unknown:
-        raise UsageError(f"generation_kwargs: no {listing(unknown)} here; known: {listing(_KNOWN)}")
+        known = choices(unknown[0], _KNOWN)
+        raise UsageError(f"generation_kwargs: no {listing(unknown)} here; known: {known}")
     sampling = {name: given[name] for name in _SAME_NAME if name in given}
     sampling["max_tokens"] = given["max_new_tokens"]
     return sampling if given["do_sample"] else {**sampling, "temperature": 0.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ksteer_vllm.errors import SpecError, UsageError, listing
+from ksteer_vllm.errors import SpecError, UsageError, choices, listing
 from ksteer_vllm.ksteering.config import SteeringConfig
 from ksteer_vllm.ksteering.engine import PROBE
 from ksteer_vllm.probes.metadata import ProbeMetadata
@@ -131,6 +131,5 @@ def _check_labels(metadata: ProbeMetadata, target: Sequence[str], avoid: Sequenc
     for side, labels in (("target", target), ("avoid", avoid)):
         unknown = [label for label in labels if label not in metadata.labels]
         if unknown:
-            raise SpecError(
-                side, f"unknown label {listing(unknown)}; known: {listing(metadata.labels)}", unknown
-            )
+            known = choices(unknown[0], metadata.labels)
+            raise SpecError(side, f"unknown label {listing(unknown)}; known: {known}", unknown)

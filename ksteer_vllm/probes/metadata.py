@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ksteer_vllm.errors import ProbeError, first_problem, listing
+from ksteer_vllm.errors import ProbeError, choices, first_problem, listing
 from ksteer_vllm.models import ModelIdentity, check_layers
 from ksteer_vllm.probes.files import read_regular
 from ksteer_vllm.spec.default_edit import parse_default_edit
 from ksteer_vllm.spec.families import FAMILIES, Use
 from ksteer_vllm.spec.labels import MAX_MAGNITUDE
 from ksteer_vllm.spec.where import Where
+from ksteer_vllm.versions import VERSION
 
 __all__ = [
     "METADATA_FILE",
@@ -37,6 +38,9 @@ METADATA_FILE = "probe.json"
 MAX_METADATA_BYTES = 2**24
 MAX_WEIGHTS_BYTES = 2**33
 """Far beyond what a fit writes; a file that holds more is damaged or hostile."""
+
+SCHEMA_VERSION = 1
+"""Of the files that this version of the package writes, and the only one it reads."""
 
 Metric = Literal["variance", "covariance"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -121,7 +125,7 @@ class ProbeMetadata(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> ProbeMetadata:
         if self.family not in FAMILIES:
-            raise ValueError(f"family: unknown {self.family[:80]!r}; known: {', '.join(FAMILIES)}")
+            raise ValueError(f"family: unknown {self.family[:80]!r}; known: {choices(self.family, FAMILIES)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a label is named twice")
         measured = [layer for scales in self.metric_scale.values() for layer in scales]
@@ -140,7 +144,8 @@ class ProbeMetadata(BaseModel):
         if self.label_alpha and "alpha" not in (self.default_edit or {}):
             raise ValueError("label_alpha: needs a default_edit with an alpha")
         if strange := sorted(set(self.label_alpha) - set(self.labels)):
-            raise ValueError(f"label_alpha: no label {strange[0][:80]!r}; known: {listing(self.labels)}")
+            known = choices(strange[0], self.labels)
+            raise ValueError(f"label_alpha: no label {strange[0][:80]!r}; known: {known}")
         if absent := sorted(set(self.default_layers) - set(self.layers or (self.layer,))):
             raise ValueError(f"default_layers: no tensors for layer {absent[0]}")
         unknown = sorted(m for m in self.default_alpha if m not in methods or "alpha" not in methods[m].takes)
@@ -212,8 +217,29 @@ def read_metadata(folder: str | Path) -> ProbeMetadata:
     try:
         found = ProbeMetadata.model_validate_json(text)
     except ValidationError as error:
-        raise ProbeError(f"{path}: {first_problem(error)}") from None
+        raise ProbeError(f"{path}: {_problem(error)}") from None
     return found.model_copy(update={"metric_layers": {}})  # whatever the file claims
+
+
+def _problem(error: ValidationError) -> str:
+    """What is wrong with a file; where another version of this package may have written it, the remedy."""
+    problem = first_problem(error)
+    again = "make the probe again (ksteer fit, ksteer convert)"
+    if problem.field == "schema_version":
+        newer = isinstance(problem.got, int) and problem.got > SCHEMA_VERSION
+        remedy = f"upgrade ksteer-vllm, or {again}" if newer else again
+        found = f"schema_version {str(problem.got)[:40]!r}"
+        return f"{found}; ksteer-vllm {VERSION} reads version {SCHEMA_VERSION}: {remedy}"
+    if problem.kind == "extra_forbidden":
+        fields = ModelIdentity.model_fields if problem.path[0] == "model" else ProbeMetadata.model_fields
+        known = choices(problem.path[-1][:80], fields, len(fields))
+        return (
+            f"{problem.field[:80]}: unknown field; allowed: {known}; if a newer ksteer-vllm than {VERSION} "
+            "wrote the folder, upgrade"
+        )
+    if problem.kind == "missing":
+        return f"{problem.field}: required; if an older ksteer-vllm than {VERSION} wrote the folder, {again}"
+    return str(problem)
 
 
 def read_verified(folder: str | Path) -> tuple[ProbeMetadata, bytes]:

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from ksteer_vllm.config import CONFIG_KEY, EngineConfig
 from ksteer_vllm.errors import ConfigError, listing
+from ksteer_vllm.server.command import end_in_one_line
 from ksteer_vllm.spec.presets import read_presets
 
 __all__ = ["add_flags", "merge_flags", "read_admin_key"]
@@ -122,6 +123,7 @@ def _merge_after_parsing(parser: Any) -> None:
             namespace.additional_config = merged
         if CONFIG_KEY in (merged or {}):
             namespace.ksteer_shared_folder = _shared_folder()
+            end_in_one_line(namespace)
         return namespace, rest
 
     parser.parse_known_args = parse_known_args

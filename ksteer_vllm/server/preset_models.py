@@ -14,7 +14,7 @@ from vllm import envs
 
 from ksteer_vllm.admission.refusals import count_refusal
 from ksteer_vllm.admission.registry import Registry
-from ksteer_vllm.errors import SpecError, listing
+from ksteer_vllm.errors import SpecError, listing, nearest
 from ksteer_vllm.host.requests import AdmissionError, counting_refusals
 from ksteer_vllm.server.protocol import spec_of
 from ksteer_vllm.spec.presets import NO_STEERING, PRESET_KEY, with_model_preset
@@ -152,8 +152,12 @@ async def _unknown(original: Function, serving: Any, request: Any, registry: Reg
         if error is None:
             return None
     count_refusal("model", "preset")
+    base, _, preset = request.model.rpartition(":")
+    near = nearest(preset, list(registry.presets))
+    meant = f" Did you mean `{base}:{near}`?" if near is not None else ""
     return serving.create_error_response(
-        message=f"The model `{request.model[:200]}` does not exist. Presets: {listing(registry.presets)}.",
+        message=f"The model `{request.model[:200]}` does not exist. Presets: "
+        f"{listing(registry.presets)}.{meant}",
         err_type="NotFoundError",
         status_code=HTTPStatus.NOT_FOUND,
         param="model",

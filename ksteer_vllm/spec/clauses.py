@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     StrictFloat,
@@ -18,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from ksteer_vllm.spec.model import SpecModel
+
 __all__ = ["Condition", "Hinge", "Loss", "Name", "Number", "Until"]
 
 Number = StrictFloat | StrictInt
@@ -25,11 +25,7 @@ Probability = Annotated[Number, Field(gt=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Hinge(_Model):
+class Hinge(SpecModel):
     """The hinge loss: each label is pushed only until it reaches a probability."""
 
     hinge: Annotated[
@@ -58,7 +54,7 @@ Loss = Annotated[
 ]
 
 
-class Until(_Model):
+class Until(SpecModel):
     """When to stop before `num_steps`: once every label has reached the probability asked of its side."""
 
     target: Annotated[
@@ -75,7 +71,7 @@ class Until(_Model):
         return self
 
 
-class Condition(_Model):
+class Condition(SpecModel):
     """Edit only the tokens on which a probe's label scores above, or below, a threshold (CAST, arXiv
     2409.05907).
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
+from pydantic import BeforeValidator, Field, StrictInt
+
+from ksteer_vllm.spec.model import SpecModel
 
 __all__ = ["PIP_0_1_2", "Compat", "CompatClause"]
 
 PIP_0_1_2: Literal["pip-0.1.2"] = "pip-0.1.2"
 
 
-class Compat(BaseModel):
+class Compat(SpecModel):
     """Which package's behaviour an edit reproduces. The version's name alone, as text, says the same."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Annotated[
         Literal["pip-0.1.2"], Field(description="The package and its version: k-steering 0.1.2.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ksteer_vllm.errors import SpecError, first_problem, listing
+from ksteer_vllm.errors import SpecError, choices, first_problem, listing
 from ksteer_vllm.spec.edit import Edit
 from ksteer_vllm.spec.families import FAMILIES
 
@@ -45,7 +45,8 @@ def parse_default_edit(fields: Mapping[str, Any], family: str, methods: Collecti
     """
     if unknown := [name for name in fields if name not in DEFAULT_EDIT_FIELDS]:
         raise ValueError(
-            f"{unknown[0][:80]}: not a field of a default edit; allowed: {listing(DEFAULT_EDIT_FIELDS)}"
+            f"{unknown[0][:80]}: not a field of a default edit; allowed: "
+            f"{choices(unknown[0], DEFAULT_EDIT_FIELDS)}"
         )
     named = fields.get("method")
     method = next(iter(methods), "") if named is None else named

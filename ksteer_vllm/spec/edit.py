@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
 
 from ksteer_vllm.errors import SpecError, listing
 from ksteer_vllm.spec.clauses import Condition, Loss, Name, Number, Until
 from ksteer_vllm.spec.compat import CompatClause
 from ksteer_vllm.spec.families import METHODS, fields_of
 from ksteer_vllm.spec.labels import FeatureValues, LabelWeights, finite_float
+from ksteer_vllm.spec.model import SpecModel
 from ksteer_vllm.spec.where import WhereClause
 
 __all__ = ["Edit", "EditFields"]
@@ -19,10 +20,8 @@ __all__ = ["Edit", "EditFields"]
 MAX_LAYERS = 1024
 
 
-class EditFields(BaseModel):
+class EditFields(SpecModel):
     """The fields of one edit: shared by `Edit` and by a spec that is a single edit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     probe: Annotated[Name | None, Field(description="The name of a loaded probe.")] = None
     method: Annotated[
@@ -32,11 +31,11 @@ class EditFields(BaseModel):
             "first that takes values if values are given."
         ),
     ] = None
-    target: Annotated[LabelWeights, Field(description="The labels to move towards.")] = {}
-    avoid: Annotated[LabelWeights, Field(description="The labels to move away from.")] = {}
+    target: Annotated[LabelWeights, Field(description="The labels to move towards.")] = {}  # noqa: RUF012
+    avoid: Annotated[LabelWeights, Field(description="The labels to move away from.")] = {}  # noqa: RUF012
     values: Annotated[
         FeatureValues, Field(description="For method clamp: the activation to set each feature to.")
-    ] = {}
+    ] = {}  # noqa: RUF012
     alpha: Annotated[
         Number | None,
         Field(

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from ksteer_vllm.errors import ConfigError, SpecError, listing
+from ksteer_vllm.errors import ConfigError, SpecError, choices, listing
+from ksteer_vllm.spec.model import decoded, expected_object, shown
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY, SteeringSpec
 
 __all__ = [
@@ -52,7 +53,7 @@ def check_name(name: Any, field: str = PRESET_KEY) -> str:
         SpecError: If it is not of the allowed form, or `none`, which is reserved.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise SpecError(field, f"a preset's name is {_NAME_RULE}; got {_shown(name)}", name)
+        raise SpecError(field, f"a preset's name is {_NAME_RULE}; got {shown(name)}", name)
     if name == NO_STEERING:
         raise SpecError(field, f"{NO_STEERING!r} is reserved: it means no steering", name)
     return name
@@ -64,7 +65,7 @@ def is_opt_out(value: Any) -> bool:
     Never raises: a malformed value is not an opt-out.
     """
     try:
-        value = _decoded(value)
+        value = decoded(value)
     except SpecError:
         return False
     return value is False or (isinstance(value, Mapping) and _names(value) == NO_STEERING)
@@ -73,7 +74,7 @@ def is_opt_out(value: Any) -> bool:
 def preset_named(value: Any) -> str:
     """The name of the preset a request asks for; "" if it names none. Never raises."""
     try:
-        value = _decoded(value)
+        value = decoded(value)
     except SpecError:
         return ""
     name = _names(value) if isinstance(value, Mapping) else None
@@ -94,11 +95,14 @@ def expand(value: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
     Raises:
         SpecError: If there is no such preset, or a field cannot stand beside it.
     """
-    value = _decoded(value)
+    if isinstance(value, str) and value in presets:
+        meant = json.dumps({PRESET_KEY: value})
+        raise SpecError(EXTRA_ARGS_KEY, f"{expected_object(value)}; did you mean {meant}?", value)
+    value = decoded(value)
     if value is False:
         return None
     if value is None:
-        raise SpecError(EXTRA_ARGS_KEY, "expected an object, got null")
+        raise SpecError(EXTRA_ARGS_KEY, expected_object(value))
     if not isinstance(value, Mapping) or PRESET_KEY not in value:
         return value
     name = _names(value)
@@ -111,7 +115,8 @@ def expand(value: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
             raise SpecError(field, f"not allowed beside preset {NO_STEERING!r}, which means no steering")
         return None
     if not isinstance(name, str) or name not in presets:
-        raise SpecError(PRESET_KEY, f"no preset named {_shown(name)}; available: {_known(presets)}", name)
+        known = choices(name, [*presets, NO_STEERING], 50)
+        raise SpecError(PRESET_KEY, f"no preset named {shown(name)}; available: {known}", name)
     preset = presets[name]
     _check_overrides(name, preset, overrides)
     return {**preset, **overrides}
@@ -133,7 +138,7 @@ def with_model_preset(value: Any, name: str) -> Any:
     """
     if value is None:
         return {PRESET_KEY: name}
-    value = _decoded(value)
+    value = decoded(value)
     if is_opt_out(value) and name == NO_STEERING:
         return {PRESET_KEY: name}
     if is_opt_out(value):
@@ -143,11 +148,11 @@ def with_model_preset(value: Any, name: str) -> Any:
     if isinstance(value, SteeringSpec):
         value = value.model_dump(mode="json", exclude_unset=True)
     if not isinstance(value, Mapping):
-        raise SpecError(EXTRA_ARGS_KEY, f"expected an object, got {type(value).__name__}", value)
+        raise SpecError(EXTRA_ARGS_KEY, expected_object(value), value)
     named = _names(value)
     if named not in (None, name):
         raise SpecError(
-            PRESET_KEY, f"the model's name asks for preset {name!r}, the body for {_shown(named)}", named
+            PRESET_KEY, f"the model's name asks for preset {name!r}, the body for {shown(named)}", named
         )
     return {**value, PRESET_KEY: name}
 
@@ -179,7 +184,7 @@ def read_presets(file: str | Path) -> dict[str, dict[str, Any]]:
         try:
             check_preset(name, spec)
         except SpecError as error:
-            raise ConfigError(f"presets: {file}: preset {_shown(name)}: {error}") from None
+            raise ConfigError(f"presets: {file}: preset {shown(name)}: {error}") from None
     return loaded
 
 
@@ -229,13 +234,13 @@ def _check_json(value: Any, path: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise SpecError(path, f"the name {_shown(key)} is not text: put it in quotes", key)
+                raise SpecError(path, f"the name {shown(key)} is not text: put it in quotes", key)
             _check_json(item, f"{path}.{key[:80]}")
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check_json(item, f"{path}.{index}")
     elif not isinstance(value, (str, bool, int, float, type(None))):
-        raise SpecError(path, f"expected JSON types, got {type(value).__name__} {_shown(value)}", value)
+        raise SpecError(path, f"expected JSON types, got {type(value).__name__} {shown(value)}", value)
 
 
 def _check_overrides(name: str, preset: Mapping[str, Any], overrides: Mapping[Any, Any]) -> None:
@@ -253,20 +258,6 @@ def _check_overrides(name: str, preset: Mapping[str, Any], overrides: Mapping[An
         )
 
 
-def _decoded(value: Any) -> Any:
-    if not isinstance(value, (str, bytes)):
-        return value
-    try:
-        decoded = json.loads(value)
-    except RecursionError:
-        raise SpecError(EXTRA_ARGS_KEY, "nested too deeply") from None
-    except ValueError as error:
-        raise SpecError(EXTRA_ARGS_KEY, f"not valid JSON: {error}") from None
-    if isinstance(decoded, str):  # JSON text is decoded once
-        raise SpecError(EXTRA_ARGS_KEY, "expected an object, got str", decoded)
-    return decoded
-
-
 def _names(value: Mapping[str, Any]) -> Any:
     """The preset a mapping names; None if it names none."""
     return value.get(PRESET_KEY)
@@ -274,14 +265,3 @@ def _names(value: Mapping[str, Any]) -> Any:
 
 def _path(field: Any) -> str:
     return str(field)[:80] or EXTRA_ARGS_KEY
-
-
-def _known(presets: Mapping[str, Any]) -> str:
-    return listing([*presets, NO_STEERING], 50)
-
-
-def _shown(value: Any) -> str:
-    try:
-        return repr(value)[:80]
-    except RecursionError:
-        return "a value nested too deeply"

@@ -6,28 +6,20 @@ Pure: no vLLM, no torch. What needs an engine (is the probe loaded, is the layer
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, StrictBool, ValidationError, field_validator
+from pydantic import Field, StrictBool, ValidationError, field_validator
 
-from ksteer_vllm.errors import SpecError, listing
-from ksteer_vllm.spec.clauses import Condition, Hinge, Until
-from ksteer_vllm.spec.compat import Compat
+from ksteer_vllm.errors import SpecError
 from ksteer_vllm.spec.edit import Edit, EditFields
+from ksteer_vllm.spec.model import MAX_STACK, decoded, expected_object, spec_error
 from ksteer_vllm.spec.where import Where
 
 __all__ = ["EXTRA_ARGS_KEY", "SteeringSpec", "Where"]
 
 EXTRA_ARGS_KEY = "ksteer"
 """The key of a spec in `SamplingParams.extra_args`, in an HTTP body and in `vllm_xargs`."""
-
-MAX_STACK = 1024
-"""Beyond any engine's own limit, `EngineConfig.max_stack`."""
-
-MOST_FIELDS = 50
-"""How many fields an error message names: all that a model has."""
 
 
 class SteeringSpec(EditFields):
@@ -119,14 +111,13 @@ class SteeringSpec(EditFields):
         """
         if isinstance(value, cls):
             return value
-        if isinstance(value, (str, bytes)):
-            value = _from_json(value)
+        value = decoded(value)
         if not isinstance(value, Mapping):
-            raise SpecError("ksteer", f"expected an object, got {type(value).__name__}", value)
+            raise SpecError("ksteer", expected_object(value), value)
         try:
             return cls.model_validate(dict(value))
         except ValidationError as error:
-            raise _spec_error(error) from None
+            raise spec_error(cls, error) from None
         except RecursionError:
             raise SpecError("ksteer", "nested too deeply") from None
 
@@ -140,73 +131,3 @@ class SteeringSpec(EditFields):
             A new dict in plain JSON types, with the spec under `ksteer`.
         """
         return {**(other or {}), EXTRA_ARGS_KEY: self.model_dump(mode="json", exclude_unset=True)}
-
-
-def _from_json(text: str | bytes) -> Any:
-    try:
-        return json.loads(text)  # NaN passes here and is refused by the field that holds it
-    except RecursionError:
-        raise SpecError("ksteer", "nested too deeply") from None
-    except ValueError as error:
-        raise SpecError("ksteer", f"not valid JSON: {error}") from None
-
-
-def _spec_error(error: ValidationError) -> SpecError:
-    """The first problem pydantic found. Missing fields come last: an unknown field is often a misspelt
-    one."""
-    problems = error.errors(include_url=False)
-    first = next((problem for problem in problems if problem["type"] != "missing"), problems[0])
-    cause = first.get("ctx", {}).get("error")
-    path = [str(part)[:80] for part in first["loc"] if not _is_type_branch(part)]
-    if isinstance(cause, SpecError):
-        if not path:
-            return cause
-        text = str(cause).partition(": ")[2]
-        return SpecError(".".join([*path, cause.field]), text, cause.got)
-    got = None if first["type"] == "missing" else first["input"]
-    return SpecError(".".join(path) or "ksteer", _message(first, path), got)
-
-
-def _message(problem: Mapping[str, Any], path: list[str]) -> str:
-    """What is wrong, what is allowed, what was given: one sentence."""
-    kind = problem["type"]
-    if kind == "missing":
-        return "required"
-    if kind == "extra_forbidden":
-        return f"unknown field; allowed: {listing(_known(path), MOST_FIELDS)}"
-    if kind in ("too_short", "too_long"):  # of stack: no other list has bounds of pydantic's
-        return f"expected a list of 1 to {MAX_STACK} edits, got {problem['ctx']['actual_length']}"
-    message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a valid list")
-    if kind == "model_type":
-        message = f"expected an object of {listing(_known([*path, '']), MOST_FIELDS)}"
-    return message if ", got " in message else f"{message} (got {_shown(problem['input'])})"
-
-
-def _known(path: list[str]) -> Mapping[str, Any]:
-    """The fields allowed beside the last part of a path."""
-    nested: dict[str, type[BaseModel]] = {
-        "where": Where,
-        "until": Until,
-        "condition": Condition,
-        "compat": Compat,
-        "loss": Hinge,
-    }
-    for part in reversed(path[:-1]):
-        if part in nested:
-            return nested[part].model_fields
-    return Edit.model_fields if path[:1] == ["stack"] else SteeringSpec.model_fields
-
-
-def _shown(value: Any) -> str:
-    try:
-        return repr(value)[:120]
-    except RecursionError:
-        return "a value nested too deeply"
-
-
-_TYPE_BRANCHES = {"float", "int", "bool", "constrained-int", "nullable", "word", "Hinge"}
-
-
-def _is_type_branch(part: Any) -> bool:
-    """pydantic adds the tried type of a union to the path; that is no field of ours."""
-    return isinstance(part, str) and (part in _TYPE_BRANCHES or part.startswith(("literal[", "constrained-")))

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, StrictInt, field_validator, model_validator
 
 from ksteer_vllm.errors import SpecError, listing
+from ksteer_vllm.spec.model import SpecModel
 
 __all__ = ["GENERATION", "Where", "WhereClause", "Window"]
 
@@ -25,14 +18,12 @@ NO_END = 2**62
 """An absolute position beyond every sequence: the end of an open generation window."""
 
 
-class Where(BaseModel):
+class Where(SpecModel):
     """Which token positions are steered, as windows over prompt and generation indices.
 
     With P prompt tokens, prompt index i is position i (0 <= i < P); generation index j is position
     P - 1 + j, the forward pass that produces generated token j. Windows are half-open, positions absolute.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: Annotated[
         tuple[StrictInt, StrictInt | None] | None,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import UsageError, choices, listing
 from ksteer_vllm.verify.checks.fires import check_firing
 from ksteer_vllm.verify.checks.layer_oracle import NAME, check_against_oracle
 from ksteer_vllm.verify.checks.layer_order import check_edges, check_order
@@ -118,9 +118,8 @@ def _plans(
     if probes:
         unknown = sorted(set(probes) - {card.name for card in cards})
         if unknown:
-            raise UsageError(
-                f"probe: the engine has no {listing(unknown)}; loaded: {listing(c.name for c in cards)}"
-            )
+            loaded = choices(unknown[0], (card.name for card in cards))
+            raise UsageError(f"probe: the engine has no {listing(unknown)}; loaded: {loaded}")
         cards = [card for card in cards if card.name in probes]
     wanted = list(facts.open_layers) if layers is None else list(layers)
     if closed := sorted(set(wanted) - set(facts.open_layers)):

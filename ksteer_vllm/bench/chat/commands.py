@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import UsageError, listing, nearest
 
 __all__ = ["COMMANDS", "Ask", "Order", "Turn", "help_text", "parse_line"]
 
@@ -135,7 +134,6 @@ def _value(text: str) -> float | None:
 def _unknown(text: str, labels: Sequence[str]) -> str:
     head, _, last = text.rpartition(" ")
     word = head.strip() if head and _value(last) is not None else text.partition(" ")[0]
-    known = {name.casefold(): name for name in (*COMMANDS, *labels)}
-    near = difflib.get_close_matches(word.casefold(), known, n=1)
-    meant = f"; did you mean /{known[near[0]]}?" if near else "."
+    near = nearest(word, [*COMMANDS, *labels])
+    meant = f"; did you mean /{near}?" if near is not None else "."
     return f"/{word[:40]}: unknown{meant} Labels: {listing(labels)}. Commands: {listing(COMMANDS)}"

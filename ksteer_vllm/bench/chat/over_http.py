@@ -10,7 +10,7 @@ import httpx
 
 from ksteer_vllm.bench.chat.speaker import ChatPlan
 from ksteer_vllm.data.rows import Message
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import UsageError, choices
 from ksteer_vllm.spec.spec import EXTRA_ARGS_KEY
 
 __all__ = ["ServerSpeaker"]
@@ -49,7 +49,8 @@ class ServerSpeaker:
         cards = {card["name"]: card for card in self._get("/v1/ksteer/probes")["data"]}
         self.probe = probe if probe in cards else probe.rstrip("/").rpartition("/")[2]
         if self.probe not in cards:
-            raise UsageError(f"probe: the server has no probe {probe[:80]!r}; it has: {listing(cards)}")
+            there_are = choices(self.probe, cards)
+            raise UsageError(f"probe: the server has no probe {probe[:80]!r}; it has: {there_are}")
         card = cards[self.probe]
         self.labels: tuple[str, ...] = tuple(card["labels"])
         recorded = card.get("chat_template_kwargs", {})  # older servers do not tell

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Protocol
 from pydantic import Field
 
 from ksteer_vllm.bench.jobs import Reply
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import UsageError, choices, listing
 from ksteer_vllm.spec.families import load
 
 __all__ = ["ENDPOINT", "JUDGES", "AllowChanceJudge", "Judge", "Verdict", "described", "judge_for"]
@@ -80,7 +80,7 @@ def judge_for(name: str, labels: Sequence[str], **options: Any) -> Judge:
             endpoint without a url.
     """
     if name not in JUDGES:
-        raise UsageError(f"judge: unknown {name[:80]!r}; known: {listing(JUDGES)}")
+        raise UsageError(f"judge: unknown {name[:80]!r}; known: {choices(name, JUDGES)}")
     if unknown := sorted(set(options) - set(_OPTIONS.get(name, ()))):
         takers = [repr(judge) for judge, taken in _OPTIONS.items() if set(unknown) <= set(taken)]
         raise UsageError(

@@ -21,7 +21,7 @@ from ksteer_vllm.data.readers.manner import (
     SECOND_PERSON,
 )
 from ksteer_vllm.data.readers.wording import Ends, Mentions, Pattern, Sentences, Starts, Words
-from ksteer_vllm.errors import DataError, first_problem, listing
+from ksteer_vllm.errors import DataError, choices, did_you_mean, first_problem, listing
 
 __all__ = ["NAMED", "RULES", "Reader", "reader_of"]
 
@@ -91,7 +91,7 @@ def reader_of(description: str | Mapping[str, Any]) -> Reader:
         if name not in NAMED:
             raise DataError(
                 f"unknown reader {description[:80]!r}; named readers: {listing(NAMED)}; with an argument: "
-                f"{listing(RULES)}"
+                f"{listing(RULES)}{did_you_mean(name, [*NAMED, *RULES])}"
             )
         return NAMED[name]
     if not isinstance(description, Mapping):
@@ -104,7 +104,7 @@ def reader_of(description: str | Mapping[str, Any]) -> Reader:
     ((given, argument),) = description.items()
     rule = _spelt(str(given))
     if rule not in RULES:
-        raise DataError(f"unknown rule {str(given)[:80]!r}; known: {listing(RULES)}")
+        raise DataError(f"unknown rule {str(given)[:80]!r}; known: {choices(rule, RULES)}")
     try:
         return RULES[rule](argument)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from ksteer_vllm.bench.ordinary import labelled_replies
 from ksteer_vllm.bench.suite import EVALUATION, SUITE_FILE, Suite
 from ksteer_vllm.bench.variants import Variant, in_a_metric, variants_for
 from ksteer_vllm.data.rows import LabelledRow, Prompt
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import UsageError, choices, listing
 from ksteer_vllm.probes.metadata import METADATA_FILE
 from ksteer_vllm.probes.probe import Probe
 from ksteer_vllm.spec.families import FAMILIES
@@ -167,7 +167,7 @@ class CalibrationSubject:
         if names:
             known = {variant.name for variant in self.variants} | set(self.probes)
             if unknown := [name for name in names if name not in known]:
-                there_are = listing((variant.name for variant in self.variants), 40)
+                there_are = choices(unknown[0], (variant.name for variant in self.variants), 40)
                 raise UsageError(f"variants: unknown {listing(map(repr, unknown))}; there are: {there_are}")
             chosen = [v for v in self.variants if v.name in names or (v in chosen and v.probe in names)]
         if not chosen:

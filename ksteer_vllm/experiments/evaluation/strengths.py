@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ksteer_vllm.bench.variants import Variant
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import UsageError, choices, listing
 from ksteer_vllm.experiments.calibration.record import Calibration
 from ksteer_vllm.experiments.evaluation.plan import EvaluationPlan
 from ksteer_vllm.experiments.evaluation.settings import Setting
@@ -25,7 +25,7 @@ def chosen_variants(variants: Sequence[Variant], wanted: Sequence[str]) -> list[
     """
     known = {variant.name for variant in variants} | {variant.probe for variant in variants}
     if unknown := [name for name in wanted if name not in known]:
-        names = listing((variant.name for variant in variants), 40)
+        names = choices(unknown[0], (variant.name for variant in variants), 40)
         raise UsageError(f"variants: unknown {listing(map(repr, unknown))}; there are: {names}")
     return [v for v in variants if not wanted or v.name in wanted or v.probe in wanted]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ksteer_vllm.bench.sampling import Temperature
-from ksteer_vllm.errors import UsageError, first_problem
+from ksteer_vllm.errors import UsageError, choices, first_problem
 
 __all__ = ["QUICK", "RECIPE", "KnobPlan", "plan_of", "step_alpha"]
 
@@ -120,7 +120,6 @@ def plan_of(*sources: Mapping[str, Any], quick: bool = False) -> KnobPlan:
     except ValidationError as error:
         problem = first_problem(error)
         if problem.kind == "extra_forbidden":
-            raise UsageError(
-                f"options: unknown {problem.field!r}; allowed: {', '.join(KnobPlan.model_fields)}"
-            ) from None
+            allowed = choices(problem.field, KnobPlan.model_fields, len(KnobPlan.model_fields))
+            raise UsageError(f"options: unknown {problem.field!r}; allowed: {allowed}") from None
         raise UsageError(f"options.{problem} (got {problem.got!r:.80})") from None

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from ksteer_vllm.bench.engines import model_of
 from ksteer_vllm.data.rows import LabelledRow, labels_of
-from ksteer_vllm.errors import UsageError, listing
+from ksteer_vllm.errors import UsageError, did_you_mean, listing
 from ksteer_vllm.experiments.suite.plan import SuitePlan
 from ksteer_vllm.fit.activations import default_layer
 from ksteer_vllm.fit.gates import check_replies
@@ -78,7 +78,8 @@ class Fits:
         """
         known = fits()
         if unknown := [name for name in plan.methods if name not in known]:
-            raise UsageError(f"method: unknown {unknown[0][:80]!r}; known: {listing(known)}, or all")
+            meant = did_you_mean(unknown[0], [*known, "all"])
+            raise UsageError(f"method: unknown {unknown[0][:80]!r}; known: {listing(known)}, or all{meant}")
         if plan.preset is not None and plan.methods and "mlp" not in plan.methods:
             raise UsageError(f"preset: {plan.preset} is for mlp, not for {listing(plan.methods)}")
         identity = model_of(model, engine_options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Any
 
-from ksteer_vllm.errors import LifecycleError, listing
+from ksteer_vllm.errors import LifecycleError, choices
 from ksteer_vllm.models import model_identity
 from ksteer_vllm.server.endpoints import schemas
 from ksteer_vllm.server.endpoints.errors import not_found
@@ -109,7 +109,7 @@ class Service:
         """The card of a probe. Raises LifecycleError 404."""
         probes = self.registry.probes
         if name not in probes:
-            raise not_found("probe", name, listing(probes))
+            raise not_found("probe", name, choices(name, probes))
         return schemas.ProbeCard.of(name, probes[name])
 
     def probes(self) -> schemas.ProbeList:
@@ -122,7 +122,7 @@ class Service:
         """A preset. Raises LifecycleError 404."""
         presets = self.registry.presets
         if name not in presets:
-            raise not_found("preset", name, listing(presets))
+            raise not_found("preset", name, choices(name, presets))
         return self._preset(name, presets[name])
 
     def presets(self) -> schemas.PresetList:

@@ -86,7 +86,9 @@ def test_a_probe_that_does_not_fit_stops_the_start(
     ended: Ended,
 ) -> None:
     result = ended["misfit"]
-    assert result.returncode not in (0, None)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("ksteer: probe 'big' was fitted on 'tiny'")
+    assert "Traceback" not in result.stderr
     assert "probe 'big' was fitted on 'tiny' with hidden_size 32" in result.stderr
     assert "this engine's model" in result.stderr
     assert "has 64" in result.stderr

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ksteer_vllm import Probe, ProbeError
+from ksteer_vllm import Probe, ProbeError, ProbeMetadata
+from ksteer_vllm.versions import VERSION
 from testbed.probes import random_probe
 
 
@@ -113,6 +114,34 @@ def test_metadata_that_does_not_hold(folder: Path, change: dict[str, Any], words
     with pytest.raises(ProbeError, match=words) as refusal:
         Probe.load(folder)
     assert str(folder) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"schema_version": 2},
+            f"schema_version '2'; ksteer-vllm {VERSION} reads version 1: upgrade ksteer-vllm, or make the "
+            "probe again (ksteer fit, ksteer convert)",
+        ),
+        (
+            {"schema_version": 0},
+            f"schema_version '0'; ksteer-vllm {VERSION} reads version 1: make the probe again (ksteer fit, ",
+        ),
+        ({"schema_version": None}, f"schema_version 'None'; ksteer-vllm {VERSION} reads version 1: make"),
+        ({"sharpness": 1}, f"sharpness: unknown field; allowed: {', '.join(ProbeMetadata.model_fields)}; if"),
+        ({"default_alfa": {}}, f"did you mean 'default_alpha'?; if a newer ksteer-vllm than {VERSION} wrote"),
+        ({"model": {"name": "m", "model_type": "llama", "hidden_size": 64}},
+         f"model.num_layers: required; if an older ksteer-vllm than {VERSION} wrote the folder, make the"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_folders_of_other_versions_say_what_to_do(folder: Path, change: dict[str, Any], says: str) -> None:
+    path = folder / "probe.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ProbeError) as refusal:
+        Probe.load(folder)
+    assert says in str(refusal.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\udcff"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ksteer_vllm.config import EngineConfig
 from ksteer_vllm.errors import ConfigError, SpecError
+from ksteer_vllm.spec.model import EXAMPLE
 from ksteer_vllm.spec.presets import check_name, expand, is_opt_out, read_presets, with_model_preset
 
 pytestmark = pytest.mark.pure
@@ -110,6 +111,11 @@ def test_a_spec_without_a_preset_is_left_alone() -> None:
         ("{", "ksteer", "not valid JSON"),
         ("[" * 100_000, "ksteer", "nested too deeply"),
         ({"preset": "cold"}, "preset", "no preset named 'cold'; available: warm, two, none"),
+        ({"preset": "warn"}, "preset", "available: warm, two, none; did you mean 'warm'?"),
+        ({"preset": "None"}, "preset", "available: warm, two, none; did you mean 'none'?"),
+        ("warm", "ksteer", f'such as {EXAMPLE}, got str \'warm\'; did you mean {{"preset": "warm"}}?'),
+        ("casual", "ksteer", f"such as {EXAMPLE}, got str 'casual' (not valid JSON"),
+        ('"warm"', "ksteer", f"such as {EXAMPLE}, got str 'warm'"),
         ({"preset": 3}, "preset", "no preset named 3"),
         ({"preset": ["warm"]}, "preset", "no preset named ['warm']"),
         ({"preset": "x" * 500}, "preset", "no preset named 'xxx"),
@@ -142,7 +148,7 @@ def test_a_stack_takes_a_report() -> None:
         ('{"preset": "none"}', "the body for no steering"),
         ({"preset": "two"}, "the model's name asks for preset 'warm', the body for 'two'"),
         ("{", "not valid JSON"),
-        (7, "expected an object, got int"),
+        (7, f"expected an object such as {EXAMPLE}, got int 7"),
     ],
 )
 def test_a_model_name_and_a_body_that_do_not_agree(value: Any, says: str) -> None:

@@ -107,6 +107,34 @@ def test_the_cache_leaves_memory_to_others(monkeypatch: pytest.MonkeyPatch) -> N
     assert many["kv_cache_memory_bytes"] == 2 << 30
 
 
+def test_an_engine_takes_what_is_free_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "on_cpu", lambda: False)
+    for free, share in ((140, 0.9), (70, 0.45), (14, 0.09)):
+        monkeypatch.setattr(engines, "gpu_memory", lambda free=free: (free, 140))
+        assert engines.start_engine("m").options["gpu_memory_utilization"] == pytest.approx(share)
+        assert (
+            engines.start_engine("m", {"gpu_memory_utilization": 0.3}).options["gpu_memory_utilization"]
+            == 0.3
+        )
+        assert "gpu_memory_utilization" not in engines.start_engine("m", {"kv_cache_memory_bytes": 9}).options
+
+
+def test_a_failure_that_the_caller_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> Any:
+        def start(model: str, **options: Any) -> Any:
+            raise error
+
+        return start
+
+    monkeypatch.setattr(vllm, "LLM", failing(ValueError("No available memory for the cache blocks. Try")))
+    with pytest.raises(UsageError, match=r"^model m: No available memory for the cache blocks; there"):
+        engines.start_engine("m")
+    for other in (RuntimeError("a bug"), UsageError("ours")):
+        monkeypatch.setattr(vllm, "LLM", failing(other))
+        with pytest.raises(type(other), match=f"^{other}$"):
+            engines.start_engine("m")
+
+
 def test_a_model_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     for name in (f"{tmp_path}/absent", "./absent", "a/b/c"):

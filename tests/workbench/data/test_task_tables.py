@@ -127,6 +127,22 @@ def test_bad_columns_are_named() -> None:
     _refused("no rows", prompt=[], warm=[])
 
 
+def test_texts_are_no_labels_unless_somebody_says_so(tmp_path: Path) -> None:
+    """Neither by what such columns are called nor where nothing is beside them to compare with."""
+    told = r"would be read as replies that show a label '{0}'; if .*--labels {0},.*--ignore-columns {0}"
+    for name in ("context", "Notes", "text"):
+        columns = {"prompt": ["a", "b"], name: ["Once.", "Twice."], "warm": ["Dear!", "Oh!"]}
+        _refused(f"column '{name}': its texts .'Once.', ....* {told.format(name)}", **columns)
+        frame = pd.DataFrame(columns)
+        assert TaskDataset.from_pandas(frame, labels=[name, "warm"]).labels == (name, "warm")
+        (tmp_path / "t.csv").write_text(frame.to_csv(index=False))
+        with pytest.raises(DataError, match=told.format(name)):
+            open_task(tmp_path / "t.csv")
+    _refused(told.format("verse"), prompt=["a", "b"], verse=["Once.", "Twice."])
+    flags = pd.DataFrame({"prompt": ["a", "b"], "text": [True, False], "warm": [False, True]})
+    assert TaskDataset.from_pandas(flags).labels == ("text", "warm"), "true and false are no texts"
+
+
 def test_one_label_only_is_refused() -> None:
     _refused("every row of data shows 'warm', so nothing tells it from other text; add rows",
              text=["a", "b"], label=["warm", "warm"])  # fmt: skip
