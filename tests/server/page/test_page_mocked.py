@@ -211,13 +211,19 @@ def test_a_method_that_only_avoids(screen: Screen) -> None:
 
 def test_what_a_probe_was_calibrated_with_is_shown_and_not_sent(screen: Screen) -> None:
     edit = {"metric": "variance", "alpha": 0.3, "num_steps": 4, "layers": [0, 2]}
-    pretend(screen, INFO, card={**CARD, "default_edit": edit, "metrics": {"variance": [1]}})
+    own = {"label_alpha": {SCRIPT: 0.6}}
+    pretend(screen, INFO, card={**CARD, "default_edit": edit, "metrics": {"variance": [1]}, **own})
     page = screen.open().page
     page.locator("#labels input").first.focus()
     page.keyboard.press("End")
     assert screen.preview() == {"probe": IMG, "method": "gradient", "target": {IMG: 1}}
     assert "metric variance" in page.locator("#preset-note").inner_text()
-    assert page.get_by_label("Strength, exact").input_value() == "0.3"
+    strength = page.get_by_label("Strength, exact")
+    assert strength.input_value() == "0.3"
+    page.locator("#labels input").nth(1).focus()
+    page.keyboard.press("End")
+    assert strength.input_value() == "0.45", "the mean of the two labels' own"
+    assert screen.preview() == {"probe": IMG, "method": "gradient", "target": {IMG: 1, SCRIPT: 1}}
     assert page.locator("#layers input:checked").count() == 2
     steps = page.get_by_label("Steps, exact")
     assert steps.input_value() == "4"
