@@ -47,7 +47,19 @@ def check_stack(spec: SteeringSpec, config: EngineConfig) -> None:
 
 
 def check_request_layers(layers: Sequence[int], before: int, config: EngineConfig) -> int:
-    """Add an edit's layers to those of the edits before it; SpecError beyond max_request_layers in all."""
+    """Add an edit's layers to those of the edits before it.
+
+    Args:
+        layers: Those of the edit.
+        before: How many layers the edits before it steer.
+        config: Has the limit.
+
+    Returns:
+        How many it is now.
+
+    Raises:
+        SpecError: Beyond max_request_layers in all.
+    """
     total = before + len(layers)
     if total > config.max_request_layers:
         raise SpecError(

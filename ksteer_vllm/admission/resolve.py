@@ -56,7 +56,17 @@ def resolve_config(config: EngineConfig, model: ModelIdentity) -> ResolvedConfig
 
 
 def check_fit(name: str, probe: Probe, config: EngineConfig, model: ModelIdentity) -> None:
-    """Raise ProbeError unless the probe was made for this architecture and fits the tables."""
+    """Check that a probe can steer this engine.
+
+    Args:
+        name: The probe's, for messages.
+        probe: The probe.
+        config: Says how wide the tables are.
+        model: The engine's.
+
+    Raises:
+        ProbeError: If the probe was made for another architecture, or is too wide.
+    """
     made_for = probe.metadata.model
     for field in ("hidden_size", "model_type", "num_layers"):
         wanted, found = getattr(made_for, field), getattr(model, field)

@@ -37,7 +37,15 @@ class RunnableEdit:
     compat: Compat | None = None
 
     def for_request(self, num_prompt_tokens: int, max_tokens: int | None) -> AdmittedEdit:
-        """The edit at the positions of one request. Raises SpecError if a window starts beyond it."""
+        """The edit at the positions of one request.
+
+        Args:
+            num_prompt_tokens: Length of its prompt.
+            max_tokens: Most tokens of its reply; None: not known.
+
+        Raises:
+            SpecError: If a window starts beyond the request.
+        """
         divisor = None
         if self.compat is not None:
             divisor, windows = divisor_and_windows(self.compat, num_prompt_tokens)
@@ -90,7 +98,12 @@ class RunnableSpec:
 
 
 def in_stack(error: SpecError, index: int | None) -> SpecError:
-    """The error with the path of the edit at this index of a stack; unchanged if index is None."""
+    """The error with the path of the edit within its stack.
+
+    Args:
+        error: What was said of the edit.
+        index: Its place in the stack; None: there is none, and the error stays as it is.
+    """
     if index is None:
         return error
     return SpecError(f"stack.{index}.{error.field}", str(error).partition(": ")[2], error.got)

@@ -27,7 +27,16 @@ def combinations(labels: Sequence[str], sizes: Collection[int]) -> list[tuple[st
 
 
 def avoided(labels: Sequence[str], target: Collection[str], avoid: Avoid = "rest") -> tuple[str, ...]:
-    """The labels to move away from: all that are not asked for, or none."""
+    """The labels to move away from.
+
+    Args:
+        labels: All there are.
+        target: Those to move towards.
+        avoid: `rest`: all others; `none`: none.
+
+    Raises:
+        UsageError: For another value of `avoid`.
+    """
     if avoid not in get_args(Avoid):
         raise UsageError(f"avoid: {avoid!r}; allowed: rest, none")
     return tuple(label for label in labels if label not in target) if avoid == "rest" else ()

@@ -41,12 +41,27 @@ class WriteUp:
         self._parts.append(text.strip())
 
     def table(self, frame: pd.DataFrame, *, caption: str = "", digits: int = 3) -> None:
-        """A table without its index; numbers with `digits` decimals, missing ones as a dash."""
+        """Add a table, without its index; missing values are dashes.
+
+        Args:
+            frame: The table.
+            caption: A line above it.
+            digits: Decimals of its numbers.
+        """
         shown = frame.map(lambda value: _cell(value, digits))
         self._parts.append((f"{caption}\n\n" if caption else "") + shown.to_markdown(index=False))
 
     def figure(self, name: str, figure: Figure, caption: str) -> Path:
-        """Save a figure as NAME.png and show it. Returns its path."""
+        """Save a figure, close it and show it in the text.
+
+        Args:
+            name: Of the file, without `.png`.
+            figure: The figure.
+            caption: The text below it.
+
+        Returns:
+            The path of the file.
+        """
         import matplotlib.pyplot as plt
 
         path = self.folder / f"{name}.png"

@@ -35,7 +35,13 @@ class Unsteered:
 def unsteered_jobs(
     prompts: Sequence[Prompt], *, seed: int = 0, temperature: float | None = None
 ) -> list[Job]:
-    """Every prompt, the k-th with seed + k, and again with further seeds up to UNSTEERED_REPLIES."""
+    """Every prompt, and again with further seeds up to UNSTEERED_REPLIES.
+
+    Args:
+        prompts: At least one.
+        seed: The k-th prompt has seed + k.
+        temperature: Of the sampling; None: that of the bench.
+    """
     turns = -(-UNSTEERED_REPLIES // len(prompts))
     return [
         Job(

@@ -33,7 +33,15 @@ class Variant(BaseModel):
         layer: int | None = None,
         **more: Any,
     ) -> dict[str, Any]:
-        """The spec of a request; `avoid` is dropped where the method does not take it."""
+        """The spec of a request.
+
+        Args:
+            target: The labels to move towards.
+            avoid: Those to move away from; dropped where the method does not take it.
+            alpha: The strength.
+            layer: The only layer to steer; None: those of the probe, or of the variant's settings.
+            more: Further fields; they win over the variant's settings.
+        """
         takes = FAMILIES[self.family].methods[self.method].takes
         spec: dict[str, Any] = {"probe": self.probe, "method": self.method, "target": list(target)}
         if "avoid" in takes and avoid:

@@ -67,7 +67,17 @@ def convert(source: str | Path, options: Options, format: str = "auto") -> Probe
 
 
 def detect(path: Path) -> str:
-    """The format of a file or folder, by its first bytes and file names. Raises ProbeError if none fits."""
+    """The format of what another package saved, by its first bytes and file names.
+
+    Args:
+        path: A file or folder.
+
+    Returns:
+        A name in FORMATS.
+
+    Raises:
+        ProbeError: If no format fits.
+    """
     for name in FORMATS:
         if _module(name).recognises(path):
             return name

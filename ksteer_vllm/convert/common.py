@@ -63,7 +63,17 @@ def build(
 
 
 def choose_labels(path: Path, options: Options, count: int, default: Sequence[str]) -> tuple[str, ...]:
-    """The caller's labels, else the source's. ProbeError if there are none or not `count`."""
+    """The caller's labels, else the source's.
+
+    Args:
+        path: The source, for messages.
+        options: The caller's.
+        count: How many labels the tensors have.
+        default: The labels that the source names; may be empty.
+
+    Raises:
+        ProbeError: If there are none, or not `count`.
+    """
     labels = options.labels or tuple(default)
     if len(labels) != count:
         given = f"got {len(labels)}: {listing(labels)}" if labels else "the file has no names; give --labels"
@@ -72,7 +82,16 @@ def choose_labels(path: Path, options: Options, count: int, default: Sequence[st
 
 
 def choose_layers(path: Path, options: Options, found: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """The layers to keep, ascending, and the one steered by default: the caller's, else the middle one."""
+    """The layers to keep, ascending, and the one steered by default: the caller's, else the middle one.
+
+    Args:
+        path: The source, for messages.
+        options: The caller's.
+        found: The layers that the source has.
+
+    Raises:
+        ProbeError: For layers that the source or the model does not have, or that the source has twice.
+    """
     available = sorted(set(found))
     if len(available) != len(found) or not available:
         raise ProbeError(f"{path}: expected distinct layers, found {listing(found)}")

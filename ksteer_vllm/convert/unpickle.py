@@ -79,7 +79,16 @@ def names_in(path: Path, name: str) -> bool:
 
 
 def tensor_of(path: Path, value: Any, name: str) -> Tensor:
-    """The float tensor a pickle holds at `name`. Raises ProbeError if it is something else."""
+    """The float tensor that a pickle holds somewhere.
+
+    Args:
+        path: The file, for messages.
+        value: What was read there.
+        name: Where, for messages.
+
+    Raises:
+        ProbeError: If it is no tensor, or one of another kind of numbers.
+    """
     if not isinstance(value, Cell) or not isinstance(value.value, Tensor):
         found = value.kind if isinstance(value, Record) else type(value).__name__
         raise ProbeError(f"{path}: {name}: expected a tensor, found {found}")

@@ -159,7 +159,15 @@ def read_rows(path: str | Path, encoding: str | None = None) -> list[LabelledRow
 
 
 def write_rows(path: str | Path, rows: Iterable[LabelledRow]) -> Path:
-    """Write rows in the form `read_rows` takes. Returns the path."""
+    """Write rows in the form `read_rows` takes: JSON Lines.
+
+    Args:
+        path: The file, which is replaced.
+        rows: The rows, in their order.
+
+    Returns:
+        The path.
+    """
     path = Path(path)
     path.write_text("".join(_line(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -212,7 +220,14 @@ def _line(row: LabelledRow) -> str:
 
 
 def rows_of_line(line: str) -> list[LabelledRow]:
-    """The row that a JSON text holds, or the two of its contrast pair. Raises DataError, naming the field."""
+    """The row that a JSON text holds, or the two of its contrast pair.
+
+    Args:
+        line: One line of a file.
+
+    Raises:
+        DataError: For text that is not JSON, or not a row, naming the field.
+    """
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -50,7 +50,15 @@ def without_system(prompt: Prompt) -> Prompt:
 
 
 def targets_of(rows: Sequence[LabelledRow], labels: Sequence[str]) -> Tensor:
-    """[rows, K] float32: 1 where a row shows a label."""
+    """Which rows show which labels.
+
+    Args:
+        rows: The rows.
+        labels: K names.
+
+    Returns:
+        [rows, K] float32: 1 where a row shows a label, else 0.
+    """
     return torch.tensor([[float(label in row.labels) for label in labels] for row in rows])
 
 

@@ -121,7 +121,19 @@ _SPLIT = ("validation_share", "test_share", "seed")
 
 
 def scores_of(probe: Probe, label: str, x: Tensor) -> Tensor:
-    """What a condition on `label` reads from x [N, d]: [N] float64. Raises UsageError for other families."""
+    """What a condition reads from vectors.
+
+    Args:
+        probe: Of family mlp or linear (probabilities), or vectors (cosines).
+        label: One of its labels.
+        x: [N, d], the residual stream at the probe's layer.
+
+    Returns:
+        [N] float64.
+
+    Raises:
+        UsageError: For a probe of another family.
+    """
     index, family = probe.labels.index(label), probe.metadata.family
     x, tensors = x.double(), probe.at(probe.metadata.layer)
     if family == "mlp":

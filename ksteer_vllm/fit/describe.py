@@ -56,7 +56,12 @@ def metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
 
 
 def heldout_table(metrics: Mapping[str, Any], unit: str = "tokens") -> Table:
-    """A table of the held-out metrics in `probe.json`; unit: `tokens` or `replies`."""
+    """A table of the held-out metrics in `probe.json`.
+
+    Args:
+        metrics: A probe's, with metrics per label.
+        unit: `tokens` or `replies`.
+    """
     scores = metrics[unit]
     table = Table(title=f"held-out {unit} ({scores['count']})", title_justify="left")
     table.add_column("label")

@@ -138,7 +138,13 @@ def fit_edits(task: FitTask, plan: EditPlan, make: Callable[[int, float, torch.G
 
 
 def orthonormal_rows(rank: int, hidden_size: int, generator: torch.Generator) -> nn.Linear:
-    """A layer without bias whose weight [rank, hidden_size] keeps orthonormal rows while it is trained."""
+    """A layer without bias whose weight keeps orthonormal rows while it is trained.
+
+    Args:
+        rank: Rows of the weight.
+        hidden_size: Columns, d; at least `rank`.
+        generator: Draws the weight it starts from.
+    """
     layer = nn.utils.skip_init(nn.Linear, hidden_size, rank, bias=False)
     nn.init.orthogonal_(layer.weight, generator=generator)
     nn.utils.parametrizations.orthogonal(layer, orthogonal_map="householder", use_trivialization=False)
@@ -160,7 +166,21 @@ def train_edit(
     plan: EditPlan,
     tell: Callable[[float], None],
 ) -> EditTraining:
-    """Adam on minibatches, in as many phases as the edit has; leaves the edit at its best, in eval mode."""
+    """Adam on minibatches, in as many phases as the edit has; leaves the edit at its best, in eval mode.
+
+    Args:
+        model: Gives the losses.
+        edit: What is trained, in place.
+        train, validation: Rows; the validation loss says which epoch was the best.
+        plan: Steps, epochs, batch size and learning rate.
+        tell: Called with the validation loss of every epoch.
+
+    Returns:
+        Losses and epochs.
+
+    Raises:
+        DataError: If the loss is not finite.
+    """
     rng = random.Random(plan.seed)
     found, steps = EditTraining(), plan.steps
     while steps:

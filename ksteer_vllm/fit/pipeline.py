@@ -169,7 +169,24 @@ def fit_probe_to_rows(
     engine_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Probe:
-    """Fit the MLP probe: `fit_to_rows` with its options given as a `FitPlan`."""
+    """Fit the MLP probe: `fit_to_rows` with its options given as a `FitPlan`.
+
+    Args:
+        model: A folder, or a name on the hub.
+        rows: Labelled text.
+        labels: The labels to fit; empty: all of the data's, sorted.
+        layer: Decoder block, from 0; None: the one at 60 % of the depth.
+        plan: Options of the fit; None: the defaults.
+        engine_options: Further arguments of `vllm.LLM`.
+        console: Where progress is shown.
+
+    Returns:
+        The probe; it is not saved yet.
+
+    Raises:
+        DataError: For rows the probe cannot be fitted to.
+        UsageError: For a layer the model does not have.
+    """
     return fit_to_rows(
         model,
         rows,

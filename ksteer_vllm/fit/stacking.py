@@ -89,7 +89,19 @@ def stack_layers(probes: Sequence[Probe], layer: int) -> Probe:
 
 
 def fit_once(task: FitTask, folder: Path, layers: Sequence[int] = ()) -> Path:
-    """`fit_at`, saved to the folder, unless the folder already holds that fit. Returns the folder."""
+    """`fit_at`, saved, unless the folder already holds that fit.
+
+    Args:
+        task: What to fit to what.
+        folder: The probe folder.
+        layers: As of `fit_at`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: For rows the method cannot be fitted to.
+    """
     if not is_fitted(task, folder, layers):
         probe = fit_at(task, layers)
         probe.with_metadata(training={**probe.metadata.training, _KEY: _key(task, layers)}).save(folder)
@@ -97,7 +109,13 @@ def fit_once(task: FitTask, folder: Path, layers: Sequence[int] = ()) -> Path:
 
 
 def is_fitted(task: FitTask, folder: Path, layers: Sequence[int] = ()) -> bool:
-    """Whether the folder holds the probe of this very fit."""
+    """Whether the folder holds the probe of this very fit.
+
+    Args:
+        task: The fit: method, options, rows, labels, positions and model all count.
+        folder: A probe folder, or one that may not exist.
+        layers: As of `fit_at`.
+    """
     try:
         return Probe.load(folder).metadata.training.get(_KEY) == _key(task, layers)
     except ProbeError:

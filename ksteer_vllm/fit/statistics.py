@@ -54,7 +54,15 @@ def covariance(x: Tensor | Stream) -> Tensor:
 
 
 def label_means(x: Tensor | Stream, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Per label the mean with it and the mean without; x [N, d], targets [N, K] -> [K, d] float64, twice."""
+    """Per label the mean of the vectors with it, and of those without.
+
+    Args:
+        x: [N, d].
+        targets: [N, K] of 0 and 1; with and without must both occur.
+
+    Returns:
+        [K, d] float64, twice.
+    """
     stream, shown = Stream.of(x), targets.double()
     positive = torch.zeros(targets.shape[1], stream.hidden_size, dtype=torch.float64)
     negative = torch.zeros_like(positive)
@@ -72,7 +80,15 @@ def label_vectors(x: Tensor | Stream, targets: Tensor) -> Tensor:
 
 
 def check_directions(vectors: Tensor, labels: Sequence[str]) -> None:
-    """Raise DataError for a label whose mean difference is zero; vectors [K, d]."""
+    """Check that every label has a direction.
+
+    Args:
+        vectors: [K, d], mean differences.
+        labels: K names.
+
+    Raises:
+        DataError: For a label whose mean difference is zero.
+    """
     for label, length in zip(labels, vectors.norm(dim=1).tolist(), strict=True):
         if length == 0:
             raise DataError(f"labels: the mean with {label!r} equals the mean without; there is no direction")

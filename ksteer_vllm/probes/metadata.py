@@ -192,7 +192,14 @@ class ProbeMetadata(BaseModel):
         return tuple(chosen or self.default_layers or self.own_layers)
 
     def scales(self, metric: str) -> Mapping[int, float]:
-        """Layer -> the length of a normalised step at alpha 1, in a metric, `raw` included."""
+        """Layer -> the length of a normalised step at alpha 1.
+
+        Args:
+            metric: Its name, `raw` included.
+
+        Returns:
+            Only the layers that have statistics for it.
+        """
         return self.activation_scale if metric == "raw" else self.metric_scale.get(cast("Metric", metric), {})
 
 
@@ -270,7 +277,15 @@ def read_verified(folder: str | Path) -> tuple[ProbeMetadata, bytes]:
 
 
 def check_shapes(metadata: ProbeMetadata, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raise ProbeError unless these are the tensors of the family; shapes: by the tensor's name."""
+    """Check that these are the tensors of the family.
+
+    Args:
+        metadata: Says which they are, and how large.
+        shapes: Tensor name -> shape.
+
+    Raises:
+        ProbeError: For a tensor that is missing, strange or of another shape, naming it.
+    """
     family, sizes = FAMILIES[metadata.family], {"d": metadata.model.hidden_size}
     sizes["K"] = len(metadata.labels)
     named = {**family.tensors, **{name: dims for name, dims in family.optional.items() if name in shapes}}
@@ -298,7 +313,15 @@ _MEANING_IF_SET = (
 
 
 def digest_of(weights: bytes, metadata: ProbeMetadata) -> str:
-    """SHA-256 of the weights file and of the metadata that changes what the weights do."""
+    """What identifies a probe: a digest of its weights and of the metadata that changes what they do.
+
+    Args:
+        weights: The contents of the weights file.
+        metadata: Of which notes, metrics and the model's name do not count.
+
+    Returns:
+        SHA-256, in hexadecimal.
+    """
     fields = metadata.model_dump(mode="json")
     defaults = {name: ProbeMetadata.model_fields[name].default for name in _MEANING_IF_SET}
     meaning = {name: fields[name] for name in _MEANING}

@@ -88,7 +88,14 @@ class Probe:
         return {name: tensor[index].double() for name, tensor in self.tensors.items()}
 
     def with_metadata(self, **changes: Any) -> Probe:
-        """A copy with some metadata fields replaced (say `default_alpha`)."""
+        """A copy with some metadata fields replaced (say `default_alpha`).
+
+        Args:
+            changes: Field of `ProbeMetadata` -> its new value.
+
+        Raises:
+            pydantic.ValidationError: For values that do not hold, or contradict the rest.
+        """
         fields = {**self.metadata.model_dump(), **changes}
         return replace(self, metadata=ProbeMetadata.model_validate(fields))
 
@@ -145,7 +152,14 @@ class Probe:
 
     @staticmethod
     def load_metadata(folder: str | Path) -> ProbeMetadata:
-        """Read `probe.json` alone. Raises ProbeError."""
+        """Read `probe.json` alone: no tensor is loaded, and the digest is not checked.
+
+        Args:
+            folder: The probe folder.
+
+        Raises:
+            ProbeError: If the file is missing or does not hold metadata.
+        """
         return read_metadata(folder)
 
     def logits(self, x: Tensor, layer: int | None = None) -> Tensor:

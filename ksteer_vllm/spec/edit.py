@@ -180,7 +180,15 @@ class EditFields(SpecModel):
             raise SpecError("loss", "'softmin' needs a target label", self.loss)
 
     def check_method(self, method: str, takes: Collection[str]) -> None:
-        """Raise SpecError on a field the method does not take, or if a label it needs is missing."""
+        """Check the fields against a method.
+
+        Args:
+            method: Its name, for messages.
+            takes: The optional fields that it takes.
+
+        Raises:
+            SpecError: On a field the method does not take, or if a label it needs is missing.
+        """
         for name in METHOD_FIELDS:
             if name in takes or name not in self.model_fields_set:
                 continue
@@ -197,7 +205,14 @@ class EditFields(SpecModel):
             raise SpecError("target", "target and avoid are both empty: name at least one label", {})
 
     def canonical(self, takes: Collection[str] | None = None) -> dict[str, Any]:
-        """The edit as plain JSON types: keys sorted; fields that are unused or change nothing left out."""
+        """The edit as plain JSON types, the same for specs that mean the same.
+
+        Args:
+            takes: The optional fields that the method takes; None: those of `method`, or all without one.
+
+        Returns:
+            Keys sorted; fields that are unused or change nothing left out.
+        """
         fields = self.model_dump(mode="json", exclude_none=True, include=set(EditFields.model_fields))
         if takes is None:
             takes = fields_of(self.method) if self.method else METHOD_FIELDS
