@@ -6,6 +6,7 @@ group is a file, unless a test is marked `xdist_group` or asks for the fixture `
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -14,6 +15,8 @@ from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+gc.set_threshold(100_000)  # what torch, vLLM and the tests make mostly lives on: searching it costs more
 
 if find_spec("triton"):
     from tests.support.engines import wants_v2_runner

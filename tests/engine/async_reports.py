@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import ksteer_vllm
 from ksteer_vllm.report import report
 from tests.engine.reports import (
     CASES,
@@ -19,22 +17,13 @@ from tests.engine.reports import (
     layers_of,
     wanting,
 )
-from tests.support.engines import (
-    OPTIONS,
-    sampling,
-    token_prompt,
-)
+from tests.support.engines import sampling, token_prompt
 
 
-async def check_async_reports(
-    llama: Path, probes: dict[str, Path], asked: Sequence[list[int]], expected: Sequence[Any]
-) -> None:
-    from vllm.engine.arg_utils import AsyncEngineArgs
+async def check_async_reports(llm: Any, asked: Sequence[list[int]], expected: Sequence[Any]) -> None:
+    """Each of CASES on an AsyncLLM, one prompt each, against the reports of an engine that ran them so."""
     from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.async_llm import AsyncLLM
 
-    enabled = ksteer_vllm.enable(probes=probes, layers="all")
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(llama), **OPTIONS, additional_config=enabled))
     specs = list(CASES.values())
 
     async def ask(index: int, spec: Any, name: str, pause: float = 0, **changes: Any) -> list[Any]:
@@ -58,36 +47,33 @@ async def check_async_reports(
             await anext(stream)
         await stream.aclose()  # type: ignore[attr-defined]
 
-    try:
-        for kind in RequestOutputKind:
-            running = [
-                ask(i, wanting(spec), kind.name, pause, output_kind=kind)
-                for pause in (0, 0.3)  # a slow reader gets outputs merged
-                for i, spec in enumerate(specs)
-            ]
-            plain = ask(0, WARM, f"{kind.name}-plain", output_kind=kind)
-            *answers, nothing = await asyncio.gather(*running, plain)
-            assert nothing == []
-            for index, found in enumerate(answers):
-                check_same(*found, expected[index % len(specs)], kind.name)
-            sampled = {"n": 3, "temperature": 1.0, "seed": 3, "output_kind": kind}
-            several, *_ = await asyncio.gather(
-                ask(1, wanting(specs[1]), f"{kind.name}-n", **sampled),
-                ask(1, wanting(specs[1]), f"{kind.name}-n", 0.3, **sampled),
-                *(leave(i, 2 + i) for i in range(3)),
-            )
-            first, *others = (layers_of(found)[0] for found in several)
-            assert len(others) == 2
-            for other in others:
-                assert list(other) == list(first) == list(range(40 + 11))
-                assert distance(other[20], first[20]) < TOLERANCE
-                assert distance(other[50], first[50]) > VISIBLE
-        desk = llm.output_processor.ksteer_desk
-        await ask(0, wanting(specs[0]), "before")  # takes along what the slowest of those that left have left
-        await leave(0, 3)
-        assert len(desk._abandoned) == 1  # the next report takes it along
-        await ask(0, wanting(specs[0]), "last")
-        assert not desk._abandoned
-        assert not desk._running
-    finally:
-        llm.shutdown()
+    for kind in RequestOutputKind:
+        running = [
+            ask(i, wanting(spec), kind.name, pause, output_kind=kind)
+            for pause in (0, 0.3)  # a slow reader gets outputs merged
+            for i, spec in enumerate(specs)
+        ]
+        plain = ask(0, WARM, f"{kind.name}-plain", output_kind=kind)
+        *answers, nothing = await asyncio.gather(*running, plain)
+        assert nothing == []
+        for index, found in enumerate(answers):
+            check_same(*found, expected[index % len(specs)], kind.name)
+        sampled = {"n": 3, "temperature": 1.0, "seed": 3, "output_kind": kind}
+        several, *_ = await asyncio.gather(
+            ask(1, wanting(specs[1]), f"{kind.name}-n", **sampled),
+            ask(1, wanting(specs[1]), f"{kind.name}-n", 0.3, **sampled),
+            *(leave(i, 2 + i) for i in range(3)),
+        )
+        first, *others = (layers_of(found)[0] for found in several)
+        assert len(others) == 2
+        for other in others:
+            assert list(other) == list(first) == list(range(40 + 11))
+            assert distance(other[20], first[20]) < TOLERANCE
+            assert distance(other[50], first[50]) > VISIBLE
+    desk = llm.output_processor.ksteer_desk
+    await ask(0, wanting(specs[0]), "before")  # takes along what the slowest of those that left have left
+    await leave(0, 3)
+    assert len(desk._abandoned) == 1  # the next report takes it along
+    await ask(0, wanting(specs[0]), "last")
+    assert not desk._abandoned
+    assert not desk._running

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 import ksteer_vllm
-from ksteer_vllm import SteeringSpec
+from ksteer_vllm import SteeringSpec, report
 from testbed.compare import assert_all_same, assert_differ, assert_same
+from tests.engine.async_reports import check_async_reports
+from tests.engine.reports import CASES, wanting
 from tests.support.engines import (
     OPTIONS,
-    counter,
     generate,
     generate_one,
     sampling,
@@ -60,42 +61,11 @@ def test_a_spec_object_reaches_an_engine_in_its_own_process(
 
 
 @pytest.mark.slow
-def test_speculation(
-    llama: Path,
-    probes: dict[str, Path],
-    engine: Any,
-    vllm_environment: Callable[..., None],
-    prompts: Callable[..., list[list[int]]],
-) -> None:
-    """Drafts from the prompt's own repetitions: accepted and rejected tokens, windows by true positions.
-
-    In a process of its own: drafting imports numba, after which vLLM 0.32 starts no other engine there.
-    """
-    wheres = ["generation", "prompt", "both", {"prompt": [10, 31]}, {"generation": [5, 17]}]
-    specs = [
-        None,
-        *({"probe": "tones", "target": ["warm"], "alpha": 0.8, "where": where} for where in wheres),
-    ]
-    asked = [prompt[:7] * 5 for prompt in prompts(len(specs), 7, seed=6)]
-    engine.reset_prefix_cache()
-    expected = [generate_one(engine, p, s, max_tokens=30) for p, s in zip(asked, specs, strict=True)]
-    vllm_environment(VLLM_ENABLE_V1_MULTIPROCESSING="1")
-    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
-    llm = start_engine(llama, probes, steering={"layers": "all"}, speculative_config=ngram)
-    try:
-        drafted = generate(llm, asked, specs, max_tokens=30)
-        assert counter(llm, "vllm:spec_decode_num_draft_tokens") > 0, "nothing was drafted"
-        assert counter(llm, "vllm:spec_decode_num_accepted_tokens") > 0, "nothing was accepted"
-        assert_all_same(drafted, expected, "speculation")
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-
-
-@pytest.mark.slow
 def test_async_llm(
     llama: Path, probes: dict[str, Path], engine: Any, prompts: Callable[..., list[list[int]]]
 ) -> None:
-    """Steered, plain, refused and aborted requests at once; streaming-input sessions refuse a spec."""
+    """Steered, plain, refused and aborted requests at once; streaming-input sessions refuse a spec; reports
+    with every kind of output, slow readers, several completions and clients that leave."""
     asked = prompts(6, 40, seed=1)
     specs = [
         SPEC,
@@ -107,29 +77,38 @@ def test_async_llm(
     ]
     engine.reset_prefix_cache()
     expected = generate(engine, asked, specs)
-    outputs = asyncio.run(_drive(llama, probes, asked, specs))
-    assert_all_same(outputs, expected, "AsyncLLM")
+    reporting = prompts(len(CASES), 40, seed=11)
+    reports = [report(output) for output in generate(engine, reporting, list(map(wanting, CASES.values())))]
+
+    async def drive() -> list[Any]:
+        llm = _async_llm(llama, probes)
+        try:
+            outputs = await _drive(llm, asked, specs)
+            await check_async_reports(llm, reporting, reports)
+            return outputs
+        finally:
+            llm.shutdown()
+
+    assert_all_same(asyncio.run(drive()), expected, "AsyncLLM")
 
 
-async def _drive(llama: Path, probes: dict[str, Path], asked: list[list[int]], specs: list[Any]) -> list[Any]:
+def _async_llm(llama: Path, probes: dict[str, Path]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     enabled = ksteer_vllm.enable(probes=probes, layers="all")
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(llama), **OPTIONS, additional_config=enabled))
-    try:
-        running = [
-            _last(llm, p, spec, f"run-{i}") for i, (p, spec) in enumerate(zip(asked, specs, strict=True))
-        ]
-        aborted = [_stop_after(llm, asked[0], spec, f"stop-{i}", 2 + i) for i, spec in enumerate(specs)]
-        outputs = await asyncio.gather(*running, *aborted, _refused(llm, asked[0]), _sessions(llm, asked[0]))
-        later = await asyncio.gather(
-            *(_last(llm, p, s, f"later-{i}") for i, (p, s) in enumerate(zip(asked, specs, strict=True)))
-        )
-        assert_all_same(list(later), list(outputs[: len(asked)]), "the same requests again")
-        return list(outputs[: len(asked)])
-    finally:
-        llm.shutdown()
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(llama), **OPTIONS, additional_config=enabled))
+
+
+async def _drive(llm: Any, asked: list[list[int]], specs: list[Any]) -> list[Any]:
+    running = [_last(llm, p, spec, f"run-{i}") for i, (p, spec) in enumerate(zip(asked, specs, strict=True))]
+    aborted = [_stop_after(llm, asked[0], spec, f"stop-{i}", 2 + i) for i, spec in enumerate(specs)]
+    outputs = await asyncio.gather(*running, *aborted, _refused(llm, asked[0]), _sessions(llm, asked[0]))
+    later = await asyncio.gather(
+        *(_last(llm, p, s, f"later-{i}") for i, (p, s) in enumerate(zip(asked, specs, strict=True)))
+    )
+    assert_all_same(list(later), list(outputs[: len(asked)]), "the same requests again")
+    return list(outputs[: len(asked)])
 
 
 async def _last(llm: Any, prompt: list[int], spec: Any, request_id: str, **changes: Any) -> Any:

@@ -3,7 +3,6 @@ the request was scheduled each accepted token has one record."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from ksteer_vllm import Probe, SteeringSpec
 from ksteer_vllm.report import report
 from testbed.models import NUM_LAYERS
-from tests.engine.async_reports import check_async_reports
 from tests.engine.reports import (
     CASES,
     TOLERANCE,
@@ -36,7 +34,6 @@ from tests.support.engines import (
     sampling,
     start_engine,
     token_prompt,
-    wants_v2_runner,
     worker,
 )
 from tests.support.oracle import Oracle
@@ -272,47 +269,6 @@ def test_several_finish_in_one_step_under_one_external_id(
     assert sorted(len(output.prompt_token_ids) for output in finished) == [12, 15]
     for output in finished:
         check_positions(output, WARM)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(wants_v2_runner(), reason="V2's sampling of drafts does not run in Triton's interpreter")
-def test_rejected_drafts_are_not_reported(
-    llama: Path,
-    probes: dict[str, Path],
-    engine: Any,
-    vllm_environment: Callable[..., None],
-    prompts: Callable[..., list[list[int]]],
-) -> None:
-    """In a process of its own: drafting imports numba, after which vLLM 0.32 starts no other engine there."""
-    asked = [prompt[:7] * 5 for prompt in prompts(len(CASES), 7, seed=6)]
-    specs = list(CASES.values())
-    expected = [
-        generate_one(engine, prompt, wanting(spec), max_tokens=30)
-        for prompt, spec in zip(asked, specs, strict=True)
-    ]
-    vllm_environment(VLLM_ENABLE_V1_MULTIPROCESSING="1")
-    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
-    llm = start_engine(llama, probes, steering={"layers": "all"}, speculative_config=ngram)
-    try:
-        outputs = generate(llm, asked, [wanting(spec) for spec in specs], max_tokens=30)
-        drafted = counter(llm, "vllm:spec_decode_num_draft_tokens")
-        accepted = counter(llm, "vllm:spec_decode_num_accepted_tokens")
-        assert drafted > accepted > 0, "nothing was rejected, or nothing accepted"
-        for spec, output, alone in zip(specs, outputs, expected, strict=True):
-            check_same(check_positions(output, spec), check_positions(alone, spec))
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(wants_v2_runner(), reason="what lets V2 start on a CPU is in this process only")
-def test_async_llm(
-    llama: Path, probes: dict[str, Path], engine: Any, prompts: Callable[..., list[list[int]]]
-) -> None:
-    """Every kind of output, slow readers, several completions, clients that leave."""
-    asked = prompts(len(CASES), 40, seed=11)
-    expected = generate(engine, asked, [wanting(spec) for spec in CASES.values()])
-    asyncio.run(check_async_reports(llama, probes, asked, [report(output) for output in expected]))
 
 
 def test_layers_of_a_stage_are_within_the_model() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from ksteer_vllm import report
+from ksteer_vllm import SteeringSpec, report
 from ksteer_vllm.device.layer import is_attached
 from ksteer_vllm.models import find_decoder_layers
 from testbed.compare import assert_all_same
@@ -18,6 +18,18 @@ from tests.support.engines import counter, generate, start_engine, worker
 from tests.support.oracle import Oracle
 
 LENGTH = 40
+WHERES: dict[str, Any] = {
+    "window of the prompt": {"prompt": [10, 31]},
+    "window of the reply": {"generation": [5, 17]},
+}
+"""Counted by true positions, whatever was drafted."""
+ASKED: dict[str, SteeringSpec | None] = {
+    **SPECS,
+    **{
+        name: SteeringSpec.parse({"probe": "tones", "target": ["warm"], "alpha": 0.8, "where": where})
+        for name, where in WHERES.items()
+    },
+}
 
 
 def acceptance(llm: Any, run: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
@@ -33,7 +45,7 @@ def acceptance(llm: Any, run: Callable[[], list[Any]]) -> tuple[float, list[Any]
 @pytest.fixture(scope="module")
 def repetitive() -> list[list[int]]:
     """Prompts that repeat themselves, from which n-grams can be drafted."""
-    return [prompt[:7] * 8 for prompt in prompts(len(SPECS), 7)]
+    return [prompt[:7] * 8 for prompt in prompts(len(ASKED), 7)]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,7 @@ def without(
 ) -> list[Any]:
     """The outputs, with reports, of an engine that does not speculate."""
     llm = start_engine(llama, tiny_probes(llama), steering={"layers": "all"})
-    return generate(llm, repetitive, [reporting(spec) for spec in SPECS.values()], max_tokens=LENGTH)
+    return generate(llm, repetitive, [reporting(spec) for spec in ASKED.values()], max_tokens=LENGTH)
 
 
 def check(outputs: list[Any], without: list[Any], title: str) -> None:
@@ -69,7 +81,7 @@ def test_ngram(
     ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
     llm = start_engine(llama, tiny_probes(llama), steering={"layers": "all"}, speculative_config=ngram)
     try:
-        asked = [reporting(spec) for spec in SPECS.values()]
+        asked = [reporting(spec) for spec in ASKED.values()]
         rate, outputs = acceptance(llm, lambda: generate(llm, repetitive, asked, max_tokens=LENGTH))
         check(outputs, without, "n-gram speculation")
         print(f"n-gram: {rate:.2f} of the drafted tokens accepted")
@@ -90,7 +102,7 @@ def test_draft_model(
     draft = {"method": "draft_model", "model": str(llama), "num_speculative_tokens": 3, "max_model_len": 256}
     llm = start_engine(llama, tiny_probes(llama), steering={"layers": "all"}, speculative_config=draft)
     plain, _ = acceptance(llm, lambda: generate(llm, repetitive, [None] * len(repetitive), max_tokens=LENGTH))
-    asked = [reporting(spec) for spec in SPECS.values()]
+    asked = [reporting(spec) for spec in ASKED.values()]
     steered, outputs = acceptance(llm, lambda: generate(llm, repetitive[1:], asked[1:], max_tokens=LENGTH))
     print(f"draft model: accepted {plain:.2f} of plain, {steered:.2f} of steered")
     check(outputs, without[1:], "draft model")
