@@ -1,18 +1,20 @@
 # Two commands are all a newcomer needs; both create and reuse the environment in .venv.
 #
-#   make demo    steer the shipped model in one vLLM engine, and print what each tone's rate became
+#   make demo    make a knob on a real model, steer it, and print what shows in its replies (under 10 minutes)
 #   make test    ruff, mypy, the documentation and the test suite
 #   make docs    the documentation alone, as a site in site/
 #
-# WORKERS= runs the tests one after the other instead of in four processes (two would leave a core idle while
-# they wait for servers). ENGINE=cuda uses vLLM's CUDA build instead of the CPU build. PYTHON names the
-# interpreter (3.11 or newer).
+# MODEL=shipped runs the demo on the tiny model in the package, where the real one cannot be fetched. WORKERS=
+# runs the tests one after the other instead of in four processes (two would leave a core idle while they wait
+# for servers). ENGINE=cuda uses vLLM's CUDA build instead of the CPU build. PYTHON names the interpreter (3.11
+# or newer).
 
 PYTHON ?= python3
 ENGINE ?= cpu
 VLLM_VERSION ?= 0.32.0
 VENV ?= .venv
 OUT ?= demo-out
+MODEL ?= smollm2
 WORKERS ?= 4
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(ENGINE)-$(VLLM_VERSION)
@@ -27,7 +29,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 demo: $(READY)
-	$(BIN)/ksteer demo --out $(OUT)
+	$(BIN)/ksteer demo --model $(MODEL) --out $(OUT)
 
 test: $(READY) lint docs $(if $(PYTEST_ARGS),,parity pure)
 	bash packaging/browser.sh

@@ -1,9 +1,9 @@
 """How far gradient steps end from the exact flow at equal budget, alpha * num_steps: float64, on the CPU.
 
-    python -m benchmarks.flow_vs_euler --demo demo-out
+    python -m benchmarks.flow_vs_euler --demo tones-out
 
-Two probes: the one `ksteer demo` left in DEMO, on the residual streams of replies that the demo model samples
-to test questions, and one fitted here to a Gaussian mixture of a large model's size.
+Two probes: the one `ksteer demo --model shipped` left in DEMO, on the residual streams of replies that the
+shipped model samples to test questions, and one fitted here to a Gaussian mixture of a large model's size.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Case:
 
 
 def main(
-    demo: Annotated[Path, typer.Option(help="folder that `ksteer demo` filled")] = Path("demo-out"),
+    demo: Annotated[Path, typer.Option(help="folder that `ksteer demo --model shipped` filled")] = Path(
+        "tones-out"
+    ),
     tokens: Annotated[int, typer.Option(help="tokens per target label")] = 100,
 ) -> None:
     console = Console()

@@ -8,11 +8,12 @@ from ksteer_vllm import SteeringSpec
 
 
 async def main(model: str = "demo-out/model", probe: str = "demo-out/probe") -> None:
+    from transformers import AutoTokenizer
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    steering = ksteer_vllm.enable(probes={"tones": probe})
+    steering = ksteer_vllm.enable(probes={"voices": probe})
     options = AsyncEngineArgs(
         model=model,
         max_model_len=256,
@@ -21,17 +22,21 @@ async def main(model: str = "demo-out/model", probe: str = "demo-out/probe") -> 
         additional_config=steering,
     )
     engine = AsyncLLM.from_engine_args(options)
-    prompt = "<|user|>How do I clean my kettle?<|end|><|assistant|>"  # the demo model's chat template
+    question = [{"role": "user", "content": "How do I clean my kettle?"}]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
 
     async def reply(target: list[str]) -> str:
-        spec = SteeringSpec.parse({"probe": "tones", "target": target}) if target else None
+        spec = SteeringSpec.parse({"probe": "voices", "target": target}) if target else None
         sampling = SamplingParams(max_tokens=96, extra_args=spec.extra_args() if spec else None)
-        async for output in engine.generate(prompt, sampling, request_id=f"request {target}"):
+        async for output in engine.generate(
+            {"prompt_token_ids": prompt}, sampling, request_id=f"request {target}"
+        ):
             text = output.outputs[0].text
         return f"{' + '.join(target) or 'unsteered'}: {text}"
 
     try:
-        targets = [[], ["casual"], ["concise"], ["expert", "cautious"]]
+        targets = [[], ["french"], ["excited"], ["french", "excited"]]
         print(*await asyncio.gather(*map(reply, targets)), sep="\n")
     finally:
         engine.shutdown()

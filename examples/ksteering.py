@@ -1,11 +1,14 @@
-"""The three lines of k-steering, on this engine: `python examples/ksteering.py [MODEL]` after `make demo`."""
+"""The three lines of k-steering, on this engine: `python examples/ksteering.py [MODEL]`.
+
+The model is what `ksteer demo --model shipped --out tones-out` leaves; the task `demo` is text in its words.
+"""
 
 import sys
 
 from ksteer_vllm import KSteering, SteeringConfig
 
 
-def main(model: str = "demo-out/model", task: str = "demo") -> None:
+def main(model: str = "tones-out/model", task: str = "demo") -> None:
     config = SteeringConfig(train_layer=2)  # where `ksteer layers` says this model is steered best
     options = {"max_model_len": 256, "gpu_memory_utilization": 0.3, "enforce_eager": True}
     with KSteering(model, config, engine_options=options) as steering:

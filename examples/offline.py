@@ -9,16 +9,16 @@ from ksteer_vllm import SteeringSpec
 def main(model: str = "demo-out/model", probe: str = "demo-out/probe") -> None:
     from vllm import LLM, SamplingParams
 
-    steering = ksteer_vllm.enable(probes={"tones": probe})
+    steering = ksteer_vllm.enable(probes={"voices": probe})
     llm = LLM(model, max_model_len=256, gpu_memory_utilization=0.3, additional_config=steering)
     specs = {
         "unsteered": None,
-        "casual": SteeringSpec.parse({"probe": "tones", "target": ["casual"]}),
-        "expert, not casual": SteeringSpec.parse(
-            {"probe": "tones", "target": ["expert"], "avoid": ["casual", "concise"]}
+        "french": SteeringSpec.parse({"probe": "voices", "target": ["french"]}),
+        "excited, not in the first person": SteeringSpec.parse(
+            {"probe": "voices", "target": ["excited"], "avoid": ["first person"]}
         ),
-        "mostly cautious, a little empathetic": SteeringSpec.parse(
-            {"probe": "tones", "target": {"cautious": 2, "empathetic": 1}, "num_steps": 16}
+        "mostly spanish, a little excited, and less of it": SteeringSpec.parse(
+            {"probe": "voices", "target": {"spanish": 2, "excited": 1}, "strength": 0.8}
         ),
     }
     question = [{"role": "user", "content": "How do I clean my kettle?"}]

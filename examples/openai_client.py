@@ -1,6 +1,6 @@
 """Steering over HTTP with the openai client, also streamed: `python examples/openai_client.py [BASE_URL]`.
 
-The server: `vllm serve demo-out/model --plugin ksteer --ksteer-probe tones=demo-out/probe
+The server: `vllm serve demo-out/model --plugin ksteer --ksteer-probe voices=demo-out/probe
 --gpu-memory-utilization 0.3`.
 """
 
@@ -14,29 +14,29 @@ def main(base_url: str = "http://localhost:8000/v1") -> None:
     model = client.models.list().data[0].id
     question = [{"role": "user", "content": "How do I clean my kettle?"}]
 
-    for target in (["casual"], ["expert", "empathetic"]):
+    for target in (["french"], ["french", "excited"]):
         reply = client.chat.completions.create(
             model=model,
             messages=question,
             max_tokens=96,
-            extra_body={"ksteer": {"probe": "tones", "target": target}},
+            extra_body={"ksteer": {"probe": "voices", "target": target}},
         )
         print(f"{' + '.join(target)}: {reply.choices[0].message.content}")
 
-    print("cautious, streamed: ", end="")
+    print("spanish, streamed: ", end="")
     for chunk in client.chat.completions.create(
         model=model,
         messages=question,
         max_tokens=96,
         stream=True,
-        extra_body={"ksteer": {"probe": "tones", "target": ["cautious"]}},
+        extra_body={"ksteer": {"probe": "voices", "target": ["spanish"]}},
     ):
         print(chunk.choices[0].delta.content or "", end="", flush=True)
     print()
 
     try:
         client.chat.completions.create(
-            model=model, messages=question, extra_body={"ksteer": {"probe": "tones", "target": ["grumpy"]}}
+            model=model, messages=question, extra_body={"ksteer": {"probe": "voices", "target": ["grumpy"]}}
         )
     except BadRequestError as error:
         print(f"refused: {error.message}")

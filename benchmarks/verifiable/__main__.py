@@ -10,8 +10,6 @@ reported on the other: results/verifiable.md. What is done is kept in OUT, reply
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -35,13 +33,13 @@ def main(
     from benchmarks.verifiable.share import Share
     from benchmarks.verifiable.stages import Stages, describe
     from ksteer_vllm.bench.machine import cores
+    from ksteer_vllm.convert.model import obtain_apart
 
     console, deadline = wide_console(), time.monotonic() + 60 * minutes if minutes else float("inf")
     out.mkdir(parents=True, exist_ok=True)
     if not model:
         model = str(out / "model")
-        ksteer = Path(sys.executable).with_name("ksteer")
-        subprocess.run([ksteer, "model", "smollm2", "--out", model], check=True)
+        obtain_apart("smollm2", Path(model))
     stages = Stages(model, out, console, deadline)
     if share:
         phase, _, part = share.partition(":")

@@ -1,6 +1,7 @@
 """Pictures of the page of a running server: `python examples/screenshots/make.py [URL]`.
 
-After `make demo`: `vllm serve demo-out/model --ksteer-probe tones=demo-out/probe --ksteer-presets FILE`.
+After `ksteer demo --model shipped --out tones-out`:
+`vllm serve tones-out/model --ksteer-probe tones=tones-out/probe --ksteer-presets FILE`.
 Needs playwright and an installed Chromium.
 """
 

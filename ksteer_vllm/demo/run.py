@@ -1,4 +1,4 @@
-"""`ksteer demo`: from labelled text to steered replies, with the model that comes with the package."""
+"""`ksteer demo --model shipped`: from labelled text to steered replies, with the model in the package."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ksteer_vllm.bench.bench import Bench
 from ksteer_vllm.bench.jobs import Reply
+from ksteer_vllm.convert.model import SOURCE_FILE
 from ksteer_vllm.data.rows import write_rows
 from ksteer_vllm.demo import ENGINE_OPTIONS, MODEL_DIR
 from ksteer_vllm.demo.corpus import prompt_messages
@@ -33,6 +34,7 @@ from ksteer_vllm.demo.results import (
 )
 from ksteer_vllm.demo.steering import final_jobs, strengths_of, subject_of
 from ksteer_vllm.demo.task import labelled_text
+from ksteer_vllm.errors import UsageError
 from ksteer_vllm.experiments.calibration.plan import CalibrationPlan
 from ksteer_vllm.experiments.calibration.record import Calibration
 from ksteer_vllm.experiments.calibration.run import calibrate
@@ -60,10 +62,14 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, model: Path = MODEL_DIR
         Whether everything the demo claims holds.
 
     Raises:
-        UsageError: If no strength that was tried keeps the replies coherent.
+        UsageError: If no strength that was tried keeps the replies coherent, or the folder holds the demo on
+            SmolLM2.
     """
     plan = plan or DemoPlan()
     started = time.perf_counter()
+    if (out / "model" / SOURCE_FILE).exists():
+        raise UsageError(f"--out {out}: holds the demo on SmolLM2 already; name a new folder, or remove it")
+    console.print("the model that comes with the package, in six tones: about 1 min in all on 2 cores")
     out.mkdir(parents=True, exist_ok=True)
     shutil.copytree(model, out / "model", dirs_exist_ok=True)
     _fit(out, plan, console)

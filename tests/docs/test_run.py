@@ -1,4 +1,7 @@
-"""The programs of the documentation run on the shipped model, with a probe fitted to it."""
+"""The programs of the documentation run, on the shipped model with random probes like those of the demo.
+
+The real demo's model would have to be fetched; what is shown is that the programs run as they are written.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,6 @@ from ksteer_vllm.demo import MODEL_DIR
 from testbed.serving import START_LIMIT, Server, child_environment, serve
 from tests.docs.blocks import ROOT, Block, blocks
 from tests.docs.commands import commands, option
-from tests.support.demo_probe import demo_probe
 from tests.support.engines import GIB_OF_CACHE, prepare_environment, start_engine
 
 pytestmark = pytest.mark.slow
@@ -40,17 +42,17 @@ DOCUMENTED_URL = "http://localhost:8000"
 
 
 @pytest.fixture(scope="module")
-def demo_out(tmp_path_factory: pytest.TempPathFactory, serving: None) -> Path:
+def demo_out(tmp_path_factory: pytest.TempPathFactory, voices: Path, serving: None) -> Path:
     """A folder with demo-out/model and demo-out/probe, as `make demo` leaves them."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(MODEL_DIR, folder / "demo-out" / "model")
-    shutil.copytree(demo_probe(tmp_path_factory), folder / "demo-out" / "probe")
+    shutil.copytree(voices, folder / "demo-out" / "probe")
     return folder
 
 
 @pytest.fixture(scope="module")
 def engine(demo_out: Path) -> Any:
-    return start_engine(demo_out / "demo-out" / "model", {"tones": demo_out / "demo-out" / "probe"})
+    return start_engine(demo_out / "demo-out" / "model", {"voices": demo_out / "demo-out" / "probe"})
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def one_engine(engine: Any, demo_out: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def shared(model: str, *, additional_config: dict[str, Any], **_: Any) -> Any:
         assert (demo_out / model).is_dir()
         config = EngineConfig.parse(additional_config["ksteer"])
-        assert {name: source.path for name, source in config.probes.items()} == {"tones": "demo-out/probe"}
+        assert {name: source.path for name, source in config.probes.items()} == {"voices": "demo-out/probe"}
         return engine
 
     monkeypatch.chdir(demo_out)
@@ -90,7 +92,7 @@ def test_the_first_program_of_the_readme_runs_as_it_is_written(demo_out: Path) -
 
 
 def test_the_asynchronous_example_runs(demo_out: Path) -> None:
-    assert "expert + cautious: " in output_of(ROOT / "examples" / "async_engine.py", demo_out)
+    assert "french + excited: " in output_of(ROOT / "examples" / "async_engine.py", demo_out)
 
 
 @pytest.mark.parametrize("block", OFFLINE[1:], ids=str)
@@ -108,13 +110,15 @@ def test_examples_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(demo_out: Path) -> Iterator[Server]:
+def server(demo_out: Path, tones: Path) -> Iterator[Server]:
+    """A server of the quickstart's model and probe, and of those that the tutorial from replies serves."""
     (tutorial,) = (block for block in blocks("yaml") if PRESETS in block.name)
     presets = demo_out / "presets.yaml"
     presets.write_text(tutorial.text)
     flags = (
-        "--ksteer-probe", f"tones={demo_out / 'demo-out' / 'probe'}", "--ksteer-presets", str(presets),
-        "--served-model-name", "demo-out/model", "--kv-cache-memory-bytes", str(32 << 20),
+        "--ksteer-probe", f"voices={demo_out / 'demo-out' / 'probe'}", "--ksteer-probe", f"tones={tones}",
+        "--ksteer-presets", str(presets), "--served-model-name", "demo-out/model", "tones-out/model",
+        "--kv-cache-memory-bytes", str(32 << 20),
     )  # fmt: skip
     with serve(MODEL_DIR, demo_out / "server.log", *flags) as running:
         running.wait_until_healthy()

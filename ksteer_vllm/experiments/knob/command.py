@@ -41,6 +41,7 @@ class KnobRequest:
         plan: Sizes, strengths, limits.
         choice: The form of the prompts.
         engine_options: Further arguments of `vllm.LLM`.
+        served_as: The probe's name in the line to serve it with; empty: that of its folder.
     """
 
     model: str
@@ -48,6 +49,7 @@ class KnobRequest:
     plan: KnobPlan = field(default_factory=KnobPlan)
     choice: TemplateChoice = field(default_factory=TemplateChoice)
     engine_options: Mapping[str, Any] = field(default_factory=dict)
+    served_as: str = ""
 
     @property
     def work(self) -> Path:
@@ -133,6 +135,7 @@ def complete(request: KnobRequest, prepared: Prepared, console: Console, progres
         request.work,
         console,
         engine_options=request.engine_options,
+        served_as=request.served_as,
     )
 
 

@@ -45,6 +45,7 @@ def finish(
     console: Console,
     *,
     engine_options: Mapping[str, Any],
+    served_as: str = "",
 ) -> Probe:
     """Save the probe, tell and write down what was found.
 
@@ -54,6 +55,7 @@ def finish(
         folder: Where the write-up goes.
         console: Where it is told.
         engine_options: Arguments of `vllm.LLM` that the knob was made with.
+        served_as: The probe's name in the line to serve it with; empty: that of its folder.
 
     Returns:
         The probe. It has a default edit if at least one behaviour is steered.
@@ -71,7 +73,8 @@ def finish(
     console.print(f"figures: {path}", highlight=False)
     if found.steering:
         console.print(f"knob of {len(labels)} labels: {out}", highlight=False)
-        for line in ("serve it:", *serving_lines(finding.model, out, found.steering[0], engine_options)):
+        lines = serving_lines(finding.model, out, found.steering[0], engine_options, served_as)
+        for line in ("serve it:", *lines):
             console.print(line, highlight=False, soft_wrap=True)
     return probe
 

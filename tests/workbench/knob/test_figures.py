@@ -114,3 +114,6 @@ def test_the_line_to_serve_it_can_be_typed(tmp_path: object) -> None:
     serve, ask = serving_lines("models/my model", Path("out/knob"), "like a pirate", {"max_model_len": 512})
     assert serve == "vllm serve 'models/my model' --ksteer-probe knob=out/knob --max-model-len 512"
     assert '"ksteer": {"probe": "knob", "target": ["like a pirate"]}' in ask
+    serve, ask = serving_lines("model", Path("out/probe"), "french", {}, "voices")
+    assert serve == "vllm serve model --ksteer-probe voices=out/probe"
+    assert '"ksteer": {"probe": "voices", "target": ["french"]}' in ask
