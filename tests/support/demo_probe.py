@@ -22,7 +22,7 @@ from tests.support.engines import GIB_OF_CACHE
 ROWS = 400
 EPOCHS = 4
 ALPHA = {"gradient": 0.8, "add": 0.3}
-"""About what `ksteer demo` calibrates."""
+"""About what `ksteer demo --model shipped` calibrates."""
 
 
 def demo_probe(factory: pytest.TempPathFactory) -> Path:
