@@ -44,7 +44,7 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Make a knob, steer with it, and count what that does beside averaged vectors.
+    """Make a knob, and count what it does beside averaged vectors.
 
     On SmolLM2, prompting is compared, too, and an interrupted run resumes with what is in the folder.
     """
