@@ -34,7 +34,8 @@ class SpecModel(BaseModel):
         except ValidationError as error:
             raise spec_error(type(self), error) from None
 
-    # Not for pydantic's own validation, which reports all problems at once and with their paths.
+    # pydantic's mark of an __init__ that its own validation passes by: a part inside a spec is then reported
+    # with its path, and not by an error of its own.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 

@@ -39,8 +39,12 @@ def heard() -> Iterator[list[str]]:
     """The messages our logger has been given so far. caplog hears them or not, as vLLM is imported or not:
     vLLM's loggers do not propagate."""
     messages: list[str] = []
-    listener = logging.Handler()
-    listener.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    listener = Listener()
     logger = logging.getLogger("vllm.ksteer")
     level = logger.level
     logger.addHandler(listener)

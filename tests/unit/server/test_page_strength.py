@@ -38,7 +38,7 @@ console.log(JSON.stringify(defaultAlpha(older, "gradient", new Map(cases[0]))));
 """
 
 
-@pytest.mark.skipif(NODE is None, reason="needs node")
+@pytest.mark.skipif(NODE is None, reason="runs the page's own file in node; the browser's tests run it, too")
 def test_the_page_shows_the_labels_own_strength() -> None:
     assert NODE is not None
     sides = [
